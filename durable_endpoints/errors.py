@@ -1,0 +1,124 @@
+"""The exceptions of the SDK, as one tree under `DurableEndpointsError`.
+
+DurableEndpointsError
+├── ConfigurationError      a setting, or the way the pieces were put together
+├── UsageError              a mistake in the handler's own code; never retried
+│   ├── NotInRunError       step.* where no run is
+│   ├── NestedStepError     a step inside a step
+│   ├── StepIdError         a step name used twice at once, or for another kind of step
+│   └── StepValueError      a value that is not JSON
+├── LimitError              more steps, bytes or time than the settings allow; never retried
+├── EngineError             the engine could not do its part
+│   ├── StorageError        the store failed: full, read-only, damaged, locked
+│   ├── EngineClosedError   the engine is shutting down or was never started
+│   └── LostRunError        another execution holds the run, or it ended
+├── StepError               a step failed for good
+├── NonRetriableError       raise it: do not try again
+└── RetryAfterError         raise it: try again, but not before then
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from durable_endpoints.protocol.durations import Duration, parse_duration, parse_instant
+from durable_endpoints.protocol.errors import (
+    ConfigurationError,
+    DurableEndpointsError,
+    EngineClosedError,
+    EngineError,
+    LimitError,
+    LostRunError,
+    StorageError,
+)
+
+__all__ = [
+    "ConfigurationError",
+    "DurableEndpointsError",
+    "EngineClosedError",
+    "EngineError",
+    "LimitError",
+    "LostRunError",
+    "NestedStepError",
+    "NonRetriableError",
+    "NotInRunError",
+    "RememberedError",
+    "RetryAfterError",
+    "StepError",
+    "StepIdError",
+    "StepValueError",
+    "StorageError",
+    "UsageError",
+]
+
+
+class UsageError(DurableEndpointsError):
+    """The handler used the SDK in a way that cannot work. Trying again would not help."""
+
+
+class NotInRunError(UsageError):
+    """`step.*` was called in a request, but outside a run."""
+
+
+class NestedStepError(UsageError):
+    """A step was started inside the body of another step."""
+
+
+class StepIdError(UsageError):
+    """A step name is in use already, or is remembered as another kind of step."""
+
+
+class StepValueError(UsageError):
+    """A step's result, or its annotation, is more than JSON can hold."""
+
+
+class StepError(DurableEndpointsError):
+    """A step failed for good: it said so, or its tries are used up.
+
+    `__cause__` is the exception of the last try. In a replay it is built again from what was
+    remembered: a built-in exception keeps its type, any other becomes a `RememberedError`.
+    """
+
+    def __init__(self, step: str, name: str, message: str, attempts: int) -> None:
+        times = "once" if attempts == 1 else f"{attempts} times"
+        super().__init__(f"step {step!r} failed {times}: {name}: {message}")
+        self.step = step
+        """The step's name."""
+        self.name = name
+        """The class name of the original exception."""
+        self.message = message
+        """The message of the original exception."""
+        self.attempts = attempts
+
+
+class RememberedError(Exception):
+    """Stands for an exception that was raised in an earlier execution. `name` is its class."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"RememberedError({self.name!r}, {str(self)!r})"
+
+
+class NonRetriableError(DurableEndpointsError):
+    """Raise it in a step or a handler: this failure is final, whatever the retries say."""
+
+
+class RetryAfterError(DurableEndpointsError):
+    """Raise it in a step or a handler: try again, but not before `retry_after`.
+
+    `retry_after` is a duration from now (`"30s"`, seconds, a `timedelta`) or a `datetime` with a
+    time zone, as an HTTP `Retry-After` header may give either (RFC 9110 §10.2.3).
+    """
+
+    def __init__(self, message: str, retry_after: Duration | datetime | timedelta) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def delay(self, now: int) -> int:
+        """The wait in milliseconds, seen from `now` (epoch milliseconds)."""
+        if isinstance(self.retry_after, datetime):
+            return max(0, parse_instant(self.retry_after) - now)
+        return parse_duration(self.retry_after)

@@ -1,0 +1,96 @@
+"""The stored request and the stored response, and the bytes they are kept as.
+
+Layout: a four-byte big-endian length, that many bytes of JSON (the head), then the raw body, so
+that binary bodies are stored as they are. Header names and values are latin-1, as in ASGI.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import orjson
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class StoredRequest(NamedTuple):
+    """Everything needed to send the original request into the application again."""
+
+    method: str
+    scheme: str
+    http_version: str
+    path: str
+    raw_path: bytes
+    root_path: str
+    query_string: bytes
+    headers: Headers
+    client: tuple[str, int] | None
+    server: tuple[str, int | None] | None
+    body: bytes
+
+    def pack(self) -> bytes:
+        head = {
+            "method": self.method,
+            "scheme": self.scheme,
+            "http_version": self.http_version,
+            "path": self.path.encode("utf-8", "surrogateescape").decode("latin-1"),
+            "raw_path": self.raw_path.decode("latin-1"),
+            "root_path": self.root_path.encode("utf-8", "surrogateescape").decode("latin-1"),
+            "query_string": self.query_string.decode("latin-1"),
+            "headers": _headers_to_text(self.headers),
+            "client": self.client,
+            "server": self.server,
+        }
+        return _join(head, self.body)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> StoredRequest:
+        head, body = _split(data)
+        client, server = head["client"], head["server"]
+        return cls(
+            method=head["method"],
+            scheme=head["scheme"],
+            http_version=head["http_version"],
+            path=head["path"].encode("latin-1").decode("utf-8", "surrogateescape"),
+            raw_path=head["raw_path"].encode("latin-1"),
+            root_path=head["root_path"].encode("latin-1").decode("utf-8", "surrogateescape"),
+            query_string=head["query_string"].encode("latin-1"),
+            headers=_headers_from_text(head["headers"]),
+            client=(client[0], client[1]) if client else None,
+            server=(server[0], server[1]) if server else None,
+            body=body,
+        )
+
+
+class StoredResponse(NamedTuple):
+    """A finished response: what the client got, and what every later reader gets."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+    def pack(self) -> bytes:
+        return _join({"status": self.status, "headers": _headers_to_text(self.headers)}, self.body)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> StoredResponse:
+        head, body = _split(data)
+        return cls(head["status"], _headers_from_text(head["headers"]), body)
+
+
+def _join(head: dict[str, Any], body: bytes) -> bytes:
+    text = orjson.dumps(head)
+    return len(text).to_bytes(4, "big") + text + body
+
+
+def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
+    end = 4 + int.from_bytes(data[:4], "big")
+    return orjson.loads(data[4:end]), data[end:]
+
+
+def _headers_to_text(headers: Headers) -> list[list[str]]:
+    return [[name.decode("latin-1"), value.decode("latin-1")] for name, value in headers]
+
+
+def _headers_from_text(headers: list[list[str]]) -> Headers:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]

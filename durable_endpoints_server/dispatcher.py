@@ -1,0 +1,160 @@
+"""The dispatcher: gives runs that are ready a new execution, some at a time.
+
+A run in quarantine is executed with nothing beside it: the dispatcher waits for a quiet moment,
+starts no other run meanwhile, and asks new requests to wait a little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from durable_endpoints.protocol.errors import EngineError
+from durable_endpoints_server.engine.model import Run, Status
+from durable_endpoints_server.engine.transitions import Claim, decide, in_quarantine
+from durable_endpoints_server.live import LiveRun
+from durable_endpoints_server.store.base import Entry
+from durable_endpoints_server.tasks import Bell
+
+if TYPE_CHECKING:
+    from durable_endpoints_server.host import Host
+
+logger = logging.getLogger("durable_endpoints")
+
+Executor = Callable[[LiveRun, Entry], Awaitable[None]]
+"""Executes a run that was claimed, and returns when this execution has left it."""
+
+_PAGE = 1_000
+_RESCAN = 10.0
+"""Seconds after which the store is asked for ready runs, even if nobody called."""
+_PATIENCE = 60.0
+"""Seconds that a run in quarantine waits for a quiet moment before it goes on without one."""
+_ADMISSION = 5.0
+"""Seconds that a new request is held back at the most while a run is executed alone."""
+
+
+class Dispatcher:
+    """Claims ready runs and executes them, at most `capacity` at once."""
+
+    def __init__(self, host: Host, capacity: int) -> None:
+        self._host = host
+        self._capacity = capacity
+        self._executor: Executor | None = None
+        self._queue: deque[str] = deque()
+        self._queued: set[str] = set()
+        self._quarantine: deque[str] = deque()
+        self._more = False
+        self._running = 0
+        self._bell = Bell()
+        self.alone = False
+        """Whether a run in quarantine is being executed, or waits for its quiet moment."""
+
+    def set_executor(self, executor: Executor) -> None:
+        """Runs may be executed from now on."""
+        self._executor = executor
+        self.nudge()
+
+    def wake(self, run: Run) -> None:
+        """`run` is ready."""
+        if run.id in self._queued:
+            return
+        if len(self._queued) >= _PAGE:
+            self._more = True  # it stays in the store, and is fetched when there is room
+        else:
+            self._queued.add(run.id)
+            quarantine = in_quarantine(run, self._host.policy)
+            (self._quarantine if quarantine else self._queue).append(run.id)
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Look again: there is something to start, or room to start it."""
+        self._bell.ring()
+
+    async def admit(self) -> None:
+        """Hold a new request back while a run is executed alone, but not for long."""
+        for _ in range(round(_ADMISSION / 0.05)):
+            if not self.alone:
+                return
+            await asyncio.sleep(0.05)
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        loop = asyncio.get_running_loop()
+        self._bell.listen()
+        while True:
+            # Wakes are immediate; looking into the store now and then is the safety net.
+            self._more = True
+            rescan = loop.call_later(_RESCAN, self._bell.ring)
+            while rescan.when() > loop.time():
+                if self._executor is not None and not self._host.draining:
+                    await self._start_what_fits()
+                await self._bell.wait()
+
+    async def _start_what_fits(self) -> None:
+        if self._more and not self._queue:
+            await self._fetch()
+        while self._queue and self._running < self._capacity and not self.alone:
+            self._start(self._queue.popleft())
+        if self._quarantine and not self._queue and not self.alone:
+            self.alone = True
+            self._host.tasks.spawn(
+                self._run_alone(self._quarantine.popleft()), "execute a run in quarantine"
+            )
+
+    async def _fetch(self) -> None:
+        try:
+            ready = await self._host.store.in_status(Status.READY, _PAGE)
+        except EngineError as error:
+            logger.error("runs that are ready could not be read: %s", error)
+            return
+        self._more = len(ready) == _PAGE
+        for run in ready:
+            if self._host.live_run(run.id) is None:
+                self.wake(run)
+
+    def _start(self, run_id: str) -> None:
+        self._running += 1
+        self._host.tasks.spawn(self._execute(run_id), f"execute {run_id}")
+
+    async def _run_alone(self, run_id: str) -> None:
+        try:
+            for _ in range(round(_PATIENCE / 0.05)):
+                if not self._host.live and not self._running:
+                    break
+                await asyncio.sleep(0.05)
+            self._running += 1
+            await self._execute(run_id)
+        finally:
+            self.alone = False
+            self.nudge()
+
+    async def _execute(self, run_id: str) -> None:
+        executor = self._executor
+        assert executor is not None
+        # From here on a new wake counts: it may be about a change that this read does not see.
+        self._queued.discard(run_id)
+        try:
+            while (entry := await self._host.store.entry(run_id)) is not None:
+                if self._host.draining or self._host.live_run(run_id) is not None:
+                    return
+                if entry.run.status is not Status.READY:
+                    return
+                live = self._claim(entry)
+                await executor(live, entry)
+                if not live.was_refused:
+                    return
+        except EngineError as error:
+            logger.error("run %s could not be executed: %s", run_id, error)
+            self._host.recovery.rescue_soon(run_id)
+        finally:
+            self._running -= 1
+            self.nudge()
+
+    def _claim(self, entry: Entry) -> LiveRun:
+        """Take the lease. The write is not awaited here: no new step body starts before it."""
+        host = self._host
+        decision = decide(entry.run, Claim(host.owner, None), host.clock.now(), host.policy)
+        return host.adopt(decision, entry.memo)

@@ -1,0 +1,173 @@
+"""Facts: what a decision says must be written, and the fence under which it may be.
+
+A `Change` is atomic and conditional: all its facts are written, or, when the run is no longer at
+the generation and in one of the states that the decision assumed, none of them is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from durable_endpoints.protocol.ops import Alternative, StepRecord
+from durable_endpoints.protocol.step_ids import StepId
+from durable_endpoints_server.engine.model import Event, NewRun, Run, Status
+
+
+class RunCreated(NamedTuple):
+    """The run exists. Refused when its id, or its idempotency key, is taken."""
+
+    run: Run
+    new: NewRun
+
+
+class RunChanged(NamedTuple):
+    """The run's own columns are now these."""
+
+    run: Run
+
+
+class RunEnded(NamedTuple):
+    """The run reached its one terminal state: its waits and timers are gone with it."""
+
+    run: Run
+    status_code: int | None = None
+    response: bytes | None = None
+    """The packed response, sealed by whoever sent it; opaque here."""
+    error: bytes | None = None
+    omitted: str = ""
+    """Why there is no response although there was one: `too_large`, `not_kept`; or empty."""
+    until_delivered: bool = False
+    """The response goes once somebody has it, or after an hour."""
+
+
+class StepWritten(NamedTuple):
+    """A step is now this, unless it is final already: the first final write wins."""
+
+    step: StepRecord
+
+
+class StepResolved(NamedTuple):
+    """An open step is now this, and its waits are gone."""
+
+    step: StepRecord
+
+
+class WaitOpened(NamedTuple):
+    """One alternative of an open wait."""
+
+    step: StepId
+    alternative: Alternative
+    deadline: int
+
+
+class AttemptFailed(NamedTuple):
+    """A try of a step failed: kept for whoever looks at the run later."""
+
+    step: StepId
+    attempt: int
+    began_at: int
+    ended_at: int
+    error: bytes
+
+
+class EventReceived(NamedTuple):
+    """An event arrived. Refused when its id was received before.
+
+    `settled` says that every wait it matches is resolved in the same change, or by a live
+    execution; an unsettled event is matched again after a restart.
+    """
+
+    event: Event
+    settled: bool
+
+
+class EventUsed(NamedTuple):
+    """The event resolved a wait of this run and will not resolve a later one of it."""
+
+    event_id: str
+
+
+class EventSettled(NamedTuple):
+    """Every wait that an event matched when it arrived is resolved."""
+
+    event_id: str
+
+
+class ResponseDelivered(NamedTuple):
+    """A response that is kept only until delivered was delivered: it is gone."""
+
+    run_id: str
+
+
+class InboxTaken(NamedTuple):
+    """A message that another process left was carried out."""
+
+    id: int
+
+
+class RequestSeen(NamedTuple):
+    """One HTTP request of an application that tracks them all (no headers, no bodies)."""
+
+    at: int
+    method: str
+    route: str
+    status: int
+    elapsed: int
+    """Microseconds."""
+    run_id: str | None
+
+
+class Sweep(NamedTuple):
+    """What is past its retention goes: at most `limit` of each kind."""
+
+    runs_before: int
+    """Runs that ended before, with all they left, and tracked requests."""
+    events_before: int
+    responses_before: int
+    """Responses kept only until delivered, of runs that ended before and nobody asked for."""
+    limit: int
+
+
+Fact = (
+    RunCreated
+    | RunChanged
+    | RunEnded
+    | StepWritten
+    | StepResolved
+    | WaitOpened
+    | AttemptFailed
+    | EventReceived
+    | EventUsed
+    | EventSettled
+    | ResponseDelivered
+    | InboxTaken
+    | RequestSeen
+    | Sweep
+)
+
+
+class Fence(NamedTuple):
+    """The condition of a change: the run is at this generation, in one of these states."""
+
+    generation: int
+    states: int
+    """A set of `Status`, one bit each."""
+
+    def admits(self, run: Run) -> bool:
+        return run.generation == self.generation and bool(self.states >> run.status & 1)
+
+
+def states(*statuses: Status) -> int:
+    """A set of states as `Fence` wants it."""
+    bits = 0
+    for status in statuses:
+        bits |= 1 << status
+    return bits
+
+
+class Change(NamedTuple):
+    """Facts about one run (or none: an event, a tracked request), to be written together."""
+
+    run_id: str
+    fence: Fence | None
+    facts: tuple[Fact, ...]

@@ -1,0 +1,135 @@
+"""What the engine knows of a run, an event and a wait. Plain values; times are epoch ms (UTC)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import orjson
+
+from durable_endpoints.protocol.ops import Alternative, StepKind
+from durable_endpoints.protocol.step_ids import StepId
+
+
+class Status(IntEnum):
+    """Where a run stands. The numbers are stored, and a fence is a set of them as bits."""
+
+    RUNNING = 1
+    """An execution holds the lease of the current generation and alone may advance the run."""
+    WAITING = 2
+    """Suspended: sleeps, waits or retries are open, and the first to be resolved wakes it."""
+    READY = 3
+    """Something was resolved, or an execution was lost or gave up: it wants a new execution."""
+    PARKED = 4
+    """It took its process down too often. It stays until somebody says `retry`."""
+    COMPLETED = 5
+    FAILED = 6
+    CANCELLED = 7
+
+    @property
+    def is_final(self) -> bool:
+        return self >= Status.COMPLETED
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+class Run(NamedTuple):
+    """The part of a run that decides what may happen to it next."""
+
+    id: str
+    function_id: str
+    status: Status
+    generation: int
+    """The fencing number: it grows with every execution, and with every resolution while none
+    runs, and a write made for an older one is refused."""
+    owner: str
+    """The process that holds the lease, or an empty string."""
+    lease_until: int | None
+    """When the lease ends by itself; None for a lease that ends only with its process."""
+    began_at: int
+    deadline: int | None
+    """When the run fails as timed out, whatever it is doing (`max_runtime`)."""
+    ready_at: int | None
+    ended_at: int | None
+    reason: str
+    """Why it is in this state, where the state alone does not say: `timed_out`, `released` …"""
+    interruptions: int
+    """Executions that vanished since one last ended by itself."""
+    lone_interruptions: int
+    """Those of them that vanished while the run was in quarantine and ran alone."""
+    omit_request_body: bool
+    """The stored request goes when the run ends."""
+    steps: int
+    memo_bytes: int
+    last_order: int
+
+
+class NewRun(NamedTuple):
+    """A run to be registered: what is stored once and never changes."""
+
+    id: str
+    function_id: str
+    version: str
+    method: str
+    path: str
+    request: bytes
+    """The packed original request, sealed by whoever registers the run; opaque here."""
+    root_path: str = ""
+    retries: int = 3
+    max_runtime: int | None = None
+    omit_request_body: bool = False
+    key: str | None = None
+    """The caller's Idempotency-Key, unique among the runs that are kept."""
+    key_scope: str = ""
+    """A digest of who the caller is: only they may repeat the key."""
+    fingerprint: str = ""
+    """A digest of the request: a repeat of the key must be a repeat of the request."""
+    labels: bytes | None = None
+    parent_run: str | None = None
+    parent_step: str | None = None
+    elapsed: int = 0
+    """How long before its registration the request began, in milliseconds."""
+
+
+class Event(NamedTuple):
+    """An event as received. `received_at` is the engine's clock; `ts` the sender's."""
+
+    id: str
+    name: str
+    data: bytes
+    ts: int
+    received_at: int
+
+    def as_json(self) -> bytes:
+        """The event as a waiting handler gets it."""
+        head = orjson.dumps({"name": self.name, "id": self.id, "ts": self.ts})
+        return head[:-1] + b',"data":' + self.data + b"}"
+
+
+class Wait(NamedTuple):
+    """One way in which an open step can be resolved by an event."""
+
+    run_id: str
+    step: StepId
+    kind: StepKind
+    alternative: Alternative
+    deadline: int
+
+
+class Policy(NamedTuple):
+    """The numbers that the rules go by. Sizes in bytes, times in milliseconds."""
+
+    max_steps: int = 10_000
+    max_result: int = 4 * 1024 * 1024
+    max_memo: int = 32 * 1024 * 1024
+    max_wait: int = 366 * 86_400_000
+    retry_base: int = 1_000
+    retry_factor: float = 2.0
+    retry_cap: int = 600_000
+    retry_jitter: float = 0.2
+    quarantine_after: int = 3
+    park_after: int = 3
+    event_retention: int = 24 * 3_600_000
+    run_retention: int = 7 * 86_400_000

@@ -1,0 +1,477 @@
+"""Every rule about what may happen to a run. Whatever changes a run's state is in this file.
+
+Theory of operation
+-------------------
+
+A run is RUNNING while one execution holds its lease. That execution is the only writer of the run:
+it records its steps, and whatever else concerns the run (an event that arrives, a timer that
+fires) is offered to it. When it ends, by a response, a failure, a suspension or a release, the
+run leaves RUNNING in the same write.
+
+While no execution runs, the engine is the writer: it resolves open steps. The first resolution
+makes a WAITING run READY; a READY run is claimed by an execution with the next generation.
+
+    register ──> RUNNING ──suspend──> WAITING ──resolve──> READY ──claim──> RUNNING …
+                    │ └────release, interrupt──────────────> READY
+                    │ └────interrupt, too often alone──────> PARKED ──retry──> READY
+                    └──complete, fail──> COMPLETED, FAILED
+    any state but a final one ──cancel──> CANCELLED, ──expire──> FAILED (timed_out)
+
+`ALLOWED` says in which states a command makes sense. It is used twice: `decide` refuses a command
+whose state does not fit, and the same set becomes the fence of the write, so that a decision made
+on an outdated state is refused by the store. The generation grows with every claim and with every
+resolution while no execution runs, so of two decisions made on the same state only one is written,
+and the other is made again. That is the whole of the concurrency control: no lock protects a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from durable_endpoints.protocol.errors import LimitError, LostRunError
+from durable_endpoints.protocol.ops import (
+    SendEvent,
+    Sleep,
+    StepDone,
+    StepFailed,
+    StepKind,
+    StepOp,
+    StepRecord,
+    StepRetry,
+    StepState,
+    WaitForEvent,
+)
+from durable_endpoints_server.engine.backoff import backoff
+from durable_endpoints_server.engine.facts import (
+    AttemptFailed,
+    Change,
+    EventReceived,
+    EventUsed,
+    Fact,
+    Fence,
+    RunChanged,
+    RunCreated,
+    RunEnded,
+    StepResolved,
+    StepWritten,
+    WaitOpened,
+    states,
+)
+from durable_endpoints_server.engine.model import Event, NewRun, Policy, Run, Status
+
+
+class Suspend(NamedTuple):
+    """Every branch of the handler waits: give up the lease until something is resolved."""
+
+
+class Release(NamedTuple):
+    """Give up the lease, and let the next execution begin at once: a shutdown, a lost client."""
+
+    reason: str
+
+
+class Complete(NamedTuple):
+    """The handler's response exists."""
+
+    status_code: int
+    response: bytes | None
+    omitted: str = ""
+    until_delivered: bool = False
+    omit_request_body: bool = False
+
+
+class Fail(NamedTuple):
+    """The handler failed for good, with what the application answered, if it answered."""
+
+    reason: str
+    error: bytes | None
+    status_code: int | None = None
+    response: bytes | None = None
+    until_delivered: bool = False
+    omit_request_body: bool = False
+
+
+class Claim(NamedTuple):
+    """Start a new execution of a run that is ready."""
+
+    owner: str
+    lease_until: int | None
+
+
+class Resolve(NamedTuple):
+    """An open step is resolved: its time has come, or `value` is what it waited for."""
+
+    step: StepRecord
+    value: bytes = b"null"
+    event_id: str | None = None
+
+
+class Interrupt(NamedTuple):
+    """The execution vanished. `alone` says that no other run was being executed beside it."""
+
+    alone: bool
+
+
+class Expire(NamedTuple):
+    """The run is older than its `max_runtime`."""
+
+
+class Cancel(NamedTuple):
+    """Somebody wants the run to end without a result."""
+
+    reason: str
+
+
+class Retry(NamedTuple):
+    """Somebody wants a parked run to be tried again."""
+
+
+Command = (
+    StepOp
+    | Suspend
+    | Release
+    | Complete
+    | Fail
+    | Claim
+    | Resolve
+    | Interrupt
+    | Expire
+    | Cancel
+    | Retry
+)
+
+
+class Decision(NamedTuple):
+    """The run as it is once `change` is written."""
+
+    run: Run
+    change: Change
+
+
+def _set(*statuses: Status) -> int:
+    return states(*statuses)
+
+
+_RUNNING = _set(Status.RUNNING)
+_NOT_FINAL = _set(Status.RUNNING, Status.WAITING, Status.READY, Status.PARKED)
+
+ALLOWED: Final[Mapping[type, int]] = {
+    StepDone: _RUNNING,
+    StepFailed: _RUNNING,
+    StepRetry: _RUNNING,
+    Sleep: _RUNNING,
+    WaitForEvent: _RUNNING,
+    SendEvent: _RUNNING,
+    Suspend: _RUNNING,
+    Release: _RUNNING,
+    Complete: _RUNNING,
+    Fail: _RUNNING,
+    Interrupt: _RUNNING,
+    Claim: _set(Status.READY),
+    Resolve: _set(Status.RUNNING, Status.WAITING, Status.READY),
+    Expire: _NOT_FINAL,
+    Cancel: _NOT_FINAL,
+    Retry: _set(Status.PARKED),
+}
+
+
+def register(new: NewRun, owner: str, lease_until: int | None, now: int) -> Decision:
+    """A request was accepted: its run exists, and the request itself executes it."""
+    began_at = now - new.elapsed
+    run = Run(
+        id=new.id,
+        function_id=new.function_id,
+        status=Status.RUNNING,
+        generation=1,
+        owner=owner,
+        lease_until=lease_until,
+        began_at=began_at,
+        deadline=None if new.max_runtime is None else began_at + new.max_runtime,
+        ready_at=None,
+        ended_at=None,
+        reason="",
+        interruptions=0,
+        lone_interruptions=0,
+        omit_request_body=new.omit_request_body,
+        steps=0,
+        memo_bytes=0,
+        last_order=0,
+    )
+    return Decision(run, Change(run.id, None, (RunCreated(run, new),)))
+
+
+def decide(run: Run, command: Command, now: int, policy: Policy, chance: float = 0.5) -> Decision:
+    """Return what `command` makes of `run` at the time `now`.
+
+    `chance` is a random number in [0, 1), drawn by the caller, for the spread of retries. Raises
+    `LostRunError` when the run's state does not allow the command, and `LimitError` when the
+    command would pass a limit of `policy`.
+    """
+    kind = type(command)
+    allowed = ALLOWED[kind]
+    if not allowed >> run.status & 1:
+        raise LostRunError(f"run {run.id} is {run.status.label}: {kind.__name__} is not possible")
+    after, facts = _RULES[kind](run, command, now, policy, chance)
+    return Decision(after, Change(run.id, Fence(run.generation, allowed), facts))
+
+
+# Each rule returns the run as it will be, and the facts that make it so.
+_Outcome = tuple[Run, tuple[Fact, ...]]
+
+
+def _step_done(run: Run, op: StepDone, now: int, policy: Policy, chance: float) -> _Outcome:
+    after = _account(run, op.value, policy, new=op.attempt == 1)
+    step = StepRecord(
+        op.step,
+        op.kind,
+        StepState.DONE,
+        op.attempt,
+        after.last_order,
+        op.value,
+        None,
+        None,
+        now - op.elapsed // 1_000,
+        now,
+    )
+    return after, (StepWritten(step),)
+
+
+def _step_failed(run: Run, op: StepFailed, now: int, policy: Policy, chance: float) -> _Outcome:
+    after = _account(run, op.error, policy, new=op.attempt == 1)
+    began_at = now - op.elapsed // 1_000
+    step = StepRecord(
+        id=op.step,
+        kind=op.kind,
+        state=StepState.FAILED,
+        attempt=op.attempt,
+        order=after.last_order,
+        error=op.error,
+        began_at=began_at,
+        ended_at=now,
+    )
+    attempt = AttemptFailed(op.step, op.attempt, began_at, now, op.error)
+    return after, (StepWritten(step), attempt)
+
+
+def _step_retry(run: Run, op: StepRetry, now: int, policy: Policy, chance: float) -> _Outcome:
+    delay = op.delay if op.delay is not None else backoff(op.attempt, policy, chance)
+    _check_wait(delay, policy)
+    began_at = now - op.elapsed // 1_000
+    step = StepRecord(
+        id=op.step,
+        kind=op.kind,
+        state=StepState.RETRYING,
+        attempt=op.attempt,
+        error=op.error,
+        due=now + delay,
+        began_at=began_at,
+    )
+    after = _count(run, policy) if op.attempt == 1 else run
+    return after, (
+        StepWritten(step),
+        AttemptFailed(op.step, op.attempt, began_at, now, op.error),
+    )
+
+
+def _sleep(run: Run, op: Sleep, now: int, policy: Policy, chance: float) -> _Outcome:
+    due = op.until if op.until is not None else now + (op.duration or 0)
+    _check_wait(due - now, policy)
+    step = StepRecord(op.step, StepKind.SLEEP, StepState.PENDING, due=due, began_at=now)
+    return _count(run, policy), (StepWritten(step),)
+
+
+def _wait(run: Run, op: WaitForEvent, now: int, policy: Policy, chance: float) -> _Outcome:
+    _check_wait(op.timeout, policy)
+    deadline = now + op.timeout
+    step = StepRecord(op.step, op.kind, StepState.PENDING, due=deadline, began_at=now)
+    waits = [WaitOpened(op.step, alternative, deadline) for alternative in op.alternatives]
+    return _count(run, policy), (StepWritten(step), *waits)
+
+
+def _send_event(run: Run, op: SendEvent, now: int, policy: Policy, chance: float) -> _Outcome:
+    """The event is kept in the same change as the step, unsettled: it is matched afterwards."""
+    done = StepDone(op.step, StepKind.SEND, op.value, elapsed=op.elapsed)
+    after, facts = _step_done(run, done, now, policy, chance)
+    event = op.event
+    ts = event.ts if event.ts is not None else now
+    received = EventReceived(Event(event.id, event.name, event.data, ts, now), settled=False)
+    return after, (*facts, received)
+
+
+def _suspend(run: Run, op: Suspend, now: int, policy: Policy, chance: float) -> _Outcome:
+    after = _leave(run, Status.WAITING, "")._replace(interruptions=0, lone_interruptions=0)
+    return after, (RunChanged(after),)
+
+
+def _release(run: Run, op: Release, now: int, policy: Policy, chance: float) -> _Outcome:
+    after = _leave(run, Status.READY, op.reason)._replace(ready_at=now)
+    return after, (RunChanged(after),)
+
+
+def _complete(run: Run, op: Complete, now: int, policy: Policy, chance: float) -> _Outcome:
+    after = _end(run, Status.COMPLETED, "", now, op.omit_request_body)
+    ended = RunEnded(after, op.status_code, op.response, None, op.omitted, op.until_delivered)
+    return after, (ended,)
+
+
+def _fail(run: Run, op: Fail, now: int, policy: Policy, chance: float) -> _Outcome:
+    after = _end(run, Status.FAILED, op.reason, now, op.omit_request_body)
+    ended = RunEnded(after, op.status_code, op.response, op.error, "", op.until_delivered)
+    return after, (ended,)
+
+
+def _expire(run: Run, op: Expire, now: int, policy: Policy, chance: float) -> _Outcome:
+    after = _end(run, Status.FAILED, "timed_out", now)
+    return after, (RunEnded(after),)
+
+
+def _cancel(run: Run, op: Cancel, now: int, policy: Policy, chance: float) -> _Outcome:
+    after = _end(run, Status.CANCELLED, op.reason, now)
+    return after, (RunEnded(after),)
+
+
+def _claim(run: Run, op: Claim, now: int, policy: Policy, chance: float) -> _Outcome:
+    after = run._replace(
+        status=Status.RUNNING,
+        generation=run.generation + 1,
+        owner=op.owner,
+        lease_until=op.lease_until,
+        ready_at=None,
+        reason="",
+    )
+    return after, (RunChanged(after),)
+
+
+def _resolve(run: Run, op: Resolve, now: int, policy: Policy, chance: float) -> _Outcome:
+    """A live execution goes on with the value; a run that waits becomes ready."""
+    if op.step.is_final:
+        raise LostRunError(f"step {op.step.id} of run {run.id} is resolved already")
+    facts: tuple[Fact, ...]
+    if op.step.state is StepState.RETRYING:
+        after = run
+        facts = (StepWritten(op.step._replace(due=None)),)
+    else:
+        after = run._replace(
+            last_order=run.last_order + 1, memo_bytes=run.memo_bytes + len(op.value)
+        )
+        step = op.step._replace(
+            state=StepState.DONE, order=after.last_order, value=op.value, due=None, ended_at=now
+        )
+        facts = (StepResolved(step),)
+        if op.event_id is not None:
+            facts = (*facts, EventUsed(op.event_id))
+    if run.status is not Status.RUNNING:
+        after = after._replace(
+            status=Status.READY,
+            generation=run.generation + 1,
+            ready_at=run.ready_at if run.ready_at is not None else now,
+        )
+        facts = (*facts, RunChanged(after))
+    return after, facts
+
+
+def _interrupt(run: Run, op: Interrupt, now: int, policy: Policy, chance: float) -> _Outcome:
+    """Count what may be the run's own fault, and park it once that is beyond doubt.
+
+    A crash takes every running run with it, and most of them are innocent. So after a few
+    interruptions a run is executed alone, and only what happens there is held against it.
+    """
+    interruptions, lone = run.interruptions, run.lone_interruptions
+    if not in_quarantine(run, policy):
+        interruptions += 1
+    elif op.alone:
+        lone += 1
+    if lone >= policy.park_after:
+        after = _leave(run, Status.PARKED, "interrupted_too_often")
+    else:
+        after = _leave(run, Status.READY, "interrupted")._replace(ready_at=now)
+    after = after._replace(interruptions=interruptions, lone_interruptions=lone)
+    return after, (RunChanged(after),)
+
+
+def _retry(run: Run, op: Retry, now: int, policy: Policy, chance: float) -> _Outcome:
+    after = run._replace(
+        status=Status.READY, ready_at=now, reason="retried", interruptions=0, lone_interruptions=0
+    )
+    return after, (RunChanged(after),)
+
+
+_RULES: Final[Mapping[type, Callable[[Run, Any, int, Policy, float], _Outcome]]] = {
+    StepDone: _step_done,
+    StepFailed: _step_failed,
+    StepRetry: _step_retry,
+    Sleep: _sleep,
+    WaitForEvent: _wait,
+    SendEvent: _send_event,
+    Suspend: _suspend,
+    Release: _release,
+    Complete: _complete,
+    Fail: _fail,
+    Expire: _expire,
+    Cancel: _cancel,
+    Claim: _claim,
+    Resolve: _resolve,
+    Interrupt: _interrupt,
+    Retry: _retry,
+}
+
+
+def in_quarantine(run: Run, policy: Policy) -> bool:
+    """Whether the run must be executed with no other run beside it."""
+    return run.interruptions >= policy.quarantine_after
+
+
+def _leave(run: Run, status: Status, reason: str) -> Run:
+    return run._replace(status=status, owner="", lease_until=None, reason=reason)
+
+
+def _end(run: Run, status: Status, reason: str, now: int, omit_request: bool = False) -> Run:
+    return run._replace(
+        status=status,
+        owner="",
+        lease_until=None,
+        reason=reason,
+        ready_at=None,
+        ended_at=now,
+        omit_request_body=run.omit_request_body or omit_request,
+    )
+
+
+def _count(run: Run, policy: Policy) -> Run:
+    """One more step, unless that is too many."""
+    if run.steps >= policy.max_steps:
+        raise LimitError(f"the run has {run.steps} steps, the most there may be (max_steps)")
+    return run._replace(steps=run.steps + 1)
+
+
+def _account(run: Run, data: bytes, policy: Policy, new: bool) -> Run:
+    """One more remembered result, unless it or all of them together are too large."""
+    size = len(data)
+    if size > policy.max_result:
+        raise LimitError(
+            f"the result has {size:,} bytes, more than the {policy.max_result:,} of one step "
+            "(max_result): store it elsewhere and return a reference"
+        )
+    if run.memo_bytes + size > policy.max_memo:
+        raise LimitError(
+            f"the run's results would have more than {policy.max_memo:,} bytes (max_memo)"
+        )
+    if new and run.steps >= policy.max_steps:
+        raise LimitError(f"the run has {run.steps} steps, the most there may be (max_steps)")
+    return run._replace(
+        steps=run.steps + 1 if new else run.steps,
+        memo_bytes=run.memo_bytes + size,
+        last_order=run.last_order + 1,
+    )
+
+
+def _check_wait(wait: int, policy: Policy) -> None:
+    if wait > policy.max_wait:
+        raise LimitError(
+            f"{_days(wait)} are more than the limit of a wait, {_days(policy.max_wait)}"
+        )
+
+
+def _days(milliseconds: int) -> str:
+    return f"{milliseconds / 86_400_000:,.1f} days"

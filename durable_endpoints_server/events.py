@@ -1,0 +1,171 @@
+"""Events: received once, matched with every open wait, and kept for waits that open later.
+
+No order of arrival loses one. An event looks for open waits before it is written (so that what it
+resolves is in the same commit) and once more afterwards; a wait looks back for kept events once it
+is on disk. Whichever of the two is written last, sees the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from durable_endpoints.protocol.errors import StorageError
+from durable_endpoints.protocol.ops import NewEvent
+from durable_endpoints_server.engine.facts import Change, EventReceived, EventSettled
+from durable_endpoints_server.engine.matching import document_of, matches, resolution
+from durable_endpoints_server.engine.model import Event, Run, Status
+from durable_endpoints_server.engine.transitions import Resolve, decide
+from durable_endpoints_server.live import LiveRun
+from durable_endpoints_server.store.base import Match, RefusedError, Ticket
+
+if TYPE_CHECKING:
+    from durable_endpoints_server.host import Host
+
+logger = logging.getLogger("durable_endpoints")
+
+_PAGE = 500
+_PAUSE = 0.01
+"""Seconds before an event is matched again with a wait that was just being changed."""
+
+
+class EventService:
+    """Receives events, and resolves waits with them."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._unsettled: set[str] = set()
+        self.read_inbox: Callable[[], Awaitable[None]] | None = None
+        """Set by the inbox: takes in the events that other processes left."""
+
+    async def publish(self, new: NewEvent, received_at: int | None = None) -> str:
+        """Receive an event, and return its id once it is on disk.
+
+        An id that was received before, within retention, changes nothing.
+        """
+        now = received_at if received_at is not None else self._host.clock.now()
+        event = Event(new.id, new.name, new.data, new.ts if new.ts is not None else now, now)
+        self._unsettled.add(event.id)
+        try:
+            arrival = await self._host.store.arrival(event)
+            if arrival.known:
+                self._unsettled.discard(event.id)
+                return event.id
+            received = Change("", None, (EventReceived(event, settled=False),))
+            ticket = self._host.store.submit(received)
+            resolved = self._resolve_idle(event, self._matching(event, arrival.matches))
+            await ticket.wait()
+            await self._announce(resolved)
+        except RefusedError:
+            self._unsettled.discard(event.id)
+            return event.id
+        except BaseException:
+            self._unsettled.discard(event.id)
+            raise
+        self._host.tasks.spawn(self._settle(event), f"match event {event.id}")
+        return event.id
+
+    async def catch_up(self) -> None:
+        """Return once every event received until now has resolved what it resolves."""
+        if self.read_inbox is not None:
+            await self.read_inbox()
+        waiting = set(self._unsettled)
+        while waiting & self._unsettled:  # noqa: ASYNC110 (waited for on any event loop)
+            await asyncio.sleep(_PAUSE)
+
+    async def look_back(self, live: LiveRun, key: str) -> None:
+        """Give an open wait of a live run the earliest kept event that it matches."""
+        store, run = self._host.store, live.run
+        waits = [match.wait for match in await store.waits_of(run.id) if match.step.id.hash == key]
+        names = sorted({wait.alternative.event for wait in waits})
+        if not names:
+            return
+        for event in await store.unused_events(run.id, names, run.began_at):
+            document = document_of(event)
+            for wait in waits:
+                if matches(wait, event, document):
+                    value = resolution(wait, event)
+                    await live.offer(key, value, event.id, again=False)
+                    return
+
+    def settle_soon(self, event_id: str) -> None:
+        """Match an event that was written together with a run's step."""
+        self._unsettled.add(event_id)
+        self._host.tasks.spawn(self.settle_all(), f"match event {event_id}")
+
+    async def settle_all(self) -> None:
+        """Match every event that is kept and not settled: after a start, or a failed write."""
+        while events := await self._host.store.unsettled_events(_PAGE):
+            for event in events:
+                self._unsettled.add(event.id)
+                await self._settle(event)
+            if len(events) < _PAGE:
+                return
+
+    async def _settle(self, event: Event) -> None:
+        """Resolve what the event matches until nothing is left, then say so."""
+        try:
+            while found := self._matching(event, (await self._host.store.arrival(event)).matches):
+                resolved = self._resolve_idle(event, found)
+                lives = await self._offer_live(event, found)
+                await self._announce(resolved)
+                if not resolved and not lives:
+                    break  # nobody can take it now: whoever can will look back for it
+                for live in lives:
+                    await live.written()
+                await asyncio.sleep(_PAUSE if lives else 0)
+            self._host.store.submit(Change("", None, (EventSettled(event.id),)))
+        except StorageError as error:
+            logger.error("event %s could not be matched yet: %s", event.id, error)
+            self._host.recovery.settle_soon()
+        finally:
+            self._unsettled.discard(event.id)
+
+    def _matching(self, event: Event, found: list[Match]) -> list[Match]:
+        if not found:
+            return []
+        document = document_of(event)
+        hits = [match for match in found if matches(match.wait, event, document)]
+        return sorted(hits, key=lambda match: (match.run.id, match.step.id.hash))
+
+    def _resolve_idle(self, event: Event, found: list[Match]) -> list[tuple[Run, Ticket]]:
+        """Queue the resolutions of runs that nobody executes: all matching waits of each."""
+        resolved: list[tuple[Run, Ticket]] = []
+        for run_id, group in groupby(found, key=lambda match: match.run.id):
+            run: Run | None = None
+            taken: set[str] = set()
+            for match in group:
+                key = match.step.id.hash
+                if match.run.status not in (Status.WAITING, Status.READY) or key in taken:
+                    continue
+                if self._host.live_run(run_id) is not None:
+                    break
+                taken.add(key)
+                command = Resolve(match.step, resolution(match.wait, event), event.id)
+                now = self._host.clock.now()
+                decision = decide(run or match.run, command, now, self._host.policy)
+                run, ticket = decision.run, self._host.store.submit(decision.change)
+            if run is not None:
+                resolved.append((run, ticket))
+        return resolved
+
+    async def _offer_live(self, event: Event, found: list[Match]) -> list[LiveRun]:
+        lives: list[LiveRun] = []
+        for match in found:
+            live = self._host.live_run(match.run.id)
+            if live is not None:
+                value = resolution(match.wait, event)
+                await live.offer(match.step.id.hash, value, event.id, again=True)
+                lives.append(live)
+        return lives
+
+    async def _announce(self, resolved: list[tuple[Run, Ticket]]) -> None:
+        for run, ticket in resolved:
+            try:
+                await ticket.wait()
+            except RefusedError:
+                continue  # somebody was faster; `_settle` looks again
+            self._host.announce(run, None, None)

@@ -1,0 +1,194 @@
+"""The host: the services of one engine in one process, put together, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from durable_endpoints.protocol.errors import EngineError, LostRunError
+from durable_endpoints.protocol.ops import StepRecord
+from durable_endpoints_server.clock import Clock, SystemClock
+from durable_endpoints_server.dispatcher import Dispatcher
+from durable_endpoints_server.engine.facts import Change, RequestSeen, ResponseDelivered, RunEnded
+from durable_endpoints_server.engine.model import NewRun, Policy, Run, Status
+from durable_endpoints_server.engine.transitions import Cancel, Decision, Retry, decide, register
+from durable_endpoints_server.events import EventService
+from durable_endpoints_server.inbox import Inbox
+from durable_endpoints_server.live import LiveRun
+from durable_endpoints_server.recovery import Recovery
+from durable_endpoints_server.retention import Sweeper
+from durable_endpoints_server.store.base import Ended, RefusedError, Store
+from durable_endpoints_server.tasks import TaskSet
+from durable_endpoints_server.timers import Timers
+from durable_endpoints_server.waiters import Waiters
+
+logger = logging.getLogger("durable_endpoints")
+
+
+@dataclass(frozen=True)
+class HostOptions:
+    """How an engine is run. Times in seconds."""
+
+    owner: str
+    """The name of this process in leases: unique for its lifetime."""
+    policy: Policy = field(default_factory=Policy)
+    max_executions: int = 100
+    """Runs that are re-entered at once, at the most."""
+    inbox_interval: float = 0.2
+    sweep_interval: float = 60.0
+
+
+class Host:
+    """One engine in one process.
+
+    Its services run on one event loop at a time; when that loop is gone, `attach` starts them on
+    another one. What it holds in memory is only what is being executed.
+    """
+
+    def __init__(self, store: Store, options: HostOptions, clock: Clock | None = None) -> None:
+        self.store = store
+        self.clock = clock if clock is not None else SystemClock()
+        self.policy = options.policy
+        self.owner = options.owner
+        self.tasks = TaskSet()
+        self.live: dict[str, LiveRun] = {}
+        self.draining = False
+        self.waiters = Waiters(store, self.clock)
+        self.events = EventService(self)
+        self.timers = Timers(self)
+        self.recovery = Recovery(self)
+        self.dispatcher = Dispatcher(self, options.max_executions)
+        self._inbox = Inbox(self, options.inbox_interval)
+        self._sweeper = Sweeper(self, options.sweep_interval)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._services: TaskSet | None = None
+
+    # Lifecycle
+
+    async def attach(self) -> None:
+        """Run the services on this event loop, unless they run on one that is alive."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop or (self._loop is not None and not self._loop.is_closed()):
+            return
+        self._loop = loop
+        self.tasks = TaskSet()
+        self._services = services = TaskSet()
+        try:
+            lost = await self.recovery.interrupt_lost_runs()
+        except BaseException:
+            self._loop = None
+            raise
+        if lost:
+            logger.info("%d runs lost their execution and go on", lost)
+        services.spawn(self.events.settle_all(), "match events")
+        services.spawn(self.recovery.run(), "recovery")
+        services.spawn(self.dispatcher.run(), "dispatcher")
+        services.spawn(self.timers.run(), "timers")
+        services.spawn(self._inbox.run(), "inbox")
+        services.spawn(self._sweeper.run(), "retention")
+
+    def begin_drain(self) -> None:
+        """Start nothing new. Whoever waits for a run is let go, to ask again elsewhere."""
+        self.draining = True
+        self.waiters.release_all()
+
+    async def stop(self) -> None:
+        """Stop the services on this event loop, and write what was submitted."""
+        self.begin_drain()
+        if self._services is not None:
+            await self._services.cancel()
+        await self.tasks.cancel()
+        await self.store.close()
+        self._loop = None
+
+    # Runs
+
+    def register(self, new: NewRun) -> LiveRun:
+        """Begin a run that the caller executes. `acknowledge` says when it is on disk."""
+        return self.adopt(register(new, self.owner, None, self.clock.now()), ())
+
+    def adopt(self, decision: Decision, memo: Sequence[StepRecord]) -> LiveRun:
+        """Take the lease that `decision` gives, for an execution on this event loop."""
+        run = decision.run
+        live = LiveRun(self, decision, memo)
+        self.live[run.id] = live
+        return live
+
+    def forget(self, live: LiveRun) -> None:
+        """The execution has left its run."""
+        if self.live.get(live.id) is live:
+            del self.live[live.id]
+        if self.dispatcher.alone:
+            self.dispatcher.nudge()
+
+    def live_run(self, run_id: str) -> LiveRun | None:
+        """The execution of this run in this process. One whose event loop is gone is given up."""
+        live = self.live.get(run_id)
+        if live is not None and live.is_stranded:
+            self.live.pop(run_id, None)
+            self.recovery.rescue_soon(run_id)
+            return None
+        return live
+
+    def announce(self, run: Run, ended: RunEnded | None, due: int | None) -> None:
+        """A change of a run is on disk: tell whoever has to act on it."""
+        if run.status is Status.READY:
+            self.dispatcher.wake(run)
+        elif run.status is Status.WAITING and due is not None:
+            self.timers.arm(due if run.deadline is None else min(due, run.deadline))
+        elif run.status is Status.WAITING and run.deadline is not None:
+            self.timers.arm(run.deadline)
+        elif ended is not None:
+            self.waiters.tell(
+                Ended(
+                    run=run,
+                    status_code=ended.status_code,
+                    response=ended.response,
+                    error=ended.error,
+                    omitted=ended.omitted,
+                    until_delivered=ended.until_delivered,
+                    method="",
+                    path="",
+                )
+            )
+
+    async def cancel(self, run_id: str, reason: str) -> bool:
+        """End a run without a result. False if it has ended already, or is unknown."""
+        return await self._command(run_id, Cancel(reason))
+
+    async def retry(self, run_id: str) -> bool:
+        """Give a parked run another chance. False if it is not parked."""
+        return await self._command(run_id, Retry())
+
+    async def _command(self, run_id: str, command: Cancel | Retry) -> bool:
+        while True:
+            live = self.live_run(run_id)
+            if live is not None and isinstance(command, Cancel):
+                await live.end(command)
+                return True
+            run = await self.store.run(run_id)
+            if run is None:
+                return False
+            try:
+                decision = decide(run, command, self.clock.now(), self.policy)
+                await self.store.submit(decision.change).wait()
+            except LostRunError:
+                return False
+            except RefusedError:
+                continue  # it changed meanwhile
+            fact = decision.change.facts[0]
+            self.announce(decision.run, fact if isinstance(fact, RunEnded) else None, None)
+            return True
+
+    def delivered(self, run_id: str) -> None:
+        """A response that was kept only until delivered has reached somebody."""
+        self.store.submit(Change("", None, (ResponseDelivered(run_id),)))
+
+    def track(self, seen: RequestSeen) -> None:
+        """Keep a line about a request. Nobody waits for it, and nobody misses one that is lost."""
+        try:
+            self.store.submit(Change("", None, (seen,)))
+        except EngineError:
+            pass

@@ -1,0 +1,66 @@
+"""The inbox: what other processes (a command line, a script) want of the one that owns the file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import orjson
+
+from durable_endpoints.protocol.errors import EngineError
+from durable_endpoints.protocol.ops import NewEvent
+from durable_endpoints_server.engine.facts import Change, InboxTaken
+from durable_endpoints_server.store.base import InboxMessage
+
+if TYPE_CHECKING:
+    from durable_endpoints_server.host import Host
+
+logger = logging.getLogger("durable_endpoints")
+
+_PAGE = 100
+
+
+class Inbox:
+    """Carries messages out, in order, and takes them from the inbox when they are done."""
+
+    def __init__(self, host: Host, interval: float) -> None:
+        self._host = host
+        self._interval = interval
+        self._reading = asyncio.Lock()
+        host.events.read_inbox = self.read
+
+    async def run(self) -> None:
+        """Look every `interval` seconds until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                await self.read()
+            except EngineError as error:
+                logger.warning("the inbox could not be read: %s", error)
+
+    async def read(self) -> None:
+        """Carry out everything that is there."""
+        async with self._reading:
+            while messages := await self._host.store.inbox(_PAGE):
+                for message in messages:
+                    try:
+                        await self._carry_out(message)
+                    except (ValueError, KeyError, TypeError) as error:
+                        logger.error(
+                            "message %d of the inbox makes no sense: %s", message.id, error
+                        )
+                    taken = Change("", None, (InboxTaken(message.id),))
+                    await self._host.store.submit(taken).wait()
+
+    async def _carry_out(self, message: InboxMessage) -> None:
+        data = orjson.loads(message.data)
+        if message.kind == "event":
+            event = NewEvent(data["id"], data["name"], orjson.dumps(data["data"]), data.get("ts"))
+            await self._host.events.publish(event, received_at=message.at)
+        elif message.kind == "cancel":
+            await self._host.cancel(data["run_id"], data.get("reason", "cancelled"))
+        elif message.kind == "retry":
+            await self._host.retry(data["run_id"])
+        else:
+            raise ValueError(f"unknown kind {message.kind!r}")

@@ -1,0 +1,276 @@
+"""A run while it is executed in this process: the one writer of its facts."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from durable_endpoints.protocol.errors import EngineError, LostRunError, StorageError
+from durable_endpoints.protocol.ops import (
+    SendEvent,
+    Sleep,
+    StepKind,
+    StepOp,
+    StepRecord,
+    StepRetry,
+    StepState,
+    WaitForEvent,
+)
+from durable_endpoints_server.clock import Alarm
+from durable_endpoints_server.engine.facts import RunEnded, StepResolved, StepWritten
+from durable_endpoints_server.engine.model import Run
+from durable_endpoints_server.engine.transitions import (
+    Cancel,
+    Command,
+    Complete,
+    Decision,
+    Expire,
+    Fail,
+    Release,
+    Resolve,
+    Suspend,
+    decide,
+)
+from durable_endpoints_server.store.base import Lane, RefusedError, Ticket
+
+if TYPE_CHECKING:
+    from durable_endpoints_server.host import Host
+
+
+class Listener(Protocol):
+    """The execution's side: what it is told while it runs, on its own event loop."""
+
+    def resolved(self, step: StepRecord) -> bool:
+        """An open step was resolved, or its retry is due. Returns whether the handler will see
+        it in this execution; if not, another execution follows at once."""
+        ...
+
+    def stopped(self, reason: str) -> None:
+        """The run ended, or belongs to somebody else: stop, nothing more will be written."""
+        ...
+
+
+class LiveRun:
+    """One execution and its lease.
+
+    All methods are for the event loop on which the execution runs; `offer` and `end` may be
+    awaited from any. Each command is decided on the state in memory, which is exact, because
+    nobody else writes the run while this execution holds the lease; the fence in the store makes
+    sure of it.
+    """
+
+    def __init__(self, host: Host, decision: Decision, memo: Sequence[StepRecord]) -> None:
+        self.run: Run = decision.run
+        self.memo = memo
+        self.listener: Listener | None = None
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._lane = Lane()
+        self._ticket: Ticket = host.store.submit(decision.change, self._lane)
+        self._open = {step.id.hash: step for step in memo if not step.is_final}
+        self._alarms: dict[str, Alarm] = {}
+        self._lookups: set[asyncio.Task[None]] = set()
+        self._left = False
+        self._missed = False
+        self.was_refused = False
+        """Whether a write was refused: somebody else has changed the run."""
+        self._used_events: set[str] = set()
+        if self.run.deadline is not None:
+            self._alarms[""] = host.clock.call_at(self.run.deadline, self._expire)
+
+    @property
+    def id(self) -> str:
+        return self.run.id
+
+    # What the execution records
+
+    def record(self, op: StepOp) -> StepRecord:
+        """Record `op` and return the step as it now is. `acknowledge` says when that is on disk.
+
+        Raises `LostRunError` when the run is no longer this execution's, `LimitError` when `op`
+        passes a limit; then nothing was recorded.
+        """
+        fact = self._apply(op)
+        assert isinstance(fact, StepWritten | StepResolved)
+        step = fact.step
+        if step.is_final:
+            self._open.pop(step.id.hash, None)
+        else:
+            self._open[step.id.hash] = step
+        if isinstance(op, SendEvent):
+            self._ticket.then(lambda: self._host.events.settle_soon(op.event.id))
+        elif isinstance(op, WaitForEvent | Sleep | StepRetry):
+            self.watch(step)
+        return step
+
+    def watch(self, step: StepRecord) -> None:
+        """Let the open `step` be resolved while this execution still runs, and tell the listener.
+
+        To be called again for a step that an earlier execution opened.
+        """
+        key = step.id.hash
+        if step.due is not None and key not in self._alarms:
+            self._alarms[key] = self._host.clock.call_at(step.due, lambda: self._due(key))
+        if step.kind in (StepKind.WAIT, StepKind.WAIT_ANY):
+            self._spawn(self._look_up(key), f"look up events for {self.id}")
+
+    async def acknowledge(self) -> None:
+        """Return once everything recorded so far is on disk.
+
+        Raises `LostRunError` or `StorageError`: then some of it is not, and never will be.
+        """
+        try:
+            await self._ticket.wait()
+        except RefusedError:
+            self.was_refused = True
+            self._lost("lost")
+            raise LostRunError(f"run {self.id} is no longer this execution's") from None
+
+    # How the execution ends
+
+    async def suspend(self) -> None:
+        """Nothing can go on before an open step is resolved. Returns when that is on disk."""
+        while self._lookups:
+            await asyncio.wait(self._lookups)
+        if self._missed:
+            await self.release("resolved")
+        else:
+            await self._leave(Suspend())
+
+    async def release(self, reason: str) -> None:
+        """Give the run back: another execution shall begin at once."""
+        await self._leave(Release(reason))
+
+    async def complete(self, command: Complete) -> None:
+        """Keep the response. Returns when it, and every step before it, is on disk."""
+        await self._leave(command)
+
+    async def fail(self, command: Fail) -> None:
+        """Keep the failure, likewise."""
+        await self._leave(command)
+
+    async def abandon(self) -> None:
+        """The store failed: let the engine give the run to a new execution once it works again."""
+        if not self._left:
+            self._forget()
+            self._host.recovery.rescue_soon(self.id)
+
+    async def _leave(self, command: Command) -> None:
+        fact = self._apply(command)
+        self._announce(fact if isinstance(fact, RunEnded) else None)
+        self._forget()
+        await self.acknowledge()
+
+    def _announce(self, ended: RunEnded | None) -> None:
+        run, announce = self.run, self._host.announce
+        due = min((step.due for step in self._open.values() if step.due is not None), default=None)
+        self._ticket.then(lambda: announce(run, ended, due))
+
+    # What others want of a run that is being executed
+
+    async def offer(self, key: str, value: bytes, event_id: str, again: bool) -> bool:
+        """Resolve an open step with an event. False if this execution has left the run.
+
+        With `again`, the event may resolve a step although it resolved another one of this run.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            offer = self.offer(key, value, event_id, again)
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(offer, self._loop))
+        if key in self._open and not self._left and (again or event_id not in self._used_events):
+            self._used_events.add(event_id)
+            self._resolve(key, value, event_id)
+        return not self._left
+
+    async def end(self, command: Cancel | Expire) -> None:
+        """End the run from outside, and stop the execution."""
+        if asyncio.get_running_loop() is not self._loop:
+            end = self.end(command)
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(end, self._loop))
+        if not self._left:
+            fact = self._apply(command)
+            assert isinstance(fact, RunEnded)
+            self._announce(fact)
+            self._lost("timed_out" if isinstance(command, Expire) else "cancelled")
+            await self._ticket.wait()
+        return None
+
+    async def written(self) -> None:
+        """Return once what was recorded so far is on disk, or is known not to get there."""
+        try:
+            await self._ticket.wait()
+        except (RefusedError, StorageError):
+            pass
+
+    @property
+    def is_stranded(self) -> bool:
+        """Whether its event loop is closed, so that it can neither go on nor leave."""
+        return self._loop.is_closed()
+
+    def _resolve(self, key: str, value: bytes = b"null", event_id: str | None = None) -> None:
+        fact = self._apply(Resolve(self._open[key], value, event_id))
+        assert isinstance(fact, StepWritten | StepResolved)
+        step = fact.step
+        if step.is_final:
+            del self._open[key]
+        else:
+            self._open[key] = step
+        if self.listener is None or not self.listener.resolved(step):
+            self._missed = True
+
+    def _due(self, key: str) -> None:
+        self._alarms.pop(key, None)
+        step = self._open.get(key)
+        if step is None or self._left:
+            return
+        if step.kind in (StepKind.WAIT, StepKind.WAIT_ANY):
+            self._spawn(self._time_out(key), f"time out a wait of {self.id}")
+        elif step.state is StepState.PENDING or step.due is not None:
+            self._resolve(key)
+
+    async def _time_out(self, key: str) -> None:
+        """An event received before the deadline goes first, however late it is looked at."""
+        await self._host.events.catch_up()
+        if key in self._open and not self._left:
+            self._resolve(key)
+
+    async def _look_up(self, key: str) -> None:
+        """Take an event that came before the wait was on disk."""
+        try:
+            await self.acknowledge()
+            await self._host.events.look_back(self, key)
+        except EngineError:
+            pass  # the execution meets the same failure, and ends with it
+
+    def _expire(self) -> None:
+        self._spawn(self.end(Expire()), f"time out {self.id}")
+
+    def _apply(self, command: Command) -> object:
+        """Decide, queue the write, and return the first fact of it."""
+        if self._left:
+            raise LostRunError(f"run {self.id} is no longer this execution's")
+        now = self._host.clock.now()
+        decision = decide(self.run, command, now, self._host.policy, random.random())
+        self._ticket = self._host.store.submit(decision.change, self._lane)
+        self.run = decision.run
+        return decision.change.facts[0]
+
+    def _lost(self, reason: str) -> None:
+        self._forget()
+        if self.listener is not None:
+            self.listener.stopped(reason)
+
+    def _forget(self) -> None:
+        if self._left:
+            return
+        self._left = True
+        for alarm in self._alarms.values():
+            alarm.cancel()
+        self._alarms.clear()
+        self._host.forget(self)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._host.tasks.spawn(coroutine, name)
+        self._lookups.add(task)
+        task.add_done_callback(self._lookups.discard)

@@ -1,0 +1,119 @@
+"""Recovery: what an earlier process, or a failed write, left behind goes on.
+
+The process that owns the dispatcher role knows that every run that is RUNNING in the store, and
+not in its own hands, lost its execution.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from durable_endpoints.protocol.errors import EngineError, LostRunError
+from durable_endpoints_server.engine.model import Run, Status
+from durable_endpoints_server.engine.transitions import Interrupt, Release, decide
+from durable_endpoints_server.store.base import RefusedError, Ticket
+from durable_endpoints_server.tasks import Bell
+
+if TYPE_CHECKING:
+    from durable_endpoints_server.host import Host
+
+logger = logging.getLogger("durable_endpoints")
+
+_PAGE = 500
+_FIRST_RETRY = 0.2
+_LAST_RETRY = 10.0
+
+
+class Recovery:
+    """Gives lost runs back to the dispatcher."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._stranded: set[str] = set()
+        self._unsettled = False
+        self._bell = Bell()
+
+    async def interrupt_lost_runs(self) -> int:
+        """Make every run whose execution is gone ready again, or park it. Returns how many."""
+        running = await self._host.store.in_status(Status.RUNNING, 2**31)
+        lost = [run for run in running if self._host.live_run(run.id) is None]
+        now = self._host.clock.now()
+        for start in range(0, len(lost), _PAGE):
+            written: list[tuple[Run, Ticket]] = []
+            for run in lost[start : start + _PAGE]:
+                decision = decide(run, Interrupt(alone=len(lost) == 1), now, self._host.policy)
+                written.append((decision.run, self._host.store.submit(decision.change)))
+            for run, ticket in written:
+                try:
+                    await ticket.wait()
+                except RefusedError:
+                    continue  # it ended while it was being looked at
+                if run.status is Status.PARKED:
+                    logger.error(
+                        "run %s (%s) took the process down %d times while it ran alone: parked. "
+                        "`durable-endpoints runs retry %s` tries it again",
+                        run.id,
+                        run.function_id,
+                        run.lone_interruptions,
+                        run.id,
+                    )
+        return len(lost)
+
+    def rescue_soon(self, run_id: str) -> None:
+        """The execution of a run stopped because the store failed: release it once it works."""
+        self._stranded.add(run_id)
+        self._bell.ring()
+
+    def settle_soon(self) -> None:
+        """Events could not be matched because the store failed: do it once it works."""
+        self._unsettled = True
+        self._bell.ring()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        self._bell.listen()
+        while True:
+            await self._bell.wait()
+            pause = _FIRST_RETRY
+            while self._stranded or self._unsettled:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LAST_RETRY)
+                await self._try_again()
+
+    async def _try_again(self) -> None:
+        try:
+            for run_id in list(self._stranded):
+                await self._rescue(run_id)
+                self._stranded.discard(run_id)
+            if self._unsettled:
+                self._unsettled = False
+                await self._host.events.settle_all()
+        except EngineError as error:
+            logger.warning("the store still fails: %s", error)
+
+    async def _rescue(self, run_id: str) -> None:
+        run = await self._host.store.run(run_id)
+        if run is None or self._host.live_run(run_id) is not None:
+            return
+        if run.status is Status.READY:
+            self._host.announce(run, None, None)
+            return
+        if run.status is not Status.RUNNING:
+            return
+        entry = await self._host.store.entry(run_id)
+        assert entry is not None
+        exact = run._replace(
+            steps=len(entry.memo),
+            memo_bytes=sum(len(step.value or b"") + len(step.error or b"") for step in entry.memo),
+            last_order=max((step.order for step in entry.memo), default=0),
+        )
+        try:
+            decision = decide(
+                exact, Release("interrupted"), self._host.clock.now(), self._host.policy
+            )
+            await self._host.store.submit(decision.change).wait()
+        except (RefusedError, LostRunError):
+            return
+        self._host.announce(decision.run, None, None)

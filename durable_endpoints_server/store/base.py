@@ -1,0 +1,225 @@
+"""The seam between the services and whatever keeps the facts.
+
+A store takes `Change`s and writes them in the order in which they were submitted, in groups; a
+change is *acknowledged* when it is on disk, and its ticket says so. Every store passes the
+conformance suite in `tests/conformance/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from durable_endpoints.protocol.ops import StepRecord
+from durable_endpoints_server.engine.facts import Change
+from durable_endpoints_server.engine.model import Event, Run, Status, Wait
+
+
+class RefusedError(Exception):
+    """The change's fence did not hold, or what it creates exists: nothing of it was written."""
+
+
+class Lane:
+    """Changes that make no sense without each other, in order: those of one execution.
+
+    Once a change of a lane could not be written (a full disk), the store refuses the lane's later
+    ones too, so that no completion is kept whose steps are not.
+    """
+
+    __slots__ = ("failure",)
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+
+
+class Ticket(Protocol):
+    """What a submitted change gives back."""
+
+    async def wait(self) -> None:
+        """Return once the change is on disk.
+
+        Raises `RefusedError` if its fence did not hold, `StorageError` if the store failed.
+        """
+        ...
+
+    def then(self, callback: Callable[[], None]) -> None:
+        """Call `callback` on the running event loop once the change is on disk; else never."""
+        ...
+
+
+class Entry(NamedTuple):
+    """What a new execution needs: the run, its memo in order of completion, and its request."""
+
+    run: Run
+    memo: list[StepRecord]
+    request: bytes | None
+
+
+class Ended(NamedTuple):
+    """How a run stands for whoever waits for it. Only a final one has the later fields."""
+
+    run: Run
+    status_code: int | None
+    response: bytes | None
+    error: bytes | None
+    omitted: str
+    until_delivered: bool
+    method: str
+    path: str
+
+
+class KeyHolder(NamedTuple):
+    """The run that an idempotency key belongs to."""
+
+    run_id: str
+    scope: str
+    fingerprint: str
+
+
+class DueStep(NamedTuple):
+    """An open step whose time has come, of a run that no execution holds."""
+
+    run: Run
+    step: StepRecord
+
+
+class Match(NamedTuple):
+    """An open wait that an event may resolve, with the run and the step that opened it."""
+
+    run: Run
+    step: StepRecord
+    wait: Wait
+
+
+class Arrival(NamedTuple):
+    """What an event finds. `known` says that its id was received before."""
+
+    known: bool
+    matches: list[Match]
+
+
+class InboxMessage(NamedTuple):
+    """A command that another process left: `event`, `cancel` or `retry`, with JSON."""
+
+    id: int
+    at: int
+    kind: str
+    data: bytes
+
+
+class RunSummary(NamedTuple):
+    """A line of a listing."""
+
+    run: Run
+    method: str
+    path: str
+    status_code: int | None
+    next_due: int | None
+
+
+class AttemptRecord(NamedTuple):
+    """One failed try of a step."""
+
+    step: str
+    attempt: int
+    began_at: int
+    ended_at: int
+    error: bytes
+
+
+class RequestRecord(NamedTuple):
+    """One tracked HTTP request."""
+
+    at: int
+    method: str
+    route: str
+    status: int
+    elapsed: int
+    run_id: str | None
+
+
+class Store(Protocol):
+    """Facts in, facts out. Reads see every change that was acknowledged before they began."""
+
+    def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
+        """Queue `change`. Cheap, and never waits; the order of submission is kept."""
+        ...
+
+    async def run(self, run_id: str) -> Run | None:
+        """The run as it was last written. While it is RUNNING, its usage is out of date."""
+        ...
+
+    async def entry(self, run_id: str) -> Entry | None:
+        """Everything a new execution of the run needs."""
+        ...
+
+    async def ended(self, run_id: str) -> Ended | None:
+        """The run and, if it has ended, its outcome. None for an unknown run."""
+        ...
+
+    async def key_holder(self, key: str) -> KeyHolder | None:
+        """The run that an idempotency key belongs to."""
+        ...
+
+    async def due_steps(self, now: int, limit: int) -> list[DueStep]:
+        """Open steps that are due at `now`, of runs nobody executes; the earliest first."""
+        ...
+
+    async def due_deadlines(self, now: int, limit: int) -> list[Run]:
+        """Runs nobody executes that are past their deadline at `now`."""
+        ...
+
+    async def next_due(self) -> int | None:
+        """The earliest instant at which `due_steps` or `due_deadlines` will have something."""
+        ...
+
+    async def in_status(self, status: Status, limit: int) -> list[Run]:
+        """Runs that are RUNNING (the oldest first, their usage counted anew from their steps) or
+        READY (the longest ready first)."""
+        ...
+
+    async def arrival(self, event: Event) -> Arrival:
+        """Open waits that `event` may resolve, of runs in which it has not resolved any yet; the
+        caller checks with `matching.matches`."""
+        ...
+
+    async def waits_of(self, run_id: str) -> list[Match]:
+        """All open waits of one run."""
+        ...
+
+    async def unused_events(self, run_id: str, names: Sequence[str], since: int) -> list[Event]:
+        """Kept events with these names, received from `since` on, that the run has not used;
+        the earliest first."""
+        ...
+
+    async def unsettled_events(self, limit: int) -> list[Event]:
+        """Events that may still have to be matched; the earliest first."""
+        ...
+
+    async def inbox(self, limit: int) -> list[InboxMessage]:
+        """What other processes left, the oldest first."""
+        ...
+
+    async def list_runs(
+        self, statuses: Sequence[Status], function_id: str | None, limit: int
+    ) -> list[RunSummary]:
+        """The newest runs first."""
+        ...
+
+    async def attempts(self, run_id: str) -> list[AttemptRecord]:
+        """The failed tries of a run's steps, in the order in which they failed."""
+        ...
+
+    async def requests(self, limit: int) -> list[RequestRecord]:
+        """The newest tracked requests first."""
+        ...
+
+    async def is_sweepable(
+        self, runs_before: int, events_before: int, responses_before: int
+    ) -> bool:
+        """Whether a `Sweep` with these instants would find something."""
+        ...
+
+    async def close(self) -> None:
+        """Write what was submitted, and let go of the file."""
+        ...

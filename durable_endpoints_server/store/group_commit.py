@@ -1,0 +1,224 @@
+"""Group commit: changes from many requests travel to the disk together.
+
+Changes submitted in one turn of the event loop form a batch. One thread writes one batch at a
+time; what is submitted meanwhile is the next batch. Nobody is acknowledged before the disk is.
+
+Nothing here belongs to one event loop: every waiter is woken on the loop it waits on, so a store
+outlives the loops of a test client that makes a new one for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Collection, Sequence
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from durable_endpoints.protocol.errors import EngineClosedError, StorageError
+from durable_endpoints_server.engine.facts import Change
+from durable_endpoints_server.store.base import Lane, RefusedError
+
+
+class WriteError(Exception):
+    """A batch could not be written. `common` says that any other batch would fail likewise."""
+
+    def __init__(self, cause: StorageError, common: bool) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.common = common
+
+
+Write = Callable[[Sequence[Change]], Collection[int]]
+"""Writes changes in order, atomically, and returns the positions of those whose fence failed."""
+
+
+class GroupCommit:
+    """Queues changes, and writes them in groups on a thread of its own."""
+
+    def __init__(self, write: Write, name: str) -> None:
+        self._write = write
+        self._lock = threading.Lock()
+        self._open = _Batch()
+        self._writing = False
+        self._kicker: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, change: Change, lane: Lane | None) -> CommitTicket:
+        """Add `change` to the next batch. Must be called on a running event loop."""
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError("the store is closed")
+            batch = self._open
+            ticket = CommitTicket(self, batch, len(batch.changes), lane)
+            batch.changes.append(change)
+            batch.lanes.append(lane)
+            if not self._writing and (self._kicker is None or self._kicker.is_closed()):
+                # The batch is everything that this turn of the loop submits.
+                self._kicker = asyncio.get_running_loop()
+                self._kicker.call_soon(self._kick)
+        return ticket
+
+    def close(self) -> None:
+        """Write what was submitted, then end the thread. Blocks until both are done."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._kick()
+        self._queue.put(None)
+        self._thread.join()
+
+    def _kick(self) -> None:
+        with self._lock:
+            self._kicker = None
+            batch = self._next_batch()
+        if batch is not None:
+            self._queue.put(batch)
+
+    def _next_batch(self) -> _Batch | None:
+        if self._writing or not self._open.changes:
+            return None
+        batch, self._open = self._open, _Batch()
+        self._writing = True
+        return batch
+
+    def _work(self) -> None:
+        while (batch := self._queue.get()) is not None:
+            next_batch: _Batch | None = batch
+            while next_batch is not None:
+                self._commit(next_batch)
+                next_batch = self._finish(next_batch)
+
+    def _commit(self, batch: _Batch) -> None:
+        """Write a batch, without the changes of lanes that failed before."""
+        positions = [
+            n for n, lane in enumerate(batch.lanes) if lane is None or lane.failure is None
+        ]
+        for n in set(range(len(batch.changes))).difference(positions):
+            lane = batch.lanes[n]
+            assert lane is not None
+            batch.failures[n] = lane.failure
+        if positions:
+            self._write_positions(batch, positions)
+
+    def _write_positions(self, batch: _Batch, positions: list[int]) -> None:
+        try:
+            refused = self._write([batch.changes[n] for n in positions])
+        except WriteError as error:
+            if error.common or len(positions) == 1:
+                for n in positions:
+                    batch.fail(n, error.cause)
+            else:
+                # One change is at fault, and the others must not suffer for it.
+                for n in positions:
+                    lane = batch.lanes[n]
+                    if lane is not None and lane.failure is not None:
+                        batch.failures[n] = lane.failure
+                    else:
+                        self._write_positions(batch, [n])
+        except BaseException as error:
+            for n in positions:
+                batch.fail(n, StorageError(f"the store failed: {error!r}"))
+        else:
+            for index in refused:
+                batch.failures[positions[index]] = RefusedError()
+
+    def _finish(self, batch: _Batch) -> _Batch | None:
+        """Tell everybody, once per event loop, and take the next batch."""
+        with self._lock:
+            batch.finished = True
+            wakes: dict[asyncio.AbstractEventLoop, list[_Waiter]] = {}
+            for waiter in batch.waiters:
+                wakes.setdefault(waiter.loop, []).append(waiter)
+            batch.waiters = []
+            self._writing = False
+            next_batch = self._next_batch()
+        for loop, waiters in wakes.items():
+            try:
+                loop.call_soon_threadsafe(_wake, batch, waiters)
+            except RuntimeError:
+                pass  # that loop is closed, and nobody waits on it any more
+        return next_batch
+
+
+class CommitTicket:
+    """One change in one batch."""
+
+    __slots__ = ("_batch", "_committer", "_lane", "_position")
+
+    def __init__(
+        self, committer: GroupCommit, batch: _Batch, position: int, lane: Lane | None
+    ) -> None:
+        self._committer = committer
+        self._batch = batch
+        self._position = position
+        self._lane = lane
+
+    async def wait(self) -> None:
+        batch = self._batch
+        if not batch.finished:
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+            if self._enlist(_Waiter(loop, future, self._position)):
+                await future
+                return
+        failure = batch.failures.get(self._position)
+        if failure is not None:
+            raise failure
+
+    def then(self, callback: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._enlist(_Waiter(loop, callback, self._position)) and (
+            self._position not in self._batch.failures
+        ):
+            loop.call_soon(callback)
+
+    def _enlist(self, waiter: _Waiter) -> bool:
+        with self._committer._lock:
+            if self._batch.finished:
+                return False
+            self._batch.waiters.append(waiter)
+            return True
+
+
+class _Waiter(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    target: asyncio.Future[None] | Callable[[], None]
+    position: int
+
+
+class _Batch:
+    __slots__ = ("changes", "failures", "finished", "lanes", "waiters")
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.lanes: list[Lane | None] = []
+        self.waiters: list[_Waiter] = []
+        self.failures: dict[int, Exception | None] = {}
+        self.finished = False
+
+    def fail(self, position: int, error: Exception) -> None:
+        self.failures[position] = error
+        lane = self.lanes[position]
+        if lane is not None:
+            lane.failure = error
+
+
+def _wake(batch: _Batch, waiters: list[_Waiter]) -> None:
+    """Resolve what waits on this loop; a waiter that was cancelled meanwhile is passed over."""
+    for waiter in waiters:
+        failure = batch.failures.get(waiter.position)
+        target = waiter.target
+        if isinstance(target, asyncio.Future):
+            if target.done():
+                continue
+            if failure is None:
+                target.set_result(None)
+            else:
+                target.set_exception(failure)
+        elif failure is None:
+            target()

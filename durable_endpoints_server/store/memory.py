@@ -1,0 +1,385 @@
+"""A store in memory: the same conditional writes, in plain Python, for tests and simulations.
+
+It acknowledges at once and forgets everything with the process. It is also the shortest
+description of what the SQL of the other stores does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from durable_endpoints.protocol.ops import StepRecord
+from durable_endpoints_server.engine.facts import (
+    AttemptFailed,
+    Change,
+    EventReceived,
+    EventSettled,
+    EventUsed,
+    Fact,
+    InboxTaken,
+    RequestSeen,
+    ResponseDelivered,
+    RunChanged,
+    RunCreated,
+    RunEnded,
+    StepResolved,
+    StepWritten,
+    Sweep,
+    WaitOpened,
+)
+from durable_endpoints_server.engine.model import Event, NewRun, Run, Status, Wait
+from durable_endpoints_server.store.base import (
+    Arrival,
+    AttemptRecord,
+    DueStep,
+    Ended,
+    Entry,
+    InboxMessage,
+    KeyHolder,
+    Lane,
+    Match,
+    RefusedError,
+    RequestRecord,
+    RunSummary,
+    Ticket,
+)
+
+_IDLE = (Status.WAITING, Status.READY)
+
+
+class _Row:
+    """Everything that is kept of one run."""
+
+    def __init__(self, run: Run, new: NewRun) -> None:
+        self.run = run
+        self.new = new
+        self.request: bytes | None = new.request
+        self.ended: RunEnded | None = None
+        self.omitted = ""
+        self.response: bytes | None = None
+        self.steps: dict[str, StepRecord] = {}
+        self.waits: dict[tuple[str, str], Wait] = {}
+        self.attempts: list[AttemptRecord] = []
+        self.used_events: set[str] = set()
+
+
+class MemoryStore:
+    """A `Store` that keeps everything in dictionaries."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, _Row] = {}
+        self._keys: dict[str, str] = {}
+        self._events: dict[str, EventReceived] = {}
+        self._requests: list[RequestRecord] = []
+        self._inbox: dict[int, InboxMessage] = {}
+
+    # Writing
+
+    def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
+        return _Done(None if self.apply(change) else RefusedError())
+
+    def apply(self, change: Change) -> bool:
+        """Write `change`, or return False if its condition does not hold."""
+        if not self._admits(change):
+            return False
+        for fact in change.facts:
+            _APPLY[type(fact)](self, change.run_id, fact)
+        return True
+
+    def leave_message(self, at: int, kind: str, data: bytes) -> None:
+        number = max(self._inbox, default=0) + 1
+        self._inbox[number] = InboxMessage(number, at, kind, data)
+
+    def _admits(self, change: Change) -> bool:
+        if change.fence is not None:
+            row = self._rows.get(change.run_id)
+            return row is not None and change.fence.admits(row.run)
+        for fact in change.facts:
+            if isinstance(fact, RunCreated) and (
+                fact.run.id in self._rows or (fact.new.key or "") in self._keys
+            ):
+                return False
+            if isinstance(fact, EventReceived) and fact.event.id in self._events:
+                return False
+        return True
+
+    def _run_created(self, run_id: str, fact: RunCreated) -> None:
+        self._rows[run_id] = _Row(fact.run, fact.new)
+        if fact.new.key is not None:
+            self._keys[fact.new.key] = run_id
+
+    def _run_changed(self, run_id: str, fact: RunChanged) -> None:
+        self._rows[run_id].run = fact.run
+
+    def _run_ended(self, run_id: str, fact: RunEnded) -> None:
+        row = self._rows[run_id]
+        row.run, row.ended, row.response, row.omitted = fact.run, fact, fact.response, fact.omitted
+        row.waits.clear()
+        row.steps = {key: step._replace(due=None) for key, step in row.steps.items()}
+        if fact.run.omit_request_body:
+            row.request = None
+
+    def _step_written(self, run_id: str, fact: StepWritten | StepResolved) -> None:
+        steps, step = self._rows[run_id].steps, fact.step
+        kept = steps.get(step.id.hash)
+        if kept is None:
+            steps[step.id.hash] = step
+        elif not kept.is_final:
+            steps[step.id.hash] = step._replace(id=kept.id, kind=kept.kind, began_at=kept.began_at)
+
+    def _step_resolved(self, run_id: str, fact: StepResolved) -> None:
+        self._step_written(run_id, fact)
+        waits = self._rows[run_id].waits
+        for key in [key for key in waits if key[0] == fact.step.id.hash]:
+            del waits[key]
+
+    def _wait_opened(self, run_id: str, fact: WaitOpened) -> None:
+        row = self._rows[run_id]
+        kind = row.steps[fact.step.hash].kind
+        wait = Wait(run_id, fact.step, kind, fact.alternative, fact.deadline)
+        row.waits.setdefault((fact.step.hash, fact.alternative.label), wait)
+
+    def _attempt_failed(self, run_id: str, fact: AttemptFailed) -> None:
+        record = AttemptRecord(
+            str(fact.step), fact.attempt, fact.began_at, fact.ended_at, fact.error
+        )
+        self._rows[run_id].attempts.append(record)
+
+    def _event_received(self, run_id: str, fact: EventReceived) -> None:
+        self._events.setdefault(fact.event.id, fact)
+
+    def _event_used(self, run_id: str, fact: EventUsed) -> None:
+        self._rows[run_id].used_events.add(fact.event_id)
+
+    def _event_settled(self, run_id: str, fact: EventSettled) -> None:
+        if fact.event_id in self._events:
+            self._events[fact.event_id] = self._events[fact.event_id]._replace(settled=True)
+
+    def _response_delivered(self, run_id: str, fact: ResponseDelivered) -> None:
+        row = self._rows.get(fact.run_id)
+        if row is not None and row.ended is not None and row.ended.until_delivered:
+            row.response, row.omitted = None, "delivered"
+
+    def _inbox_taken(self, run_id: str, fact: InboxTaken) -> None:
+        self._inbox.pop(fact.id, None)
+
+    def _request_seen(self, run_id: str, fact: RequestSeen) -> None:
+        self._requests.append(RequestRecord(*fact))
+
+    def _sweep(self, run_id: str, fact: Sweep) -> None:
+        for row in self._ended_before(fact.runs_before)[: fact.limit]:
+            del self._rows[row.run.id]
+            if row.new.key is not None:
+                del self._keys[row.new.key]
+        self._requests = [seen for seen in self._requests if seen.at >= fact.runs_before]
+        for row in self._undelivered_before(fact.responses_before)[: fact.limit]:
+            row.response, row.omitted = None, "delivered"
+        for event in [e.event for e in self._events.values()]:
+            if event.received_at < fact.events_before:
+                del self._events[event.id]
+
+    # Reading
+
+    async def run(self, run_id: str) -> Run | None:
+        row = self._rows.get(run_id)
+        return None if row is None else row.run
+
+    async def entry(self, run_id: str) -> Entry | None:
+        row = self._rows.get(run_id)
+        if row is None:
+            return None
+        memo = sorted(row.steps.values(), key=lambda step: step.order)
+        return Entry(row.run, memo, row.request)
+
+    async def ended(self, run_id: str) -> Ended | None:
+        row = self._rows.get(run_id)
+        if row is None:
+            return None
+        ended = row.ended
+        return Ended(
+            run=row.run,
+            status_code=ended and ended.status_code,
+            response=row.response,
+            error=ended and ended.error,
+            omitted=row.omitted,
+            until_delivered=ended is not None and ended.until_delivered,
+            method=row.new.method,
+            path=row.new.path,
+        )
+
+    async def key_holder(self, key: str) -> KeyHolder | None:
+        run_id = self._keys.get(key)
+        if run_id is None:
+            return None
+        new = self._rows[run_id].new
+        return KeyHolder(run_id, new.key_scope, new.fingerprint)
+
+    async def due_steps(self, now: int, limit: int) -> list[DueStep]:
+        due = [DueStep(row.run, step) for row, step in self._timers() if _instant(step.due) <= now]
+        return sorted(due, key=lambda item: _instant(item.step.due))[:limit]
+
+    async def due_deadlines(self, now: int, limit: int) -> list[Run]:
+        due = [run for run in self._with_deadline() if _instant(run.deadline) <= now]
+        return sorted(due, key=lambda run: _instant(run.deadline))[:limit]
+
+    async def next_due(self) -> int | None:
+        instants = [_instant(step.due) for _, step in self._timers()]
+        instants += [_instant(run.deadline) for run in self._with_deadline()]
+        return min(instants, default=None)
+
+    async def in_status(self, status: Status, limit: int) -> list[Run]:
+        rows = [row for row in self._rows.values() if row.run.status is status]
+        if status is Status.RUNNING:
+            return [_recounted(row) for row in sorted(rows, key=lambda row: row.run.id)][:limit]
+        return sorted((row.run for row in rows), key=lambda run: run.ready_at or 0)[:limit]
+
+    async def arrival(self, event: Event) -> Arrival:
+        waits = [
+            self._match(row, wait)
+            for row in self._rows.values()
+            if event.id not in row.used_events
+            for wait in row.waits.values()
+            if wait.alternative.event == event.name
+        ]
+        return Arrival(event.id in self._events, waits)
+
+    async def waits_of(self, run_id: str) -> list[Match]:
+        row = self._rows.get(run_id)
+        return [] if row is None else [self._match(row, wait) for wait in row.waits.values()]
+
+    async def unused_events(self, run_id: str, names: Sequence[str], since: int) -> list[Event]:
+        row = self._rows.get(run_id)
+        used = set() if row is None else row.used_events
+        events = [
+            event
+            for event, _ in self._events.values()
+            if event.name in names and event.received_at >= since and event.id not in used
+        ]
+        return sorted(events, key=lambda event: (event.received_at, event.id))
+
+    async def unsettled_events(self, limit: int) -> list[Event]:
+        events = [event for event, settled in self._events.values() if not settled]
+        return sorted(events, key=lambda event: event.received_at)[:limit]
+
+    async def is_sweepable(
+        self, runs_before: int, events_before: int, responses_before: int
+    ) -> bool:
+        return (
+            bool(self._ended_before(runs_before))
+            or any(seen.at < runs_before for seen in self._requests)
+            or any(event.received_at < events_before for event, _ in self._events.values())
+            or bool(self._undelivered_before(responses_before))
+        )
+
+    async def inbox(self, limit: int) -> list[InboxMessage]:
+        return [self._inbox[number] for number in sorted(self._inbox)[:limit]]
+
+    async def list_runs(
+        self, statuses: Sequence[Status], function_id: str | None, limit: int
+    ) -> list[RunSummary]:
+        summaries = []
+        for run_id in sorted(self._rows, reverse=True):
+            row = self._rows[run_id]
+            if row.run.status in statuses and function_id in (None, row.run.function_id):
+                due = [step.due for step in row.steps.values() if step.due is not None]
+                code = row.ended.status_code if row.ended is not None else None
+                summaries.append(
+                    RunSummary(row.run, row.new.method, row.new.path, code, min(due, default=None))
+                )
+        return summaries[:limit]
+
+    async def attempts(self, run_id: str) -> list[AttemptRecord]:
+        row = self._rows.get(run_id)
+        return [] if row is None else list(row.attempts)
+
+    async def requests(self, limit: int) -> list[RequestRecord]:
+        return self._requests[::-1][:limit]
+
+    async def close(self) -> None:
+        self.close_now()
+
+    def close_now(self) -> None:
+        pass
+
+    def _match(self, row: _Row, wait: Wait) -> Match:
+        return Match(row.run, row.steps[wait.step.hash], wait)
+
+    def _timers(self) -> list[tuple[_Row, StepRecord]]:
+        return [
+            (row, step)
+            for row in self._rows.values()
+            if row.run.status in _IDLE
+            for step in row.steps.values()
+            if step.due is not None
+        ]
+
+    def _with_deadline(self) -> list[Run]:
+        idle = (*_IDLE, Status.PARKED)
+        runs = (row.run for row in self._rows.values())
+        return [run for run in runs if run.status in idle and run.deadline is not None]
+
+    def _ended_before(self, instant: int) -> list[_Row]:
+        rows = [
+            row
+            for row in self._rows.values()
+            if row.run.ended_at is not None and row.run.ended_at < instant
+        ]
+        return sorted(rows, key=lambda row: _instant(row.run.ended_at))
+
+    def _undelivered_before(self, instant: int) -> list[_Row]:
+        return [
+            row
+            for row in self._ended_before(instant)
+            if row.ended is not None and row.ended.until_delivered and not row.omitted
+        ]
+
+
+def _recounted(row: _Row) -> Run:
+    steps = row.steps.values()
+    return row.run._replace(
+        steps=len(steps),
+        memo_bytes=sum(len(step.value or b"") + len(step.error or b"") for step in steps),
+        last_order=max((step.order for step in steps), default=0),
+    )
+
+
+def _instant(value: int | None) -> int:
+    assert value is not None
+    return value
+
+
+_APPLY: dict[type[Fact], Callable[[MemoryStore, str, Any], None]] = {
+    RunCreated: MemoryStore._run_created,
+    RunChanged: MemoryStore._run_changed,
+    RunEnded: MemoryStore._run_ended,
+    StepWritten: MemoryStore._step_written,
+    StepResolved: MemoryStore._step_resolved,
+    WaitOpened: MemoryStore._wait_opened,
+    AttemptFailed: MemoryStore._attempt_failed,
+    EventReceived: MemoryStore._event_received,
+    EventUsed: MemoryStore._event_used,
+    EventSettled: MemoryStore._event_settled,
+    ResponseDelivered: MemoryStore._response_delivered,
+    InboxTaken: MemoryStore._inbox_taken,
+    RequestSeen: MemoryStore._request_seen,
+    Sweep: MemoryStore._sweep,
+}
+
+
+class _Done:
+    """A ticket of a store that writes at once."""
+
+    __slots__ = ("_failure",)
+
+    def __init__(self, failure: Exception | None) -> None:
+        self._failure = failure
+
+    async def wait(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def then(self, callback: Callable[[], None]) -> None:
+        if self._failure is None:
+            asyncio.get_running_loop().call_soon(callback)

@@ -1,0 +1,108 @@
+"""The SQLite store: one file, one writing thread, group commit, `synchronous=FULL`.
+
+SQLite comes with apsw, so its version is known: the one of the operating system may have the bug
+that could lose commits when a WAL was reset (fixed in 3.51.3). One thread and one connection do
+all writes and all checkpoints; reads go to connections of their own, in other threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import apsw
+
+from durable_endpoints.protocol.errors import StorageError
+from durable_endpoints_server.engine.facts import Change
+from durable_endpoints_server.store.base import Lane, Ticket
+from durable_endpoints_server.store.group_commit import GroupCommit, WriteError
+from durable_endpoints_server.store.migrations import migrate
+from durable_endpoints_server.store.sqlite_connection import (
+    COMMON_ERRORS,
+    connect,
+    text,
+    translate,
+    translated,
+)
+from durable_endpoints_server.store.sqlite_reader import SqliteReader
+from durable_endpoints_server.store.sqlite_rows import WIDTH, Cells, rows_of
+
+Synchronous = Literal["full", "normal"]
+
+_ROWS_PER_STATEMENT: Final = 96
+_ROW: Final = "(" + ",".join("?" * WIDTH) + ")"
+
+
+class SqliteStore(SqliteReader):
+    """A `Store` on one SQLite file, which one process at a time may write.
+
+    `synchronous` is SQLite's: with `normal`, a loss of power may cost the last commits, a crash of
+    the process never does. Raises `StorageError` when the file cannot be opened and written.
+    """
+
+    def __init__(self, path: Path | str, synchronous: Synchronous = "full") -> None:
+        super().__init__(path)
+        self._refused: list[int] = []
+        self._writer = self._open_writer(synchronous)
+        self._commits = GroupCommit(self._write, "durable-endpoints-writer")
+
+    def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
+        return self._commits.submit(change, lane)
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self.close_now)
+
+    def close_now(self) -> None:
+        """`close`, for a thread or an exit handler. Blocks until everything is written."""
+        self._commits.close()
+        self.close_readers()
+        self._writer.close()
+
+    def _open_writer(self, synchronous: Synchronous) -> apsw.Connection:
+        connection = connect(self._path)
+        with translated(self._path):
+            if connection.readonly("main"):
+                raise StorageError(
+                    f"{self._path}: it cannot be written: check the permissions and the mount"
+                )
+            connection.execute("pragma journal_mode = wal")
+            connection.execute(f"pragma synchronous = {synchronous}")
+            # macOS: an fsync that reaches the platters. No effect elsewhere.
+            connection.execute("pragma fullfsync = on; pragma checkpoint_fullfsync = on")
+            migrate(connection, self._path)
+            connection.create_scalar_function("refused", self._note_refusal, 1)
+            connection.execute(text("sqlite_writes.sql"))
+        return connection
+
+    def _write(self, changes: Sequence[Change]) -> Collection[int]:
+        rows = rows_of(changes)
+        self._refused = []
+        try:
+            if len(rows) <= _ROWS_PER_STATEMENT:
+                self._insert(rows)
+            else:
+                with self._writer:
+                    for start in range(0, len(rows), _ROWS_PER_STATEMENT):
+                        self._insert(rows[start : start + _ROWS_PER_STATEMENT])
+        except apsw.Error as error:
+            common = isinstance(error, COMMON_ERRORS)
+            raise WriteError(translate(error, self._path), common) from error
+        return set(self._refused) if self._refused else ()
+
+    def _insert(self, rows: Sequence[Cells]) -> None:
+        cells: list[Any] = []
+        for row in rows:
+            cells += row
+        self._writer.execute(_insert_statement(len(rows)), cells)
+
+    def _note_refusal(self, *arguments: Any) -> int:
+        self._refused.append(arguments[0])
+        return 1
+
+
+@cache
+def _insert_statement(rows: int) -> str:
+    return "insert into writes values " + ",".join([_ROW] * rows)

@@ -1,0 +1,199 @@
+"""Reading a SQLite file of runs: the questions of `sqlite_reads.sql`, from any process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import apsw
+import orjson
+
+from durable_endpoints_server.engine.matching import document_of, text_of, value_at
+from durable_endpoints_server.engine.model import Event, Run, Status
+from durable_endpoints_server.store.base import (
+    Arrival,
+    AttemptRecord,
+    DueStep,
+    Ended,
+    Entry,
+    InboxMessage,
+    KeyHolder,
+    Match,
+    RequestRecord,
+    RunSummary,
+)
+from durable_endpoints_server.store.sqlite_connection import add_views, connect, named, translated
+from durable_endpoints_server.store.sqlite_rows import (
+    read_event,
+    read_match,
+    read_run,
+    read_step,
+)
+
+T = TypeVar("T")
+
+_READERS: Final = 2
+_FOREVER: Final = 9e18
+
+
+class SqliteReader:
+    """The reading half of a `Store`. It may read a file that another process writes."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = str(path)
+        self._threads = ThreadPoolExecutor(_READERS, "durable-endpoints-reader")
+        self._local = threading.local()
+        self._connections: list[apsw.Connection] = []
+
+    async def run(self, run_id: str) -> Run | None:
+        row = await self._ask("run", run_id=run_id)
+        return read_run(orjson.loads(row[0])) if row else None
+
+    async def entry(self, run_id: str) -> Entry | None:
+        row = await self._ask("entry", run_id=run_id)
+        if row is None:
+            return None
+        memo = [read_step(doc) for doc in orjson.loads(row[1])]
+        return Entry(read_run(orjson.loads(row[0])), memo, row[2])
+
+    async def ended(self, run_id: str) -> Ended | None:
+        row = await self._ask("ended", run_id=run_id)
+        if row is None:
+            return None
+        doc, status_code, error, omitted, until_delivered, method, path, response = row
+        return Ended(
+            run=read_run(orjson.loads(doc)),
+            status_code=status_code,
+            response=response,
+            error=error,
+            omitted=omitted,
+            until_delivered=bool(until_delivered),
+            method=method,
+            path=path,
+        )
+
+    async def key_holder(self, key: str) -> KeyHolder | None:
+        row = await self._ask("key_holder", key=key)
+        return KeyHolder(*row) if row else None
+
+    async def due_steps(self, now: int, limit: int) -> list[DueStep]:
+        docs = await self._list("due_steps", now=now, limit=limit)
+        return [DueStep(read_run(run), read_step(step)) for run, step in docs]
+
+    async def due_deadlines(self, now: int, limit: int) -> list[Run]:
+        return [read_run(doc) for doc in await self._list("due_deadlines", now=now, limit=limit)]
+
+    async def next_due(self) -> int | None:
+        row = await self._ask("next_due")
+        return None if row is None or row[0] == _FOREVER else int(row[0])
+
+    async def in_status(self, status: Status, limit: int) -> list[Run]:
+        if status is Status.RUNNING:
+            docs = await self._list("running", limit=limit)
+            return [
+                read_run(doc)._replace(steps=steps, memo_bytes=size, last_order=order)
+                for doc, steps, size, order in docs
+            ]
+        return [read_run(doc) for doc in await self._list("ready", limit=limit)]
+
+    async def arrival(self, event: Event) -> Arrival:
+        def ask(connection: apsw.Connection) -> Arrival:
+            row = _one(connection, "wait_paths", {"event": event.name, "id": event.id})
+            assert row is not None
+            paths = orjson.loads(row[1])
+            if not paths:
+                return Arrival(bool(row[0]), [])
+            document = document_of(event)
+            keys = {path: text_of(value_at(document, path)) if path else "" for path in paths}
+            values = {"event": event.name, "id": event.id, "keys": orjson.dumps(keys).decode()}
+            found = _one(connection, "waits_for", values)
+            assert found is not None
+            return Arrival(bool(row[0]), [read_match(doc) for doc in orjson.loads(found[0])])
+
+        return await self._read(ask)
+
+    async def waits_of(self, run_id: str) -> list[Match]:
+        return [read_match(doc) for doc in await self._list("waits_of", run_id=run_id)]
+
+    async def unused_events(self, run_id: str, names: Sequence[str], since: int) -> list[Event]:
+        docs = await self._list(
+            "unused_events", run_id=run_id, names=orjson.dumps(list(names)).decode(), since=since
+        )
+        return [read_event(doc) for doc in docs]
+
+    async def is_sweepable(
+        self, runs_before: int, events_before: int, responses_before: int
+    ) -> bool:
+        row = await self._ask(
+            "is_sweepable",
+            runs_before=runs_before,
+            events_before=events_before,
+            responses_before=responses_before,
+        )
+        return row is not None and bool(row[0])
+
+    async def unsettled_events(self, limit: int) -> list[Event]:
+        return [read_event(doc) for doc in await self._list("unsettled_events", limit=limit)]
+
+    async def inbox(self, limit: int) -> list[InboxMessage]:
+        docs = await self._list("inbox", limit=limit)
+        return [InboxMessage(id, at, kind, data.encode()) for id, at, kind, data in docs]
+
+    async def list_runs(
+        self, statuses: Sequence[Status], function_id: str | None, limit: int
+    ) -> list[RunSummary]:
+        wanted = orjson.dumps([int(status) for status in statuses]).decode()
+        docs = await self._list("list_runs", statuses=wanted, function_id=function_id, limit=limit)
+        return [RunSummary(read_run(run), *rest) for run, *rest in docs]
+
+    async def attempts(self, run_id: str) -> list[AttemptRecord]:
+        docs = await self._list("attempts", run_id=run_id)
+        return [
+            AttemptRecord(step, attempt, began_at, ended_at, error.encode())
+            for step, attempt, began_at, ended_at, error in docs
+        ]
+
+    async def requests(self, limit: int) -> list[RequestRecord]:
+        return [RequestRecord(*doc) for doc in await self._list("requests", limit=limit)]
+
+    async def _ask(self, name: str, **values: Any) -> tuple[Any, ...] | None:
+        return await self._read(lambda connection: _one(connection, name, values))
+
+    async def _list(self, name: str, **values: Any) -> list[Any]:
+        row = await self._ask(name, **values)
+        return orjson.loads(row[0]) if row else []
+
+    async def _read(self, ask: Callable[[apsw.Connection], T]) -> T:
+        def work() -> T:
+            with translated(self._path):
+                return ask(self._connection())
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _connection(self) -> apsw.Connection:
+        connection: apsw.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = connect(self._path)
+            add_views(connection)
+            connection.execute("pragma wal_autocheckpoint = 0; pragma query_only = true")
+            self._local.connection = connection
+            self._connections.append(connection)
+        return connection
+
+    def close_readers(self) -> None:
+        """End the reading threads. Blocks until they are done."""
+        self._threads.shutdown(wait=True)
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
+
+
+_QUESTIONS: Final = named("sqlite_reads.sql")
+
+
+def _one(connection: apsw.Connection, name: str, values: dict[str, Any]) -> tuple[Any, ...] | None:
+    return connection.execute(_QUESTIONS[name], values).fetchone()

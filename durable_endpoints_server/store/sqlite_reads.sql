@@ -1,0 +1,142 @@
+-- The store's questions, by name. Each answers with ONE row, its lists as JSON: every further row
+-- would hand Python's interpreter lock back and forth once more (see sqlite_writes.sql).
+
+-- name: run
+select doc from run_doc where id = :run_id
+
+-- name: entry
+select
+    doc,
+    (select json_group_array(json(doc) order by ord) from step_doc where run_id = :run_id),
+    (select data from payloads where run_id = :run_id and part = 'request')
+from run_doc where id = :run_id
+
+-- name: ended
+select
+    run_doc.doc, status_code, error, omitted, until_delivered, method, path,
+    (select data from payloads where run_id = :run_id and part = 'response')
+from runs join run_doc using (id)
+where id = :run_id
+
+-- name: key_holder
+select id, key_scope, fingerprint from runs where idempotency_key = :key
+
+-- name: due_steps
+select json_group_array(json_array(json(run), json(step))) from (
+    select run_doc.doc as run, step_doc.doc as step
+    from step_doc join run_doc on run_doc.id = step_doc.run_id
+    where step_doc.due is not null and step_doc.due <= :now and run_doc.status in (2, 3)
+    order by step_doc.due limit :limit
+)
+
+-- name: due_deadlines
+select json_group_array(json(doc)) from (
+    select doc from run_doc
+    where id in (
+        select id from runs
+        where deadline is not null and status < 5 and deadline <= :now and status <> 1
+        order by deadline limit :limit
+    )
+)
+
+-- name: next_due
+select min(
+    coalesce((
+        select steps.due from steps join runs on runs.id = steps.run_id
+        where steps.due is not null and runs.status in (2, 3) order by steps.due limit 1
+    ), 9e18),
+    coalesce((
+        select deadline from runs
+        where deadline is not null and status < 5 and status <> 1 order by deadline limit 1
+    ), 9e18)
+)
+
+-- name: running
+select json_group_array(json_array(json(doc), steps, bytes, ord)) from (
+    select
+        doc,
+        (select count(*) from steps where run_id = run_doc.id) as steps,
+        (select coalesce(sum(length(value)), 0) + coalesce(sum(length(error)), 0)
+            from steps where run_id = run_doc.id) as bytes,
+        (select coalesce(max(ord), 0) from steps where run_id = run_doc.id) as ord
+    from run_doc where status = 1 order by id limit :limit
+)
+
+-- name: ready
+select json_group_array(json(doc)) from (
+    select doc from run_doc where status = 3 order by ready_at limit :limit
+)
+
+-- name: wait_paths
+-- The distinct paths that waits for this event compare, by hopping through the index.
+with recursive paths (path) as (
+    select min(path) from waits where event = :event
+    union all
+    select (select min(path) from waits where event = :event and path > paths.path)
+    from paths where paths.path is not null
+)
+select
+    exists (select 1 from events where id = :id),
+    (select json_group_array(path) from paths where path is not null)
+
+-- name: waits_for
+-- `keys` is a JSON object: each path that waits for this event compare, with the event's text there.
+select json_group_array(json(doc)) from (
+    select match_doc.doc
+    from json_each(:keys) as wanted
+    join match_doc
+        on match_doc.event = :event
+        and match_doc.path = wanted.key
+        and match_doc.text = wanted.value
+    where not exists (
+        select 1 from event_uses where run_id = match_doc.run_id and event_id = :id
+    )
+)
+
+-- name: waits_of
+select json_group_array(json(doc)) from match_doc where run_id = :run_id
+
+-- name: unused_events
+select json_group_array(json(doc) order by received_at, id) from event_doc
+where name in (select value from json_each(:names)) and received_at >= :since
+    and id not in (select event_id from event_uses where run_id = :run_id)
+
+-- name: unsettled_events
+select json_group_array(json(doc)) from (
+    select doc from event_doc where not settled order by received_at limit :limit
+)
+
+-- name: is_sweepable
+select
+    exists (select 1 from runs where ended_at < :runs_before)
+    or exists (select 1 from requests where at < :runs_before)
+    or exists (select 1 from events where received_at < :events_before)
+    or exists (
+        select 1 from runs
+        where until_delivered and omitted = '' and ended_at < :responses_before
+    )
+
+-- name: inbox
+select json_group_array(json_array(id, at, kind, cast(data as text))) from (
+    select * from inbox order by id limit :limit
+)
+
+-- name: list_runs
+select json_group_array(json_array(json(doc), method, path, status_code, due)) from (
+    select
+        run_doc.doc, runs.method, runs.path, runs.status_code,
+        (select min(due) from steps where run_id = runs.id and due is not null) as due
+    from runs join run_doc using (id)
+    where runs.status in (select value from json_each(:statuses))
+        and (:function_id is null or runs.function_id = :function_id)
+    order by runs.id desc limit :limit
+)
+
+-- name: attempts
+select json_group_array(json_array(step, attempt, began_at, ended_at, cast(error as text)))
+from (select * from attempts where run_id = :run_id order by rowid)
+
+-- name: requests
+select json_group_array(json_array(at, method, route, status, elapsed, run_id)) from (
+    select * from requests order by id desc limit :limit
+)

@@ -1,0 +1,230 @@
+"""Facts as rows of the `writes` view, and JSON documents of the reading views as values again.
+
+The kinds and the letters are those of `sqlite_writes.sql`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+
+from durable_endpoints.protocol.ops import Alternative, StepKind, StepRecord, StepState
+from durable_endpoints.protocol.step_ids import StepId
+from durable_endpoints_server.engine.facts import (
+    AttemptFailed,
+    Change,
+    EventReceived,
+    EventSettled,
+    EventUsed,
+    Fact,
+    InboxTaken,
+    RequestSeen,
+    ResponseDelivered,
+    RunChanged,
+    RunCreated,
+    RunEnded,
+    StepResolved,
+    StepWritten,
+    Sweep,
+    WaitOpened,
+)
+from durable_endpoints_server.engine.model import Event, Run, Status, Wait
+from durable_endpoints_server.store.base import Match
+
+WIDTH: Final = 23
+_LETTERS: Final = WIDTH - 5
+
+Cells = tuple[Any, ...]
+_Rows = tuple[tuple[int, Cells], ...]
+
+
+def rows_of(changes: Sequence[Change]) -> list[Cells]:
+    """One row per fact, in order, as wide as the view."""
+    rows: list[Cells] = []
+    for n, change in enumerate(changes):
+        fence = change.fence
+        generation, states = (None, 0) if fence is None else fence
+        for fact in change.facts:
+            for kind, cells in _ENCODERS[type(fact)](fact):
+                rows.append(
+                    (kind, n, change.run_id, generation, states, *cells, *_PADDING[len(cells)])
+                )
+    return rows
+
+
+_PADDING: Final = [(None,) * (_LETTERS - used) for used in range(_LETTERS + 1)]
+
+
+def _run_created(fact: RunCreated) -> _Rows:
+    run, new = fact
+    cells = (
+        run.function_id,
+        new.version,
+        run.owner,
+        run.lease_until,
+        run.began_at,
+        run.deadline,
+        run.omit_request_body,
+        new.retries,
+        new.method,
+        new.path,
+        new.root_path,
+        new.key,
+        new.key_scope,
+        new.fingerprint,
+        new.labels,
+        new.parent_run,
+        new.parent_step,
+        new.request,
+    )
+    return ((1, cells),)
+
+
+def _run_ended(fact: RunEnded) -> _Rows:
+    run = fact.run
+    cells = (
+        run.status,
+        run.ended_at,
+        run.reason,
+        run.steps,
+        run.memo_bytes,
+        run.last_order,
+        fact.status_code,
+        fact.omitted,
+        fact.error,
+        fact.until_delivered,
+        run.omit_request_body,
+        fact.response,
+    )
+    return ((2, cells),)
+
+
+def _run_changed(fact: RunChanged) -> _Rows:
+    run = fact.run
+    cells = (
+        run.status,
+        run.generation,
+        run.owner,
+        run.lease_until,
+        run.ready_at,
+        run.reason,
+        run.interruptions,
+        run.lone_interruptions,
+        run.steps,
+        run.memo_bytes,
+        run.last_order,
+    )
+    return ((3, cells),)
+
+
+def _step(fact: StepWritten | StepResolved) -> _Rows:
+    step = fact.step
+    cells = (
+        *step.id,
+        step.kind,
+        step.state,
+        step.attempt,
+        step.order,
+        step.value,
+        step.error,
+        step.due,
+        step.began_at,
+        step.ended_at,
+    )
+    return ((4, cells),)
+
+
+def _step_resolved(fact: StepResolved) -> _Rows:
+    return (*_step(fact), (5, (fact.step.id.hash,)))
+
+
+def _wait_opened(fact: WaitOpened) -> _Rows:
+    wanted = fact.alternative
+    path, text = wanted.pairs[0] if wanted.pairs else ("", "")
+    cells = (
+        fact.step.hash,
+        wanted.label,
+        wanted.event,
+        path,
+        text,
+        orjson.dumps(wanted.pairs),
+        wanted.expression,
+        fact.deadline,
+    )
+    return ((6, cells),)
+
+
+def _attempt(fact: AttemptFailed) -> _Rows:
+    return ((7, (str(fact.step), fact.attempt, fact.began_at, fact.ended_at, fact.error)),)
+
+
+def _event(fact: EventReceived) -> _Rows:
+    return ((8, (*fact.event, fact.settled)),)
+
+
+_ENCODERS: Final[Mapping[type[Fact], Callable[[Any], _Rows]]] = {
+    RunCreated: _run_created,
+    RunEnded: _run_ended,
+    RunChanged: _run_changed,
+    StepWritten: _step,
+    StepResolved: _step_resolved,
+    WaitOpened: _wait_opened,
+    AttemptFailed: _attempt,
+    EventReceived: _event,
+    EventUsed: lambda fact: ((9, tuple(fact)),),
+    EventSettled: lambda fact: ((10, tuple(fact)),),
+    ResponseDelivered: lambda fact: ((11, tuple(fact)),),
+    InboxTaken: lambda fact: ((12, tuple(fact)),),
+    RequestSeen: lambda fact: ((13, tuple(fact)),),
+    Sweep: lambda fact: ((14, tuple(fact)),),
+}
+
+
+def read_run(doc: Sequence[Any]) -> Run:
+    return Run(
+        id=doc[0],
+        function_id=doc[1],
+        status=Status(doc[2]),
+        generation=doc[3],
+        owner=doc[4],
+        lease_until=doc[5],
+        began_at=doc[6],
+        deadline=doc[7],
+        ready_at=doc[8],
+        ended_at=doc[9],
+        reason=doc[10],
+        interruptions=doc[11],
+        lone_interruptions=doc[12],
+        omit_request_body=bool(doc[13]),
+        steps=doc[14],
+        memo_bytes=doc[15],
+        last_order=doc[16],
+    )
+
+
+def read_step(doc: Sequence[Any]) -> StepRecord:
+    return StepRecord(
+        id=StepId(doc[0], doc[1], doc[2]),
+        kind=StepKind(doc[3]),
+        state=StepState(doc[4]),
+        attempt=doc[5],
+        order=doc[6],
+        value=None if doc[7] is None else doc[7].encode(),
+        error=None if doc[8] is None else doc[8].encode(),
+        due=doc[9],
+        began_at=doc[10],
+        ended_at=doc[11],
+    )
+
+
+def read_match(doc: Sequence[Any]) -> Match:
+    run, step = read_run(doc[0]), read_step(doc[1])
+    pairs = tuple((path, text) for path, text in orjson.loads(doc[4]))
+    alternative = Alternative(doc[2], doc[3], pairs, doc[5])
+    return Match(run, step, Wait(run.id, step.id, step.kind, alternative, doc[6]))
+
+
+def read_event(doc: Sequence[Any]) -> Event:
+    return Event(doc[0], doc[1], doc[2].encode(), doc[3], doc[4])

@@ -1,0 +1,111 @@
+"""Timers: sleeps, retries, timeouts of waits and deadlines of runs that nobody executes.
+
+A timer is a row (`steps.due`, `runs.deadline`), not an object: a million sleepers cost disk, not
+memory. This service knows one number, the earliest instant, and asks the store who is due then.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from durable_endpoints.protocol.errors import LostRunError, StorageError
+from durable_endpoints.protocol.ops import StepKind
+from durable_endpoints_server.engine.facts import RunEnded
+from durable_endpoints_server.engine.model import Run
+from durable_endpoints_server.engine.transitions import Expire, Resolve, decide
+from durable_endpoints_server.store.base import DueStep, RefusedError, Ticket
+from durable_endpoints_server.tasks import Bell
+
+if TYPE_CHECKING:
+    from durable_endpoints_server.host import Host
+
+logger = logging.getLogger("durable_endpoints")
+
+_PAGE = 500
+_AFTER_FAILURE = 1_000
+"""Milliseconds until the store is asked again after it failed."""
+
+
+class Timers:
+    """Fires what is due, in batches: all that is due together is resolved in one commit."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._next: int | None = None
+        self._bell = Bell()
+
+    def arm(self, due: int) -> None:
+        """Something will be due at `due`."""
+        if self._next is None or due < self._next:
+            self._bell.ring()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        self._bell.listen()
+        while True:
+            # Whatever is armed while the store is being asked must ring.
+            self._next = None
+            due = await self._fire_what_is_due()
+            alarm = self._host.clock.call_at(due, self._bell.ring) if due is not None else None
+            self._next = due
+            try:
+                await self._bell.wait()
+            finally:
+                if alarm is not None:
+                    alarm.cancel()
+
+    async def _fire_what_is_due(self) -> int | None:
+        """Fire, and return the next instant at which there will be something to do."""
+        try:
+            while True:
+                now = self._host.clock.elapsed()
+                expired = await self._host.store.due_deadlines(now, _PAGE)
+                await self._expire(expired)
+                due = await self._host.store.due_steps(now, _PAGE)
+                if any(step.step.kind in (StepKind.WAIT, StepKind.WAIT_ANY) for step in due):
+                    # An event received before the deadline beats the timeout.
+                    await self._host.events.catch_up()
+                    due = await self._host.store.due_steps(now, _PAGE)
+                await self._resolve(due)
+                if not expired and not due:
+                    return await self._host.store.next_due()
+        except StorageError as error:
+            logger.error("timers stand still: %s", error)
+            return self._host.clock.now() + _AFTER_FAILURE
+
+    async def _expire(self, runs: list[Run]) -> None:
+        now = self._host.clock.now()
+        written: list[tuple[Run, RunEnded, Ticket]] = []
+        for run in runs:
+            decision = decide(run, Expire(), now, self._host.policy)
+            fact = decision.change.facts[0]
+            assert isinstance(fact, RunEnded)
+            written.append((decision.run, fact, self._host.store.submit(decision.change)))
+        for run, fact, ticket in written:
+            if await _is_written(ticket):
+                self._host.announce(run, fact, None)
+
+    async def _resolve(self, due: list[DueStep]) -> None:
+        now = self._host.clock.now()
+        runs: dict[str, Run] = {}
+        written: dict[str, Ticket] = {}
+        for run, step in due:
+            try:
+                decision = decide(runs.get(run.id, run), Resolve(step), now, self._host.policy)
+            except LostRunError:
+                continue
+            runs[run.id] = decision.run
+            written[run.id] = self._host.store.submit(decision.change)
+        for run_id, ticket in written.items():
+            if await _is_written(ticket):
+                self._host.announce(runs[run_id], None, None)
+
+
+async def _is_written(ticket: Ticket) -> bool:
+    """False if somebody else changed the run first; then its timers are looked at again."""
+    try:
+        await ticket.wait()
+    except RefusedError:
+        return False
+    return True

@@ -1,0 +1,69 @@
+"""Who is told when a run ends: at once, and on whichever event loop they wait."""
+
+from __future__ import annotations
+
+import asyncio
+
+from durable_endpoints_server.clock import Clock
+from durable_endpoints_server.store.base import Ended, Store
+
+
+class Waiters:
+    """Blocks callers until a run has ended (or is parked), for a time."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._waiting: dict[str, list[asyncio.Future[Ended | None]]] = {}
+
+    async def wait(self, run_id: str, timeout: int) -> Ended | None:
+        """Return how the run stands: at its end, when it is parked, or after `timeout` ms.
+
+        None for an unknown run.
+        """
+        loop = asyncio.get_running_loop()
+        # Listen before looking, so that an end between the two is not missed.
+        future: asyncio.Future[Ended | None] = loop.create_future()
+        listeners = self._waiting.setdefault(run_id, [])
+        listeners.append(future)
+        alarm = None
+        try:
+            ended = await self._store.ended(run_id)
+            if ended is None or is_settled(ended) or timeout <= 0:
+                return ended
+            alarm = self._clock.call_at(self._clock.now() + timeout, lambda: _resolve(future, None))
+            return await future or await self._store.ended(run_id)
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+            listeners.remove(future)
+            if not listeners:
+                self._waiting.pop(run_id, None)
+
+    def tell(self, ended: Ended) -> None:
+        """The run has ended, or is parked. Its record is on disk."""
+        for future in self._waiting.get(ended.run.id, ()):
+            _resolve(future, ended)
+
+    def release_all(self) -> None:
+        """Let everybody go, with the run as it stands: this process is about to end."""
+        for futures in list(self._waiting.values()):
+            for future in futures:
+                _resolve(future, None)
+
+
+def is_settled(ended: Ended) -> bool:
+    """Whether there is nothing more to wait for."""
+    return ended.run.status.is_final or ended.run.status.label == "parked"
+
+
+def _resolve(future: asyncio.Future[Ended | None], ended: Ended | None) -> None:
+    def resolve() -> None:
+        if not future.done():
+            future.set_result(ended)
+
+    loop = future.get_loop()
+    try:
+        loop.call_soon_threadsafe(resolve)
+    except RuntimeError:
+        pass  # that loop is closed
