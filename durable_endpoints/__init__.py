@@ -1,0 +1,62 @@
+"""Durable HTTP endpoints for Starlette and FastAPI.
+
+Decorate a handler with `@endpoint`, call its work through `step`, and add the middleware: from then
+on every accepted request ends with the handler's own answer, whatever happens to the process.
+"""
+
+from durable_endpoints.endpoint import configure, endpoint
+from durable_endpoints.endpoint_app import endpoint_app
+from durable_endpoints.errors import (
+    ConfigurationError,
+    DurableEndpointsError,
+    EngineClosedError,
+    EngineError,
+    LimitError,
+    LostRunError,
+    NestedStepError,
+    NonRetriableError,
+    NotInRunError,
+    RememberedError,
+    RetryAfterError,
+    StepError,
+    StepIdError,
+    StepValueError,
+    StorageError,
+    UsageError,
+)
+from durable_endpoints.events import Event
+from durable_endpoints.hooks import Hook
+from durable_endpoints.middleware import DurableEndpointsMiddleware
+from durable_endpoints.proxy import endpoint_proxy
+from durable_endpoints.remember import remember
+from durable_endpoints.sending import send_event
+from durable_endpoints.step import step
+
+__all__ = [
+    "ConfigurationError",
+    "DurableEndpointsError",
+    "DurableEndpointsMiddleware",
+    "EngineClosedError",
+    "EngineError",
+    "Event",
+    "Hook",
+    "LimitError",
+    "LostRunError",
+    "NestedStepError",
+    "NonRetriableError",
+    "NotInRunError",
+    "RememberedError",
+    "RetryAfterError",
+    "StepError",
+    "StepIdError",
+    "StepValueError",
+    "StorageError",
+    "UsageError",
+    "configure",
+    "endpoint",
+    "endpoint_app",
+    "endpoint_proxy",
+    "remember",
+    "send_event",
+    "step",
+]

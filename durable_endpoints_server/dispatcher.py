@@ -69,6 +69,11 @@ class Dispatcher:
             (self._quarantine if quarantine else self._queue).append(run.id)
         self.nudge()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is something to start, or being executed."""
+        return bool(self._running or self._queued)
+
     def nudge(self) -> None:
         """Look again: there is something to start, or room to start it."""
         self._bell.ring()

@@ -41,6 +41,11 @@ class EventService:
         self.read_inbox: Callable[[], Awaitable[None]] | None = None
         """Set by the inbox: takes in the events that other processes left."""
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether some event is still being matched."""
+        return bool(self._unsettled)
+
     async def publish(self, new: NewEvent, received_at: int | None = None) -> str:
         """Receive an event, and return its id once it is on disk.
 
@@ -135,7 +140,7 @@ class EventService:
         """Queue the resolutions of runs that nobody executes: all matching waits of each."""
         resolved: list[tuple[Run, Ticket]] = []
         for run_id, group in groupby(found, key=lambda match: match.run.id):
-            run: Run | None = None
+            last: tuple[Run, Ticket] | None = None
             taken: set[str] = set()
             for match in group:
                 key = match.step.id.hash
@@ -146,10 +151,11 @@ class EventService:
                 taken.add(key)
                 command = Resolve(match.step, resolution(match.wait, event), event.id)
                 now = self._host.clock.now()
-                decision = decide(run or match.run, command, now, self._host.policy)
-                run, ticket = decision.run, self._host.store.submit(decision.change)
-            if run is not None:
-                resolved.append((run, ticket))
+                run = match.run if last is None else last[0]
+                decision = decide(run, command, now, self._host.policy)
+                last = decision.run, self._host.store.submit(decision.change)
+            if last is not None:
+                resolved.append(last)
         return resolved
 
     async def _offer_live(self, event: Event, found: list[Match]) -> list[LiveRun]:

@@ -103,6 +103,11 @@ class Host:
         await self.store.close()
         self._loop = None
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is being executed, or about to be, or being matched."""
+        return not (self.live or self.dispatcher.is_busy or self.events.is_busy)
+
     # Runs
 
     def register(self, new: NewRun) -> LiveRun:

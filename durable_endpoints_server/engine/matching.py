@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import orjson
 
-from durable_endpoints_server.engine.expressions import holds
+from durable_endpoints.protocol.expressions import holds
 from durable_endpoints_server.engine.model import Event, Wait
 
 

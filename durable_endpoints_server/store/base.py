@@ -145,6 +145,11 @@ class Store(Protocol):
         """Queue `change`. Cheap, and never waits; the order of submission is kept."""
         ...
 
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the last write succeeded, a few seconds ago at the most."""
+        ...
+
     async def run(self, run_id: str) -> Run | None:
         """The run as it was last written. While it is RUNNING, its usage is out of date."""
         ...

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -29,6 +30,9 @@ class WriteError(Exception):
         self.common = common
 
 
+_HEALTHY = 5.0
+"""Seconds for which a success says something about the next write."""
+
 Write = Callable[[Sequence[Change]], Collection[int]]
 """Writes changes in order, atomically, and returns the positions of those whose fence failed."""
 
@@ -43,6 +47,7 @@ class GroupCommit:
         self._writing = False
         self._kicker: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._last_success = time.monotonic()
         self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -61,6 +66,11 @@ class GroupCommit:
                 self._kicker = asyncio.get_running_loop()
                 self._kicker.call_soon(self._kick)
         return ticket
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the last batch was written, and that not long ago."""
+        return time.monotonic() - self._last_success < _HEALTHY
 
     def close(self) -> None:
         """Write what was submitted, then end the thread. Blocks until both are done."""
@@ -112,6 +122,8 @@ class GroupCommit:
             if error.common or len(positions) == 1:
                 for n in positions:
                     batch.fail(n, error.cause)
+                if error.common:
+                    self._last_success = -_HEALTHY
             else:
                 # One change is at fault, and the others must not suffer for it.
                 for n in positions:
@@ -123,9 +135,11 @@ class GroupCommit:
         except BaseException as error:
             for n in positions:
                 batch.fail(n, StorageError(f"the store failed: {error!r}"))
+            self._last_success = -_HEALTHY
         else:
             for index in refused:
                 batch.failures[positions[index]] = RefusedError()
+            self._last_success = time.monotonic()
 
     def _finish(self, batch: _Batch) -> _Batch | None:
         """Tell everybody, once per event loop, and take the next batch."""

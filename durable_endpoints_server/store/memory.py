@@ -88,6 +88,10 @@ class MemoryStore:
             _APPLY[type(fact)](self, change.run_id, fact)
         return True
 
+    @property
+    def is_healthy(self) -> bool:
+        return True
+
     def leave_message(self, at: int, kind: str, data: bytes) -> None:
         number = max(self._inbox, default=0) + 1
         self._inbox[number] = InboxMessage(number, at, kind, data)

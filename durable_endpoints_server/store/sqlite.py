@@ -52,6 +52,10 @@ class SqliteStore(SqliteReader):
     def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
         return self._commits.submit(change, lane)
 
+    @property
+    def is_healthy(self) -> bool:
+        return self._commits.is_healthy
+
     async def close(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self.close_now)
 

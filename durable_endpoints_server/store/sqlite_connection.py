@@ -72,7 +72,7 @@ def translate(error: apsw.Error, path: str) -> StorageError:
 @cache
 def text(name: str) -> str:
     """One of the SQL files beside this module."""
-    return (files(__package__) / name).read_text("utf-8")
+    return (files("durable_endpoints_server.store") / name).read_text("utf-8")
 
 
 @cache

@@ -175,13 +175,14 @@ class SqliteReader:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _connection(self) -> apsw.Connection:
-        connection: apsw.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = connect(self._path)
-            add_views(connection)
-            connection.execute("pragma wal_autocheckpoint = 0; pragma query_only = true")
-            self._local.connection = connection
-            self._connections.append(connection)
+        known: apsw.Connection | None = getattr(self._local, "connection", None)
+        if known is not None:
+            return known
+        connection = connect(self._path)
+        add_views(connection)
+        connection.execute("pragma wal_autocheckpoint = 0; pragma query_only = true")
+        self._local.connection = connection
+        self._connections.append(connection)
         return connection
 
     def close_readers(self) -> None:

@@ -37,7 +37,7 @@ class Migration(NamedTuple):
 
 def available(backend: str) -> list[Migration]:
     """All migrations of a backend, in order."""
-    folder = files(__package__) / backend
+    folder = files(__name__) / backend
     migrations = [
         Migration(int(file.name[:4]), file.name.removesuffix(".sql"), file.read_text("utf-8"))
         for file in folder.iterdir()

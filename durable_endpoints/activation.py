@@ -1,0 +1,180 @@
+"""Activation: a decorated handler was reached, and its request becomes a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio.lowlevel
+from ulid import ULID
+
+from durable_endpoints.body import RequestBody
+from durable_endpoints.door import Door
+from durable_endpoints.ending import Ending
+from durable_endpoints.engines.base import KeyHolder, Reentry, Registration, Session
+from durable_endpoints.errors import ConfigurationError, EngineError, LostRunError
+from durable_endpoints.execution import Execution, Suspended
+from durable_endpoints.hooks import RunInfo, notify
+from durable_endpoints.idempotency import BadKeyError, Claim, claim_of, conflict
+from durable_endpoints.inputs import run_input
+from durable_endpoints.options import EndpointOptions
+from durable_endpoints.protocol.messages import StoredRequest
+from durable_endpoints.protocol.ops import StepDone, StepKind
+from durable_endpoints.reply import Reply
+from durable_endpoints.requests import store_request
+
+if TYPE_CHECKING:
+    from durable_endpoints.endpoint import Endpoint
+
+
+async def activate(door: Door, endpoint: Endpoint, in_thread: bool = False) -> Execution:
+    """Begin the run of a request, or go on with the one that a re-entry belongs to.
+
+    Raises `Suspended` when there is nothing for the handler to do: the request was refused, or
+    repeats one that has a run already; `door.refusal` is what the client gets then.
+    """
+    if door.reentry is not None:
+        execution = _resume(door, door.reentry, endpoint)
+    else:
+        execution = await _begin(door, endpoint)
+    if in_thread:
+        execution.token = anyio.lowlevel.current_token()
+    if execution.hooks:
+        await notify([hook.before_run(execution.info) for hook in execution.hooks])
+    return execution
+
+
+def _resume(door: Door, reentry: Reentry, endpoint: Endpoint) -> Execution:
+    session = reentry.session
+    options = door.application.defaults.change(**endpoint.given)
+    for value in door.remembered:  # of a dependency that an earlier version did not have
+        session.record(StepDone(value.step, StepKind.REMEMBER, value.encoded))
+    return _execution(door, session, reentry.request, reentry.function_id, options, 1)
+
+
+async def _begin(door: Door, endpoint: Endpoint) -> Execution:
+    application = door.application
+    options = application.defaults.change(**endpoint.given)
+    if not isinstance(door.body, RequestBody):
+        raise ConfigurationError(
+            f"{endpoint.name} was reached by a route that the application's route table does not "
+            "show, so its request body was not recorded: mount the handler with endpoint_app()"
+        )
+    request = store_request(door.snapshot, await door.body.complete())
+    function_id = options.function_id or application.function_id(endpoint, door)
+    try:
+        engine = await application.started_engine()
+        await engine.admit()
+        claim = await claim_of(door.scope, door.snapshot, request, options)
+        if claim is not None and (holder := await engine.key_holder(claim.key)) is not None:
+            raise _repeat(door, claim, holder, options)
+        session = engine.register(_registration(door, request, function_id, options, claim))
+        for value in door.remembered:
+            session.record(StepDone(value.step, StepKind.REMEMBER, value.encoded))
+        if claim is not None or not engine.is_healthy:
+            await _acknowledge(door, session, claim, options)
+    except BadKeyError as error:
+        reply = Reply(door, "")
+        detail = str(error)
+        raise _refuse(door, lambda: reply.problem(400, "bad_idempotency_key", detail)) from None
+    except EngineError as error:
+        detail = str(error)
+        reply = Reply(door, "")
+        raise _refuse(door, lambda: reply.unavailable(detail)) from None
+    execution = _execution(door, session, request, function_id, options, len(door.remembered))
+    ending = door.ending
+    assert ending is not None
+    door.cancel_late_response = engine.call_later(options.respond_within, ending.respond_now)
+    return execution
+
+
+async def _acknowledge(
+    door: Door, session: Session, claim: Claim | None, options: EndpointOptions
+) -> None:
+    """Wait until the run is on disk. Another request with the key may have been faster."""
+    try:
+        await session.acknowledge()
+    except LostRunError:
+        holder = None if claim is None else await door.engine.key_holder(claim.key)
+        if claim is None or holder is None:
+            raise
+        raise _repeat(door, claim, holder, options) from None
+
+
+def _registration(
+    door: Door,
+    request: StoredRequest,
+    function_id: str,
+    options: EndpointOptions,
+    claim: Claim | None,
+) -> Registration:
+    return Registration(
+        run_id=str(ULID()),
+        function_id=function_id,
+        version=door.application.settings.version,
+        request=request,
+        retries=options.retries,
+        max_runtime=options.max_runtime,
+        omit_request_body=options.omit_request_body,
+        key=None if claim is None else claim.key,
+        key_scope="" if claim is None else claim.scope,
+        fingerprint="" if claim is None else claim.fingerprint,
+        elapsed=door.age(),
+    )
+
+
+def _execution(
+    door: Door,
+    session: Session,
+    request: StoredRequest,
+    function_id: str,
+    options: EndpointOptions,
+    unacknowledged: int,
+) -> Execution:
+    application = door.application
+    info = RunInfo(session.run_id, function_id, session.generation, door.reentry is not None)
+    known: dict[str, Any] = {}
+
+    def inputs() -> dict[str, Any]:
+        if not known:
+            known.update(run_input(request, door.scope.get("path_params", {})))
+        return known
+
+    execution = Execution(
+        application.engine, session, info, options, inputs, application.hooks, unacknowledged
+    )
+    door.ending = Ending(door, execution, Reply(door, session.run_id))
+    door.execution = execution
+    application.entered(door)
+    return execution
+
+
+def _repeat(door: Door, claim: Claim, holder: KeyHolder, options: EndpointOptions) -> Suspended:
+    """The key has a run: answer with that, if this is a repeat of the same request."""
+    reply = Reply(door, holder.run_id)
+    problem = conflict(claim, holder)
+    if problem is not None:
+        stranger = Reply(door, "")
+        return _refuse(door, lambda: stranger.problem(422, "idempotency_key_reused", problem))
+
+    async def join() -> None:
+        try:
+            outcome = await door.engine.outcome(holder.run_id, options.respond_within)
+        except EngineError as error:
+            await reply.unavailable(str(error))
+            return
+        if outcome is None:
+            await reply.unavailable("The run of this Idempotency-Key was just deleted.")
+        elif outcome.status in ("completed", "failed", "cancelled", "parked"):
+            await reply.outcome(outcome)
+            if outcome.until_delivered:
+                door.engine.delivered(holder.run_id)
+        else:
+            await reply.later(options)
+
+    return _refuse(door, join)
+
+
+def _refuse(door: Door, answer: Any) -> Suspended:
+    """No run begins: unwind to the middleware, which sends `answer` alone."""
+    door.refusal = answer
+    return Suspended()

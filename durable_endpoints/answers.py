@@ -1,0 +1,134 @@
+"""What the middleware and `/wait` say themselves, where it is not the handler's own response.
+
+Every such answer carries the run's id and status, and is neither cached nor sent on as a referrer,
+because its URL may hold a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+import orjson
+from starlette.responses import Response
+from starlette.types import Message, Scope, Send
+
+from durable_endpoints.calls import call_here
+from durable_endpoints.capture import RUN_ID_HEADER
+from durable_endpoints.engines.base import Outcome
+from durable_endpoints.options import RedirectUrl
+from durable_endpoints.protocol.messages import Headers, StoredResponse
+
+RUN_STATUS = "Durable-Run-Status"
+STEP_EXECUTED = "Durable-Step-Executed"
+
+_PRIVATE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+
+
+def durable_headers(run_id: str, status: str) -> dict[str, str]:
+    """The headers of every answer about a run that is not the handler's."""
+    return {"Durable-Run-Id": run_id, RUN_STATUS: status, **_PRIVATE}
+
+
+def problem(
+    status_code: int, error: str, detail: str, headers: Mapping[str, str] | None = None, **more: Any
+) -> Response:
+    """A JSON error: `error` is a stable word, `detail` says what to do."""
+    body = orjson.dumps({"error": error, "detail": detail, **more})
+    all_headers = {**_PRIVATE, **(headers or {})}
+    return Response(body, status_code, all_headers, "application/json")
+
+
+def redirect(url: str, run_id: str, status: str) -> Response:
+    """303: the client shall GET `url`, whatever its own method was (RFC 9110 §15.4.4)."""
+    return Response(status_code=303, headers={"Location": url, **durable_headers(run_id, status)})
+
+
+def token_answer(url: str, run_id: str, token: str) -> Response:
+    """What a client that asked for a token gets (as Inngest's, and the URL for convenience)."""
+    body = orjson.dumps({"run_id": run_id, "token": token, "url": url})
+    return Response(body, 200, durable_headers(run_id, "running"), "application/json")
+
+
+async def redirect_url(
+    setting: RedirectUrl | None,
+    run_id: str,
+    token: str,
+    proxy_path: str,
+    root_path: str,
+    public_url: str | None,
+) -> str:
+    """Where a client can wait for its run.
+
+    A path stays a path, so that the client resolves it against the URL by which it came, and no
+    `Host` header has a say in it. `root_path` is the prefix that a proxy took off.
+    """
+    if setting is not None and not isinstance(setting, str):
+        return str(await call_here(setting, run_id, token))
+    url = setting if setting is not None else proxy_path
+    if "://" not in url:
+        prefix = public_url if public_url is not None else root_path
+        url = url if public_url is None and _is_below(url, root_path) else prefix + url
+    parts = urlsplit(url)
+    query = urlencode({"runId": run_id, "token": token})
+    return urlunsplit(parts._replace(query=f"{parts.query}&{query}" if parts.query else query))
+
+
+def outcome_problem(outcome: Outcome) -> Response:
+    """The answer for a run that has ended, or stands, without a response of its handler's."""
+    run_id, headers = outcome.run_id, durable_headers(outcome.run_id, outcome.status)
+    if outcome.status == "cancelled":
+        return problem(409, "cancelled", "The run was cancelled.", headers, run_id=run_id)
+    if outcome.status == "parked":
+        detail = (
+            "The run took its process down repeatedly and is parked. "
+            f"`durable-endpoints runs retry {run_id}` tries it again."
+        )
+        return problem(503, "parked", detail, headers, run_id=run_id, reason=outcome.reason)
+    if outcome.omitted == "too_large":
+        detail = "The response was larger than what is kept (max_response_body)."
+        return problem(507, "response_too_large", detail, headers, run_id=run_id)
+    if outcome.omitted:
+        detail = "The response was delivered once and, as the endpoint wants it, not kept."
+        return problem(410, "response_not_kept", detail, headers, run_id=run_id)
+    if outcome.reason == "timed_out":
+        detail = "The run took longer than the endpoint's max_runtime."
+        return problem(504, "timed_out", detail, headers, run_id=run_id)
+    detail = outcome.error or "The run failed without a response."
+    return problem(500, "run_failed", detail, headers, run_id=run_id, reason=outcome.reason)
+
+
+async def send_stored(
+    response: StoredResponse, run_id: str, scope: Scope, send: Send, extra: Headers | None = None
+) -> None:
+    """Send a kept response as it was, with the run's id beside it."""
+    headers = [*response.headers, (RUN_ID_HEADER, run_id.encode()), *(extra or [])]
+    if scope["method"] != "HEAD" and not response.body and response.status not in (204, 304):
+        # The answer to a HEAD request names the length of a body that was never made.
+        headers = [pair for pair in headers if pair[0] != b"content-length" or pair[1] == b"0"]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    body = b"" if scope["method"] == "HEAD" else response.body
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def with_durable_headers(response: Response, run_id: str, status: str) -> Response:
+    """Add what every answer of ours carries to one that the user made."""
+    for name, value in durable_headers(run_id, status).items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+async def send_response(response: Response, scope: Scope, send: Send) -> None:
+    """Send one of ours; it hears nothing of the request."""
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    await response(scope, receive, send)
+
+
+def _is_below(url: str, root_path: str) -> bool:
+    return not root_path or url == root_path or url.startswith(root_path + "/")

@@ -1,0 +1,197 @@
+"""What one application's middleware knows: its settings, its engine, its routes, who is inside."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from starlette.types import ASGIApp, Scope
+
+from durable_endpoints.door import Door
+from durable_endpoints.engines.base import Engine, Reentry
+from durable_endpoints.execution import Departure
+from durable_endpoints.hooks import Hook
+from durable_endpoints.options import EndpointOptions
+from durable_endpoints.proxy import EndpointProxy
+from durable_endpoints.reentry import Pass
+from durable_endpoints.routes import RouteTable, path_in_app
+from durable_endpoints.settings import Settings
+
+if TYPE_CHECKING:
+    from durable_endpoints.endpoint import Endpoint
+
+BUILT_IN_PROXY = "/.durable/wait"
+"""Where the middleware answers itself, for an application that mounts no proxy."""
+
+
+class Application:
+    """One application with the middleware, from its first request to its last."""
+
+    def __init__(
+        self,
+        middleware: ASGIApp,
+        settings: Settings,
+        defaults: EndpointOptions,
+        hooks: Sequence[Hook],
+        engine: Engine | None,
+        entrance: ASGIApp | None,
+    ) -> None:
+        self.settings = settings
+        self.defaults = defaults
+        self.hooks = tuple(hooks)
+        self.state: Mapping[str, Any] = {}
+        """The application's lifespan state, for requests that are re-entered."""
+        self.routes: RouteTable | None = None
+        self._middleware = middleware
+        self._engine = engine
+        self._entrance = entrance
+        self._started_on: asyncio.AbstractEventLoop | None = None
+        self._root_path: str | None = None
+        self._inside: set[Door] = set()
+        self._draining = False
+
+    # The engine
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, which may not run yet."""
+        if self._engine is None:
+            from durable_endpoints.engines.embedded import embedded_engine
+
+            self._engine = embedded_engine(self.settings)
+        return self._engine
+
+    async def started_engine(self) -> Engine:
+        """The engine, running. Where no lifespan started it, the first request does."""
+        loop = asyncio.get_running_loop()
+        if self._started_on is not loop:
+            await self.engine.start()
+            if self._started_on is None and self._root_path is not None:
+                self.engine.add_executor(self._root_path, self._execute)
+            self._started_on = loop
+        return self.engine
+
+    async def start(self) -> None:
+        """Start the engine before the application starts: nothing is executed yet."""
+        self._draining = False
+        await self.engine.start()
+
+    def serve(self, state: Mapping[str, Any]) -> None:
+        """The application has started: whatever was left by an earlier process goes on."""
+        self.state = state
+        self._started_on = asyncio.get_running_loop()
+        self._root_path = self._root_path or ""
+        self.engine.add_executor(self._root_path, self._execute)
+
+    # Shutting down
+
+    def begin_drain(self) -> None:
+        """Begin nothing new; what runs may go on for a while, and is then handed over."""
+        if self._draining or self._started_on is None:
+            return
+        self._draining = True
+        self.engine.begin_drain()
+        for door in self._inside:
+            if door.execution is not None:
+                door.execution.drain()
+        grace = self.settings.drain_timeout / 1_000
+        asyncio.get_running_loop().call_later(grace, self._hand_over)
+
+    async def stop(self) -> None:
+        """Drain, wait for whoever is inside, and stop the engine."""
+        if self._started_on is None:
+            await self.engine.stop()
+            return
+        self.begin_drain()
+        patience = self.settings.drain_timeout / 1_000 + 1
+        for _ in range(round(patience / 0.01)):
+            if not self._inside:
+                break
+            await asyncio.sleep(0.01)
+        self._started_on = None
+        await self.engine.stop()
+
+    def _hand_over(self) -> None:
+        for door in list(self._inside):
+            if door.execution is not None:
+                door.execution.depart(Departure.HANDOVER)
+
+    # Requests
+
+    def see(self, scope: Scope) -> RouteTable:
+        """Learn, once, where requests come in and which routes there are."""
+        if self.routes is None:
+            app = scope.get("app")
+            if self._entrance is None:
+                inside = app is not None and _contains(app, self._middleware)
+                self._entrance = app if inside else self._middleware
+            self.routes = RouteTable(self.entrance, EndpointProxy)
+        if self._root_path is None and scope["type"] == "http":
+            self._root_path = scope.get("root_path", "")
+        return self.routes
+
+    @property
+    def entrance(self) -> ASGIApp:
+        """Where a request is sent in again."""
+        return self._entrance if self._entrance is not None else self._middleware
+
+    @property
+    def proxy_path(self) -> str:
+        """Where clients wait, below the application's root path."""
+        mounted = self.routes.proxy_path if self.routes is not None else None
+        return mounted if mounted is not None else BUILT_IN_PROXY
+
+    @property
+    def wait_paths(self) -> tuple[str, ...]:
+        """How the path of a request for `/wait` may end."""
+        return (self.proxy_path, BUILT_IN_PROXY, BUILT_IN_PROXY + "/")
+
+    def answers_wait_itself(self, scope: Scope) -> bool:
+        """Whether the request is for the built-in `/wait`. One for the mounted proxy gets the
+        slash that a mount wants, so that nobody is redirected just for that."""
+        path = path_in_app(scope["path"], scope.get("root_path", ""))
+        if path.rstrip("/") == BUILT_IN_PROXY:
+            return True
+        routes = self.see(scope)
+        if path == routes.proxy_path and routes.proxy_is_mount:
+            scope["path"] += "/"
+            if scope.get("raw_path"):
+                scope["raw_path"] += b"/"
+        return False
+
+    def function_id(self, endpoint: Endpoint, door: Door) -> str:
+        """The default id of the endpoint that a request reached."""
+        routes = self.see(door.snapshot)
+        root_path = door.snapshot.get("root_path", "")
+        return routes.function_id(endpoint.wrapper, door.scope, root_path)
+
+    def retries_of(self, function_id: str) -> int:
+        """The retries of an endpoint that a re-entry did not reach."""
+        found = self.routes.endpoint(function_id) if self.routes is not None else None
+        return self.defaults.change(**found.given).retries if found else self.defaults.retries
+
+    def entered(self, door: Door) -> None:
+        """A run is being executed."""
+        self._inside.add(door)
+        if self._draining and door.execution is not None:
+            door.execution.drain()
+
+    def left(self, door: Door) -> None:
+        """It is not any more."""
+        self._inside.discard(door)
+
+    async def _execute(self, reentry: Reentry) -> None:
+        await Pass(self, reentry).run()
+
+
+def _contains(app: Any, middleware: Any) -> bool:
+    """Whether `middleware` is one of the application's own middlewares."""
+    layer = getattr(app, "middleware_stack", None)
+    for _ in range(100):
+        if layer is None:
+            return False
+        if layer is middleware:
+            return True
+        layer = getattr(layer, "app", None)
+    return False

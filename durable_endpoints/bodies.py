@@ -1,0 +1,268 @@
+"""Trying the body of a step: remembered or run, then recorded, or retried.
+
+The work is split where a plain handler changes threads: `enter` and `succeed` or `fail` run on the
+event loop, the body in between runs wherever its caller is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+from durable_endpoints._context import current
+from durable_endpoints.calls import call
+from durable_endpoints.errors import (
+    ConfigurationError,
+    LimitError,
+    NonRetriableError,
+    RetryAfterError,
+    StepError,
+    StepIdError,
+    StepValueError,
+    UsageError,
+)
+from durable_endpoints.execution import Execution, StepScope
+from durable_endpoints.hooks import Result, StepInfo, notify
+from durable_endpoints.options import MAX_RETRIES
+from durable_endpoints.protocol import failures
+from durable_endpoints.protocol.durations import Duration, parse_duration
+from durable_endpoints.protocol.ops import (
+    StepDone,
+    StepFailed,
+    StepKind,
+    StepRecord,
+    StepRetry,
+)
+from durable_endpoints.protocol.step_ids import StepId
+from durable_endpoints.protocol.values import NotJsonError, round_trip
+
+
+class StepOptions(NamedTuple):
+    """The settings of one step. None: the endpoint's, or no limit."""
+
+    retries: int | None = None
+    timeout: float | None = None
+    """Seconds for one try."""
+
+
+def step_options(retries: int | None, timeout: Duration | None) -> StepOptions:
+    """Check the settings of one step. Raises `ConfigurationError`."""
+    if retries is not None and (
+        isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= MAX_RETRIES
+    ):
+        raise ConfigurationError(
+            f"retries={retries!r}: give a whole number from 0 to {MAX_RETRIES}; 3 means four tries"
+        )
+    seconds = None
+    if timeout is not None:
+        seconds = parse_duration(timeout) / 1_000
+        if not seconds:
+            raise ConfigurationError("timeout must be longer than nothing")
+    return StepOptions(retries, seconds)
+
+
+class Finished(NamedTuple):
+    """The step has its result."""
+
+    value: Any
+
+
+class Attempt(NamedTuple):
+    """The body shall be run."""
+
+    number: int
+    """From 1."""
+
+
+def recall(execution: Execution, step: StepId, kind: StepKind) -> StepRecord | None:
+    """What is remembered of a step that is being called. Raises `StepIdError` on a mismatch."""
+    record = execution.memo.get(step.hash)
+    if record is None:
+        return None
+    if record.kind != kind or record.id.name != step.name:
+        raise StepIdError(
+            f"step {str(step)!r} is a {kind} here, but an earlier execution of this run remembers "
+            f"{str(record.id)!r} as a {record.kind}: a step must not change its kind while runs "
+            "are under way; give the new one another name"
+        )
+    return record
+
+
+def begin(execution: Execution, step: StepId) -> None:
+    """Note that a step is in use. Raises when it cannot be begun."""
+    execution.check_open()
+    if step.name in execution.in_use:
+        raise StepIdError(
+            f"step {step.name!r} is called again while it is still running: two steps at the same "
+            f'time need names of their own, for instance f"{step.name}-{{i}}"'
+        )
+    execution.in_use.add(step.name)
+
+
+async def enter(execution: Execution, step: StepId) -> Finished | Attempt:
+    """Recall a step, or wait until its body may run.
+
+    Whoever gets an `Attempt` runs the body, reports by `succeed`, `fail` or `Execution.end_body`,
+    and in the end discards the step's name from `in_use`.
+    """
+    record = recall(execution, step, StepKind.RUN)
+    if record is not None and record.is_final:
+        return Finished(await execution.take(record))
+    begin(execution, step)
+    try:
+        number = 1
+        if record is None:
+            execution.count_step()
+        else:
+            number = record.attempt + 1
+            if record.due is not None:
+                execution.session.watch(record)
+                await execution.park(record)
+        return await _start(execution, step, number)
+    except BaseException:
+        execution.in_use.discard(step.name)
+        raise
+
+
+async def succeed(
+    execution: Execution, step: StepId, attempt: Attempt, value: Any, elapsed: int
+) -> Finished:
+    """The body returned: record that. Raises `StepValueError` if JSON cannot hold the value."""
+    execution.end_body()
+    try:
+        encoded, decoded = round_trip(value)
+    except NotJsonError as error:
+        raise StepValueError(f"the result of step {str(step)!r} cannot be kept: {error}") from None
+    execution.record(StepDone(step, StepKind.RUN, encoded, attempt.number, elapsed))
+    execution.last_step = str(step)
+    execution.check_open()
+    await _after(execution, step, attempt, Result("completed"))
+    return Finished(decoded)
+
+
+async def fail(
+    execution: Execution,
+    step: StepId,
+    attempt: Attempt,
+    error: Exception,
+    elapsed: int,
+    options: StepOptions,
+) -> Attempt:
+    """The body raised `error`: record that, and return when it may be tried again.
+
+    Raises `StepError` when it may not, and `error` itself when it is a mistake in the code.
+    """
+    execution.end_body()
+    execution.check_open()
+    number = attempt.number
+    final = is_final(error, number, _retries(execution, options))
+    await _after(execution, step, attempt, Result("failed" if final else "retrying", error))
+    if isinstance(error, UsageError | LimitError):
+        raise error
+    description = failures.describe(error)
+    encoded = description.encode()
+    execution.last_step = str(step)
+    if final:
+        execution.record(StepFailed(step, StepKind.RUN, encoded, number, elapsed))
+        raise StepError(str(step), description.name, description.message, number) from error
+    record = execution.record(
+        StepRetry(
+            step, StepKind.RUN, encoded, number, elapsed, delay_of(error, execution.engine.now())
+        )
+    )
+    await execution.park(record)
+    return await _start(execution, step, number + 1)
+
+
+def delay_of(error: BaseException, now: int) -> int | None:
+    """The wait that a failure asks for, in milliseconds; None leaves it to the back-off."""
+    return error.delay(now) if isinstance(error, RetryAfterError) else None
+
+
+def is_final(error: BaseException, attempt: int, retries: int) -> bool:
+    """Whether the `attempt`-th try, having failed with `error`, was the last one."""
+    return isinstance(error, NonRetriableError | UsageError | LimitError) or attempt > retries
+
+
+async def run_step(
+    execution: Execution,
+    step: StepId,
+    options: StepOptions,
+    body: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """A whole step, on the event loop."""
+    entered = False
+    try:
+        turn = await enter(execution, step)
+        while isinstance(turn, Attempt):
+            entered = True
+            began = time.perf_counter_ns()
+            try:
+                value = await _run_body(execution, step, options, body, args, kwargs)
+            except Exception as error:
+                elapsed = (time.perf_counter_ns() - began) // 1_000
+                turn = await fail(execution, step, turn, error, elapsed, options)
+            except BaseException:
+                execution.end_body()
+                raise
+            else:
+                elapsed = (time.perf_counter_ns() - began) // 1_000
+                turn = await succeed(execution, step, turn, value, elapsed)
+        return turn.value
+    finally:
+        if entered:
+            execution.in_use.discard(step.name)
+
+
+async def _run_body(
+    execution: Execution,
+    step: StepId,
+    options: StepOptions,
+    body: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    task = execution.enter_task()
+    scope, place = StepScope(execution, step), current.place
+    current.place = scope
+    try:
+        if options.timeout is None:
+            return await call(body, *args, **kwargs)
+        return await _within(options.timeout, step, call(body, *args, **kwargs))
+    finally:
+        current.place = place
+        scope.ended = True
+        execution.leave_task(task)
+
+
+async def _within(timeout: float, step: StepId, awaitable: Awaitable[Any]) -> Any:
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            return await awaitable
+    except TimeoutError:
+        if limit.expired():
+            raise TimeoutError(f"step {str(step)!r} took longer than {timeout:g} s") from None
+        raise
+
+
+async def _start(execution: Execution, step: StepId, number: int) -> Attempt:
+    await execution.start_body()
+    if execution.hooks:
+        info = StepInfo(str(step), number)
+        await notify([hook.before_step(execution.info, info) for hook in execution.hooks])
+    return Attempt(number)
+
+
+async def _after(execution: Execution, step: StepId, attempt: Attempt, result: Result) -> None:
+    if execution.hooks:
+        info = StepInfo(str(step), attempt.number)
+        await notify([hook.after_step(execution.info, info, result) for hook in execution.hooks])
+
+
+def _retries(execution: Execution, options: StepOptions) -> int:
+    return execution.options.retries if options.retries is None else options.retries

@@ -1,0 +1,51 @@
+"""Calling what users hand in: coroutine functions, plain functions, partials, callable objects."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import anyio.to_thread
+
+
+def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function inside any `functools.partial`s."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling `function` gives a coroutine."""
+    function = unwrap(function)
+    return inspect.iscoroutinefunction(function) or (
+        not inspect.isfunction(function)
+        and inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+    )
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """A readable name."""
+    function = unwrap(function)
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+async def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call `function` and await what it gives; a plain one runs in a worker thread.
+
+    A cancelled call does not wait for its thread, which cannot be stopped.
+    """
+    if is_async(function):
+        return await function(*args, **kwargs)
+    bound = functools.partial(function, *args, **kwargs)
+    result = await anyio.to_thread.run_sync(bound, abandon_on_cancel=True)
+    # `lambda: fetch(1)` is a plain function that gives a coroutine.
+    return await result if inspect.isawaitable(result) else result
+
+
+async def call_here(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a hook or an option that may be async; a plain one runs on the event loop."""
+    result = function(*args)
+    return await result if inspect.isawaitable(result) else result

@@ -1,0 +1,134 @@
+"""The door: one request's way through the application, and the run that it may become.
+
+The middleware makes a door for each request and leaves it in the context and in the scope. The
+decorator *activates* it when its handler is reached; from then on the door captures the response,
+and never tells the handler that the client has left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from starlette.types import Message, Receive, Scope, Send
+
+from durable_endpoints.body import RequestBody, StoredBody
+from durable_endpoints.engines.base import Engine, Reentry
+from durable_endpoints.execution import Execution
+from durable_endpoints.protocol.step_ids import StepIds
+
+if TYPE_CHECKING:
+    from durable_endpoints.application import Application
+    from durable_endpoints.ending import Ending
+    from durable_endpoints.remember import Remembered
+
+SCOPE_KEY = "durable_endpoints.door"
+"""Where the door stands in the scope: it tells nested middlewares, which share the dict, that the
+request has one. A task that was started in a request inherits the context, not the scope."""
+
+PUBLIC_SCOPE_KEY = "durable_endpoints"
+"""Where authentication code finds, in a re-entry, when the original request came:
+`{"reentry": True, "run_id": …, "started_at": epoch ms}`."""
+
+
+class Door:
+    """Between the server and the application, for one request."""
+
+    __slots__ = (
+        "_began",
+        "_receive",
+        "_send",
+        "application",
+        "body",
+        "cancel_late_response",
+        "ending",
+        "execution",
+        "is_over",
+        "on_left",
+        "reentry",
+        "refusal",
+        "remember_ids",
+        "remembered",
+        "scope",
+        "snapshot",
+        "status",
+    )
+
+    def __init__(
+        self,
+        application: Application,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        reentry: Reentry | None = None,
+    ) -> None:
+        self.application = application
+        self.scope = scope
+        """The scope that the application works on, and changes."""
+        self.snapshot: Scope = scope.copy() if isinstance(scope, dict) else dict(scope)
+        """The scope as it came: the router updates the other one in place."""
+        self.reentry = reentry
+        self.body: RequestBody | StoredBody | None = None
+        self.execution: Execution | None = None
+        self.ending: Ending | None = None
+        self.refusal: Callable[[], Awaitable[None]] | None = None
+        """What to answer instead of anything the application says, where no run was begun."""
+        self.remembered: list[Remembered] = []
+        """Values of dependencies that ran before the handler was reached."""
+        self.on_left: Callable[[], None] | None = None
+        """Called when the execution has left its run."""
+        self.remember_ids: StepIds | None = None
+        self.cancel_late_response: Callable[[], None] | None = None
+        self.status = 0
+        """The status code that was sent, for those who count."""
+        self.is_over = False
+        self._began = time.monotonic()
+        self._receive = receive
+        self._send = send
+
+    def age(self) -> int:
+        """Milliseconds since the request came."""
+        return round((time.monotonic() - self._began) * 1_000)
+
+    @property
+    def engine(self) -> Engine:
+        return self.application.engine
+
+    @property
+    def explanation(self) -> str:
+        """Why a step is not possible here, for an error message."""
+        if self.is_over:
+            return "the request is over"
+        return (
+            "this request's handler has not been reached, or is not decorated. Steps belong into a "
+            "handler with @endpoint directly above its `def`, below the route's decorator; in a "
+            "dependency, use remember()"
+        )
+
+    async def receive(self) -> Message:
+        """What the application receives."""
+        if isinstance(self.body, StoredBody):
+            return await self.body.receive()
+        if self.body is None:
+            return await self._receive()
+        if self.execution is None:
+            return await self.body.receive()
+        return await self.body.receive_in_run()
+
+    async def send(self, message: Message) -> None:
+        """What the application sends."""
+        if self.ending is not None:
+            await self.ending.capture.send(message)
+            return
+        if self.refusal is not None:
+            return
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+    async def send_out(self, message: Message) -> None:
+        """Send to the client itself."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)

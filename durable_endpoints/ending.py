@@ -1,0 +1,261 @@
+"""How one execution ends: its response kept, or its departure written, and its client answered.
+
+Whatever happens inside the application, exactly one of these is done, once:
+
+- the response is complete: it is recorded, and only then its last message is sent;
+- the execution departed: the run is suspended, released or given up, and the client is told where
+  its answer will be, or what went wrong;
+- an exception escaped the handler: it is tried again later, or the run fails with what the
+  application makes of it;
+- a re-entry never reached the handler: the pass is tried again later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from durable_endpoints.bodies import delay_of, is_final
+from durable_endpoints.capture import Capture
+from durable_endpoints.engines.base import Answer
+from durable_endpoints.errors import EngineError, LostRunError, StepError
+from durable_endpoints.execution import Departure, Execution
+from durable_endpoints.failing import error_response
+from durable_endpoints.hooks import Result, notify
+from durable_endpoints.protocol import failures
+from durable_endpoints.protocol.messages import StoredResponse
+from durable_endpoints.protocol.ops import StepKind, StepRetry
+from durable_endpoints.protocol.step_ids import HANDLER_STEP
+from durable_endpoints.reply import Reply
+
+if TYPE_CHECKING:
+    from durable_endpoints.door import Door
+
+logger = logging.getLogger("durable_endpoints")
+
+_UNWIND_GRACE = 5.0
+"""Seconds that a handler may take to unwind before its client is answered without it."""
+
+
+class CutOffError(RuntimeError):
+    """A response that had begun cannot be ended: the server shall cut the connection."""
+
+
+class Ending:
+    """The one place where an execution ends."""
+
+    def __init__(self, door: Door, execution: Execution, reply: Reply) -> None:
+        limit = door.application.settings.max_response_body
+        method = door.snapshot["method"]
+        self.capture = Capture(door.send_out, reply.run_id, method, limit, self._complete)
+        self._door = door
+        self._execution = execution
+        self._session = execution.session
+        self._reply = reply
+        self._done = asyncio.Event()
+        self._begun = False
+        if reply.is_given:
+            self.capture.is_detached = True
+        execution.on_departure = self._on_departure
+
+    # A complete response
+
+    async def _complete(self) -> bool:
+        """The application's response is complete: keep it. Whether its end may be sent."""
+        execution = self._execution
+        if execution.departure is not None or self._begun:
+            return False
+        self._begun = True
+        response = None if self.capture.too_large else self.capture.response()
+        answer = self._answer(response, self.capture.status)
+        writing = asyncio.ensure_future(self._session.complete(answer))
+        try:
+            # A cancellation from outside must not leave it unclear whether the run has ended.
+            await asyncio.shield(writing)
+        except EngineError as error:
+            self._begun = False
+            execution.break_off(error)
+            return False
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])
+            execution.close()
+            self._finish(Result("completed"))
+            raise
+        execution.close()
+        self._finish(Result("completed"))
+        return True
+
+    def _answer(self, response: StoredResponse | None, status: int) -> Answer:
+        """What is kept of a response (None: one that is too large), as the options say."""
+        options = self._execution.options
+        omitted = "" if response is not None else "too_large"
+        until_delivered = False
+        if options.omit_response_body and response is not None:
+            # A client that is being answered needs no copy; one that will ask needs it once.
+            if self.capture.is_detached:
+                until_delivered = True
+            else:
+                response, omitted = None, "not_kept"
+        return Answer(
+            status_code=status,
+            response=response,
+            omitted=omitted,
+            until_delivered=until_delivered,
+            omit_request_body=options.omit_request_body,
+        )
+
+    # A client that has waited long enough
+
+    def respond_now(self) -> None:
+        """Tell the client where its answer will be, while the execution goes on."""
+        if not self._begun and not self._reply.is_given and not self.capture.has_sent:
+            self._door.engine.spawn(self._respond_now(), "answer a client")
+
+    async def _respond_now(self) -> None:
+        try:
+            await self._session.acknowledge()
+        except EngineError:
+            return  # the execution meets the same failure, and ends with it
+        if not self._begun and not self.capture.has_sent:
+            self.capture.is_detached = True
+            await self._reply.later(self._execution.options)
+
+    # Everything else
+
+    async def conclude(self, error: BaseException | None) -> None:
+        """The application returned, or raised `error`. Raises what the server shall see."""
+        execution = self._execution
+        if self.capture.is_complete and execution.departure is None:
+            if error is not None:
+                raise error  # of a background task, say: the response is out, so it is only logged
+            return
+        if execution.departure is None:
+            if isinstance(error, Exception) or error is None:
+                await self._handler_failed(error or RuntimeError("the application did not answer"))
+                return
+            # Cancelled from outside, or the process is being ended.
+            execution.depart(Departure.HANDOVER)
+            await asyncio.shield(self._depart())
+            raise error
+        await self._depart()
+        if self.capture.has_sent:
+            raise CutOffError("the response had begun, and its run goes on without this client")
+
+    def _on_departure(self) -> None:
+        """From here on the application is not heard; if it does not end soon, not waited for."""
+        self.capture.is_muted = True
+        loop = asyncio.get_running_loop()
+        loop.call_later(_UNWIND_GRACE, self._leave_behind)
+
+    def _leave_behind(self) -> None:
+        if not self._begun:
+            logger.error(
+                "run %s (%s): the handler has not ended %g s after it was unwound: its client is "
+                "answered without it",
+                self._execution.info.run_id,
+                self._execution.info.function_id,
+                _UNWIND_GRACE,
+            )
+            self._door.engine.spawn(self._depart(), "answer a client")
+
+    async def _depart(self) -> None:
+        """Write the departure, and answer the client."""
+        if self._begun:
+            await self._done.wait()
+            return
+        self._begun = True
+        self.capture.is_muted = True
+        execution, reply = self._execution, self._reply
+        result = Result("suspended")
+        try:
+            try:
+                await self._write_departure()
+            except EngineError as error:
+                execution.error = error
+                lost = isinstance(error, LostRunError)
+                execution.departure = Departure.LOST if lost else Departure.BROKEN
+            if self.capture.has_sent:
+                return
+            if execution.departure is Departure.STOPPED:
+                result = Result("failed")
+                status = "cancelled" if execution.stop_reason == "cancelled" else "failed"
+                await reply.ended(status, execution.stop_reason)
+            elif execution.departure is Departure.BROKEN:
+                result = Result("lost", execution.error)
+                await self._session.abandon()
+                await reply.unavailable(str(execution.error), execution.last_step)
+            else:
+                if execution.departure is Departure.LOST:
+                    result = Result("lost", execution.error)
+                await reply.later(execution.options)
+        finally:
+            self._finish(result)
+
+    async def _write_departure(self) -> None:
+        departure = self._execution.departure
+        if departure is Departure.WAITING:
+            await self._session.suspend()
+        elif departure is Departure.HANDOVER:
+            await self._session.release("released")
+
+    async def _handler_failed(self, error: Exception) -> None:
+        """An exception escaped: try again as long as the endpoint's retries allow."""
+        execution = self._execution
+        record = execution.memo.get(HANDLER_STEP.hash)
+        attempt = 1 if record is None else record.attempt + 1
+        failure = failures.describe(error).encode()
+        if isinstance(error, StepError) or is_final(error, attempt, execution.options.retries):
+            await self._fail_for_good(error, failure)
+            return
+        delay = delay_of(error, self._door.engine.now())
+        try:
+            op = StepRetry(HANDLER_STEP, StepKind.HANDLER, failure, attempt, 0, delay)
+            self._session.record(op)
+        except EngineError as engine_error:
+            execution.break_off(engine_error)
+        logger.warning(
+            "run %s (%s): %s; try %d of %d",
+            execution.info.run_id,
+            execution.info.function_id,
+            failures.describe(error),
+            attempt,
+            execution.options.retries + 1,
+        )
+        execution.depart(Departure.WAITING)
+        await self._depart()
+        if self.capture.has_sent:
+            raise error
+
+    async def _fail_for_good(self, error: Exception, failure: bytes) -> None:
+        execution = self._execution
+        response, answer = None, None
+        if not self.capture.has_sent:
+            response = await error_response(self._door.scope, error)
+            answer = self._answer(response, response.status)
+        self._begun = True
+        try:
+            await self._session.fail("exception", failure, answer)
+        except EngineError as engine_error:
+            self._begun = False
+            execution.break_off(engine_error)
+            await self._depart()
+            return
+        execution.close()
+        self.capture.is_muted = True
+        self._finish(Result("failed", error))
+        if response is not None:
+            await self._reply.stored(response)
+        raise error
+
+    def _finish(self, result: Result) -> None:
+        self._done.set()
+        door, execution = self._door, self._execution
+        if door.cancel_late_response is not None:
+            door.cancel_late_response()
+        if door.on_left is not None:
+            door.on_left()
+        door.application.left(door)
+        if execution.hooks:
+            calls = [hook.after_run(execution.info, result) for hook in execution.hooks]
+            self._door.engine.spawn(notify(calls), "after_run")

@@ -1,0 +1,221 @@
+"""`@endpoint`, the decorator that makes a handler durable, and `configure` for its options."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, overload
+
+import anyio.from_thread
+from starlette.requests import HTTPConnection
+
+from durable_endpoints._context import current
+from durable_endpoints.activation import activate
+from durable_endpoints.calls import is_async, name_of, unwrap
+from durable_endpoints.door import Door
+from durable_endpoints.errors import ConfigurationError, NotInRunError
+from durable_endpoints.execution import Execution, StepScope
+from durable_endpoints.options import (
+    AsyncResponse,
+    Checkpoint,
+    EndpointOptions,
+    IdempotencyScope,
+    RedirectUrl,
+)
+from durable_endpoints.protocol.durations import Duration
+from durable_endpoints.routes import MARK, note_decorated
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_CHANGEABLE = frozenset(
+    {
+        "retries",
+        "async_response",
+        "async_redirect_url",
+        "omit_request_body",
+        "omit_response_body",
+        "checkpoint",
+    }
+)
+
+
+class Endpoint:
+    """A decorated handler and the options that were given for it."""
+
+    def __init__(self, function: Callable[..., Any], given: dict[str, Any]) -> None:
+        self.function = function
+        self.given = given
+        self.name = name_of(function)
+        self.wrapper: Callable[..., Any] = function
+
+
+@overload
+def endpoint(handler: Callable[P, T], /) -> Callable[P, T]: ...
+@overload
+def endpoint(
+    *,
+    function_id: str | None = None,
+    retries: int | None = None,
+    async_response: AsyncResponse | None = None,
+    async_redirect_url: RedirectUrl | None = None,
+    omit_request_body: bool | None = None,
+    omit_response_body: bool | None = None,
+    checkpoint: Checkpoint | None = None,
+    respond_within: Duration | None = None,
+    max_runtime: Duration | None = None,
+    idempotency_scope: IdempotencyScope | None = None,
+) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+def endpoint(handler: Callable[..., Any] | None = None, /, **given: Any) -> Any:
+    """Make a Starlette or FastAPI handler durable.
+
+    Put it directly above the `def`, below the route's decorator. The handler keeps its signature,
+    its dependencies, its models and its place in OpenAPI; `async def` and `def` both work.
+
+    What is not given comes from the middleware, or is the default:
+
+    - `function_id`: the endpoint's name; default `"{METHOD} {route template}"`.
+    - `retries` (3): tries of a step, and of the handler itself, after the first; 0 to 20.
+    - `async_response` (`"redirect"`): what a client gets whose run goes on without it: a 303 to
+      where it can wait, a JSON `"token"`, or what `(request, run_id, token) -> Response` makes.
+    - `async_redirect_url`: that place, if it is not the mounted `endpoint_proxy()`: a path, an
+      absolute URL, or `(run_id, token) -> str`.
+    - `omit_request_body`, `omit_response_body`: do not keep the request beyond the run's end; do
+      not keep the response beyond its delivery.
+    - `checkpoint` (`"each"`): each step's result is on disk before the next body begins.
+      `"background"`: they overlap, and all of them are on disk before the answer leaves.
+    - `respond_within` (`"50s"`): a client that has waited this long is told where to wait, while
+      the same execution goes on.
+    - `max_runtime`: a run older than this, waits included, fails as timed out. No limit by default.
+    - `idempotency_scope`: `(request) -> str`, who the caller is, for `Idempotency-Key`.
+
+    Raises `ConfigurationError` for a wrong option, and for what cannot be a durable handler: a
+    generator, a class, a WebSocket handler.
+    """
+    EndpointOptions().change(**given)
+    if handler is None:
+        return functools.partial(_decorate, given=given)
+    return _decorate(handler, given)
+
+
+def configure(**changes: Any) -> None:
+    """Change options of the endpoint for this run, from inside its handler or a step.
+
+    Takes `retries`, `async_response`, `async_redirect_url`, `omit_request_body`,
+    `omit_response_body` and `checkpoint`, as `@endpoint` does. A replay calls it again, so it
+    should depend on nothing but the request and the results of steps.
+
+    Raises `ConfigurationError` for any other option, `NotInRunError` outside a run.
+    """
+    place = current.place
+    execution: Execution | None = getattr(place, "execution", None)
+    if execution is None:
+        raise NotInRunError("configure() is called outside a run")
+    fixed = changes.keys() - _CHANGEABLE
+    if fixed:
+        raise ConfigurationError(
+            f"configure() cannot change {min(fixed)!r} during a run: give it to @endpoint"
+        )
+    execution.options = execution.options.change(**changes)
+
+
+def _decorate(handler: Callable[..., Any], given: dict[str, Any]) -> Callable[..., Any]:
+    _check_handler(handler)
+    described = Endpoint(handler, given)
+    wrapper = _async_wrapper(described) if is_async(handler) else _sync_wrapper(described)
+    functools.update_wrapper(wrapper, handler)
+    inner = unwrap(handler)
+    if inner is not handler:
+        # A partial has no name of its own, and frameworks want one.
+        wrapper.__name__ = getattr(inner, "__name__", type(inner).__name__)
+        wrapper.__qualname__ = name_of(handler)
+        wrapper.__module__ = inner.__module__
+        wrapper.__doc__ = inner.__doc__
+    setattr(wrapper, MARK, described)
+    described.wrapper = wrapper
+    note_decorated(inner)
+    return wrapper
+
+
+def _check_handler(handler: Any) -> None:
+    inner = unwrap(handler)
+    if isinstance(inner, staticmethod | classmethod):
+        raise ConfigurationError(
+            f"@endpoint goes below @{type(inner).__name__}, directly above the `def`"
+        )
+    if inspect.isclass(inner):
+        raise ConfigurationError(
+            f"@endpoint on the class {inner.__name__}: decorate its methods (get, post, …) instead"
+        )
+    if not callable(inner):
+        raise ConfigurationError(f"@endpoint decorates a handler, not {inner!r}")
+    if hasattr(inner, MARK):
+        raise ConfigurationError(f"{name_of(inner)} is decorated with @endpoint twice")
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise ConfigurationError(
+            f"{name_of(inner)} is a generator: its body runs after the response has begun, when "
+            "nothing can be suspended or tried again. Do the durable work in a handler that "
+            "returns its response"
+        )
+
+
+def _async_wrapper(described: Endpoint) -> Callable[..., Any]:
+    handler = described.function
+
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        door = _door(described, args, kwargs)
+        if door is None or door.execution is not None:
+            return await handler(*args, **kwargs)  # in a test, or called by another handler
+        execution = await activate(door, described)
+        return await execution.run_handler(lambda: handler(*args, **kwargs))
+
+    return wrapper
+
+
+def _sync_wrapper(described: Endpoint) -> Callable[..., Any]:
+    handler = described.function
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        door = _door(described, args, kwargs)
+        if door is None or door.execution is not None:
+            return handler(*args, **kwargs)
+        execution = anyio.from_thread.run(activate, door, described, True)
+        return execution.run_handler_in_thread(lambda: handler(*args, **kwargs))
+
+    return wrapper
+
+
+def _door(described: Endpoint, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Door | None:
+    """The door of this request; None outside any, and inside a run: then it is a plain call."""
+    place = current.place
+    if isinstance(place, StepScope):
+        return None
+    if place is None:
+        if _is_request(args, kwargs):
+            raise ConfigurationError(
+                f"{described.name} is a durable endpoint, but the application has no "
+                "DurableEndpointsMiddleware, so nothing of it would be durable: "
+                "app.add_middleware(DurableEndpointsMiddleware)"
+            )
+        return None
+    if place.is_over:
+        raise NotInRunError(f"{described.name} is called after its request is over")
+    door: Door = place
+    return door
+
+
+def _is_request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a web framework calls, rather than a test or other code."""
+    if any(isinstance(value, HTTPConnection) for value in (*args, *kwargs.values())):
+        return True
+    frame = sys._getframe(2)
+    for _ in range(12):
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(("starlette.", "fastapi.", "anyio._backends")):
+            return True
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return False

@@ -1,0 +1,46 @@
+"""`endpoint_app`: one durable handler as an ASGI application of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+
+from durable_endpoints.calls import unwrap
+from durable_endpoints.endpoint import endpoint
+from durable_endpoints.middleware import DurableEndpointsMiddleware
+from durable_endpoints.proxy import endpoint_proxy
+from durable_endpoints.routes import MARK
+
+Handler = Callable[[Request], Response | Awaitable[Response]]
+
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+def endpoint_app(
+    handler: Handler,
+    *,
+    path: str = "/{path:path}",
+    methods: list[str] | None = None,
+    wait_path: str = "/wait",
+    **options: Any,
+) -> Starlette:
+    """Serve one handler, `(request) -> Response`, durably: middleware, route and proxy included.
+
+    It answers at `path` (everywhere, by default) for `methods` (all of them), and its clients wait
+    at `wait_path`. `options` are those of `DurableEndpointsMiddleware`. A handler that is not
+    decorated yet is decorated with the defaults.
+    """
+    durable = handler if hasattr(unwrap(handler), MARK) else endpoint(handler)
+    return Starlette(
+        routes=[
+            Mount(wait_path, endpoint_proxy()),
+            Route(path, durable, methods=methods or _METHODS),
+        ],
+        middleware=[Middleware(DurableEndpointsMiddleware, **options)],
+    )

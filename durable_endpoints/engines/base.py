@@ -1,0 +1,188 @@
+"""The seam between the SDK and an engine, wherever that engine runs.
+
+An `Engine` belongs to one middleware. A `Session` is one execution's hold on one run; its methods
+are for the event loop on which the execution runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
+from durable_endpoints.protocol.ops import NewEvent, StepOp, StepRecord
+
+
+class Registration(NamedTuple):
+    """A request that is to become a run. Times in milliseconds."""
+
+    run_id: str
+    function_id: str
+    version: str
+    request: StoredRequest
+    retries: int
+    max_runtime: int | None
+    omit_request_body: bool
+    key: str | None
+    key_scope: str
+    fingerprint: str
+    elapsed: int
+
+
+class Answer(NamedTuple):
+    """What the client got, or would have got, to be kept."""
+
+    status_code: int
+    response: StoredResponse | None
+    omitted: str
+    """Why `response` is None: `too_large`, `not_kept`; else empty."""
+    until_delivered: bool
+    omit_request_body: bool
+
+
+class KeyHolder(NamedTuple):
+    """The run that an idempotency key belongs to."""
+
+    run_id: str
+    scope: str
+    fingerprint: str
+
+
+class Outcome(NamedTuple):
+    """How a run stands for whoever waits for it."""
+
+    run_id: str
+    status: str
+    """`running`, `waiting`, `ready`, `parked`, `completed`, `failed` or `cancelled`."""
+    reason: str
+    response: StoredResponse | None
+    omitted: str
+    until_delivered: bool
+    error: str
+    """The failure in one line: class and message."""
+    method: str
+    path: str
+
+
+class SessionListener(Protocol):
+    """The execution, as its session sees it."""
+
+    def resolved(self, step: StepRecord) -> bool:
+        """An open step was resolved, or its retry is due; whether the handler will see it now."""
+        ...
+
+    def stopped(self, reason: str) -> None:
+        """The run is `cancelled`, `timed_out` or `lost`: nothing more will be written."""
+        ...
+
+
+class Session(Protocol):
+    """One execution's hold on a run. See the embedded engine's `LiveRun` for the details."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def began_at(self) -> int: ...
+    @property
+    def memo(self) -> Sequence[StepRecord]: ...
+
+    def listen(self, listener: SessionListener) -> None: ...
+    def record(self, op: StepOp) -> StepRecord: ...
+    def watch(self, step: StepRecord) -> None: ...
+    async def acknowledge(self) -> None: ...
+    async def suspend(self) -> None: ...
+    async def release(self, reason: str) -> None: ...
+    async def complete(self, answer: Answer) -> None: ...
+    async def fail(self, reason: str, error: bytes | None, answer: Answer | None) -> None: ...
+    async def abandon(self) -> None: ...
+
+
+class Reentry(NamedTuple):
+    """A run that shall be executed again, by sending its request into the application."""
+
+    session: Session
+    function_id: str
+    request: StoredRequest
+
+
+Executor = Callable[[Reentry], Awaitable[None]]
+
+
+class Engine(Protocol):
+    """Whoever keeps runs."""
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it answered in the last seconds: then a registration need not be awaited."""
+        ...
+
+    @property
+    def max_steps(self) -> int: ...
+
+    def now(self) -> int:
+        """UTC epoch milliseconds on the engine's clock."""
+        ...
+
+    def call_later(self, delay: int, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back in `delay` milliseconds of the engine's time; returns how to cancel that."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to serve on this event loop, unless it does already."""
+        ...
+
+    def begin_drain(self) -> None:
+        """Begin no execution any more, and let go of whoever waits for a run."""
+        ...
+
+    async def stop(self) -> None:
+        """Write what was recorded, and end the background tasks."""
+        ...
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run in the background, in an empty context, until `stop` at the latest."""
+        ...
+
+    def add_executor(self, root_path: str, executor: Executor) -> None:
+        """An application is ready for re-entries of requests that it saw below `root_path`."""
+        ...
+
+    async def admit(self) -> None:
+        """Return when a new run may begin. Raises `EngineClosedError` while draining."""
+        ...
+
+    def register(self, registration: Registration) -> Session:
+        """Begin a run. `Session.acknowledge` says when it is on disk, and raises `LostRunError`
+        if its idempotency key was taken meanwhile."""
+        ...
+
+    async def key_holder(self, key: str) -> KeyHolder | None:
+        """The run that an idempotency key belongs to."""
+        ...
+
+    async def outcome(self, run_id: str, timeout: int) -> Outcome | None:
+        """How the run stands, at its end or after `timeout` ms. None for an unknown run."""
+        ...
+
+    def delivered(self, run_id: str) -> None:
+        """A response that was to be kept only until delivered was delivered."""
+        ...
+
+    async def send_event(self, event: NewEvent) -> str:
+        """Receive an event; returns its id once it is on disk."""
+        ...
+
+    def sign_run(self, run_id: str) -> str:
+        """The token that opens this run."""
+        ...
+
+    def verify_run(self, run_id: str, token: str) -> bool:
+        """Whether `token` opens this run."""
+        ...
+
+    def track(self, method: str, route: str, status: int, elapsed: int, run_id: str | None) -> None:
+        """Keep a line about a request; `elapsed` in microseconds."""
+        ...

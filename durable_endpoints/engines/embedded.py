@@ -1,0 +1,418 @@
+"""The embedded engine: the server's own services in the application's process.
+
+It is the only module of the SDK that imports the server, and it is imported itself only when the
+first application needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+from ulid import ULID
+
+from durable_endpoints.engines.base import (
+    Answer,
+    Executor,
+    KeyHolder,
+    Outcome,
+    Reentry,
+    Registration,
+    Session,
+    SessionListener,
+)
+from durable_endpoints.errors import ConfigurationError, EngineClosedError
+from durable_endpoints.protocol import failures
+from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
+from durable_endpoints.protocol.ops import NewEvent, StepRecord
+from durable_endpoints.sealing import Keyring, key_file
+from durable_endpoints.settings import Settings
+from durable_endpoints_server.clock import Clock, SystemClock
+from durable_endpoints_server.engine.facts import RequestSeen
+from durable_endpoints_server.engine.model import NewRun, Policy
+from durable_endpoints_server.engine.transitions import Complete, Fail
+from durable_endpoints_server.host import Host, HostOptions
+from durable_endpoints_server.live import LiveRun
+from durable_endpoints_server.store.base import Ended, Entry, Store
+from durable_endpoints_server.store.ownership import DispatcherRole
+from durable_endpoints_server.store.sqlite import SqliteStore
+from durable_endpoints_server.store.sqlite_inbox import leave_message
+
+_SCHEME = "sqlite:///"
+
+
+def database_path(database: str) -> Path:
+    """The file that a database setting means: `sqlite:///relative`, `sqlite:////absolute` or a
+    plain path. Raises `ConfigurationError` for any other scheme."""
+    if database.startswith(_SCHEME):
+        database = database.removeprefix(_SCHEME)
+    elif "://" in database:
+        raise ConfigurationError(
+            f"database={database!r}: this version stores in SQLite only; write "
+            '"sqlite:///path/to/endpoints.db"'
+        )
+    if not database or database == ":memory:":
+        raise ConfigurationError(
+            "a durable database needs a file; for tests there is durable_endpoints.testing"
+        )
+    return Path(database).absolute()
+
+
+class EmbeddedEngine:
+    """An `Engine` in this process. Middlewares that name the same database share one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._opening = threading.Lock()
+        self._host: Host | None = None
+        self._keyring: Keyring | None = None
+        self._executors: list[tuple[str, Executor]] = []
+        self._users = 0
+        self._close: Callable[[], None] | None = None
+
+    # Lifecycle
+
+    async def start(self) -> None:
+        if self._host is None:
+            await asyncio.get_running_loop().run_in_executor(None, self._open)
+        await self.host.attach()
+        if self._executors:
+            self.host.dispatcher.set_executor(self._execute)
+
+    def add_user(self) -> None:
+        """One more application relies on this engine until it says `stop`."""
+        self._users += 1
+
+    def begin_drain(self) -> None:
+        if self._host is not None:
+            self._host.begin_drain()
+
+    async def stop(self) -> None:
+        self._users -= 1
+        if self._users > 0 or self._host is None:
+            return
+        host, self._host = self._host, None
+        self._executors = []
+        await host.stop()
+        if self._close is not None:
+            self._close()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        return self.host.tasks.spawn(coroutine, name)
+
+    @property
+    def is_open(self) -> bool:
+        return self._host is not None
+
+    @property
+    def host(self) -> Host:
+        if self._host is None:
+            raise EngineClosedError("the engine is not running")
+        return self._host
+
+    def _open(self) -> None:
+        with self._opening:
+            if self._host is not None:
+                return
+
+            path = database_path(self._settings.database)
+            _make_folder(path.parent)
+            role = DispatcherRole(path)
+            role.acquire()
+            try:
+                self._keyring = _keyring(self._settings, path)
+                store = SqliteStore(path, self._settings.synchronous)
+            except BaseException:
+                role.release()
+                raise
+            self._host = self._new_host(store)
+
+            def close() -> None:
+                atexit.unregister(close)
+                store.close_now()
+                role.release()
+
+            self._close = close
+            atexit.register(close)
+
+    def _new_host(self, store: Store, clock: Clock | None = None) -> Host:
+        settings = self._settings
+        policy = Policy(
+            max_steps=settings.max_steps,
+            max_result=settings.max_result,
+            max_memo=settings.max_memo,
+            retry_base=settings.retry_base,
+            retry_factor=settings.retry_factor,
+            retry_cap=settings.retry_cap,
+            run_retention=settings.retention,
+            event_retention=settings.event_retention,
+        )
+        owner = f"{socket.gethostname()}:{os.getpid()}:{ULID()}"
+        options = HostOptions(owner, policy, settings.max_executions)
+        return Host(store, options, clock)
+
+    # Runs
+
+    @property
+    def is_healthy(self) -> bool:
+        return self.host.store.is_healthy
+
+    @property
+    def max_steps(self) -> int:
+        return self._settings.max_steps
+
+    def now(self) -> int:
+        return self.host.clock.now()
+
+    def call_later(self, delay: int, callback: Callable[[], None]) -> Callable[[], None]:
+        clock = self.host.clock
+        return clock.call_at(clock.now() + delay, callback).cancel
+
+    def add_executor(self, root_path: str, executor: Executor) -> None:
+        self._executors.append((root_path, executor))
+        if self._host is not None:
+            self._host.dispatcher.set_executor(self._execute)
+
+    async def admit(self) -> None:
+        if self.host.draining:
+            raise EngineClosedError("this server is shutting down")
+        if self.host.dispatcher.alone:
+            await self.host.dispatcher.admit()
+
+    def register(self, registration: Registration) -> Session:
+
+        request = registration.request
+        run_id = registration.run_id
+        new = NewRun(
+            id=run_id,
+            function_id=registration.function_id,
+            version=registration.version,
+            method=request.method,
+            path=_printable(request.path),
+            request=self.keyring.seal(run_id, "request", request.pack()),
+            root_path=_printable(request.root_path),
+            retries=registration.retries,
+            max_runtime=registration.max_runtime,
+            omit_request_body=registration.omit_request_body,
+            key=registration.key,
+            key_scope=registration.key_scope,
+            fingerprint=registration.fingerprint,
+            elapsed=registration.elapsed,
+        )
+        return EmbeddedSession(self.host.register(new), self.keyring)
+
+    async def key_holder(self, key: str) -> KeyHolder | None:
+        holder = await self.host.store.key_holder(key)
+        return None if holder is None else KeyHolder(*holder)
+
+    async def outcome(self, run_id: str, timeout: int) -> Outcome | None:
+        ended = await self.host.waiters.wait(run_id, timeout)
+        return None if ended is None else self._outcome(ended)
+
+    def delivered(self, run_id: str) -> None:
+        self.host.delivered(run_id)
+
+    async def send_event(self, event: NewEvent) -> str:
+        return await self.host.events.publish(event)
+
+    def track(self, method: str, route: str, status: int, elapsed: int, run_id: str | None) -> None:
+
+        now = self.host.clock.now()
+        self.host.track(RequestSeen(now, method, route, status, elapsed, run_id))
+
+    # Keys
+
+    @property
+    def keyring(self) -> Keyring:
+        if self._keyring is None:
+            raise EngineClosedError("the engine is not running")
+        return self._keyring
+
+    def sign_run(self, run_id: str) -> str:
+        return self.keyring.sign_run(run_id)
+
+    def verify_run(self, run_id: str, token: str) -> bool:
+        return self.keyring.verify_run(run_id, token)
+
+    def _outcome(self, ended: Ended) -> Outcome:
+        run, response = ended.run, None
+        if ended.response is not None:
+            packed = self.keyring.unseal(run.id, "response", ended.response)
+            response = StoredResponse.unpack(packed)
+        return Outcome(
+            run_id=run.id,
+            status=run.status.label,
+            reason=run.reason,
+            response=response,
+            omitted=ended.omitted,
+            until_delivered=ended.until_delivered,
+            error=str(failures.decode(ended.error)) if ended.error else "",
+            method=ended.method,
+            path=ended.path,
+        )
+
+    async def _execute(self, live: LiveRun, entry: Entry) -> None:
+        """Hand a claimed run to the application it came from."""
+        session = EmbeddedSession(live, self.keyring)
+        if entry.request is None:
+            await session.fail("request_missing", None, None)
+            return
+        try:
+            packed = self.keyring.unseal(live.id, "request", entry.request)
+        except EngineClosedError:
+            raise
+        except Exception as error:
+            await session.fail("request_sealed", failures.describe(error).encode(), None)
+            return
+        request = StoredRequest.unpack(packed)
+        executor = self._executor_for(request.root_path)
+        await executor(Reentry(session, live.run.function_id, request))
+
+    def _executor_for(self, root_path: str) -> Executor:
+        """The application that sees requests under this root path; with one application, that."""
+        for known, executor in self._executors:
+            if known == root_path:
+                return executor
+        return self._executors[0][1]
+
+
+class EmbeddedSession:
+    """A `Session` on a `LiveRun`: the same methods, and the answer is sealed on its way in."""
+
+    __slots__ = (
+        "_keyring",
+        "_live",
+        "abandon",
+        "acknowledge",
+        "record",
+        "release",
+        "suspend",
+        "watch",
+    )
+
+    def __init__(self, live: LiveRun, keyring: Keyring) -> None:
+        self._live = live
+        self._keyring = keyring
+        self.record = live.record
+        self.watch = live.watch
+        self.acknowledge = live.acknowledge
+        self.suspend = live.suspend
+        self.release = live.release
+        self.abandon = live.abandon
+
+    @property
+    def run_id(self) -> str:
+        return self._live.id
+
+    @property
+    def generation(self) -> int:
+        return self._live.run.generation
+
+    @property
+    def began_at(self) -> int:
+        return self._live.run.began_at
+
+    @property
+    def memo(self) -> Sequence[StepRecord]:
+        return self._live.memo
+
+    def listen(self, listener: SessionListener) -> None:
+        self._live.listener = listener
+
+    async def complete(self, answer: Answer) -> None:
+
+        await self._live.complete(
+            Complete(
+                answer.status_code,
+                self._sealed(answer.response),
+                answer.omitted,
+                answer.until_delivered,
+                answer.omit_request_body,
+            )
+        )
+
+    async def fail(self, reason: str, error: bytes | None, answer: Answer | None) -> None:
+
+        if answer is None:
+            await self._live.fail(Fail(reason, error))
+            return
+        await self._live.fail(
+            Fail(
+                reason,
+                error,
+                answer.status_code,
+                self._sealed(answer.response),
+                answer.until_delivered,
+                answer.omit_request_body,
+            )
+        )
+
+    def _sealed(self, response: StoredResponse | None) -> bytes | None:
+        if response is None:
+            return None
+        return self._keyring.seal(self._live.id, "response", response.pack())
+
+
+_shared: dict[Path, EmbeddedEngine] = {}
+
+
+def embedded_engine(settings: Settings) -> EmbeddedEngine:
+    """The engine of this process for the database that `settings` names."""
+    path = database_path(settings.database)
+    if path not in _shared:
+        _shared[path] = EmbeddedEngine(settings)
+    return _shared[path]
+
+
+def running_engines() -> dict[Path, EmbeddedEngine]:
+    """The engines that are open in this process, by their files."""
+    return {path: engine for path, engine in _shared.items() if engine.is_open}
+
+
+def leave_event(settings: Settings, event: NewEvent) -> None:
+    """Leave an event for the process that serves the database. Blocks until it is on disk."""
+    path = database_path(settings.database)
+    if not path.exists():
+        raise ConfigurationError(
+            f"the event has nowhere to go: there is no database at {path}. Set "
+            "DURABLE_ENDPOINTS_DATABASE to the application's"
+        )
+    message = {
+        "id": event.id,
+        "name": event.name,
+        "data": orjson.Fragment(event.data),
+        "ts": event.ts,
+    }
+    leave_message(path, SystemClock().now(), "event", orjson.dumps(message))
+
+
+def _keyring(settings: Settings, database: Path) -> Keyring:
+    """Configured keys, and where there are none, the secret of the key file."""
+    signing = [key for key in (settings.signing_key, settings.signing_key_fallback) if key]
+    sealing = [key for key in (settings.sealing_key, settings.sealing_key_fallback) if key]
+    if not signing or not sealing:
+        secret = key_file(Path(f"{database}.key"))
+        signing, sealing = signing or [secret], sealing or [secret]
+    return Keyring(signing, sealing)
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.exists():
+        return
+    try:
+        folder.mkdir(parents=True)
+        if folder.name == ".durable":
+            (folder / ".gitignore").write_text("*\n", "utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"the folder {folder} cannot be made: {error.strerror}") from error
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,382 @@
+"""One pass through a handler: its memo, its steps, and how it gives way when it must wait.
+
+A step that is remembered returns its result; a new one runs its body, records what came of it, and
+returns. What must wait *parks* on a future. When nothing runs and something is parked, the run
+cannot go on in this pass: the execution *departs*. The handler is unwound, everything it says from
+then on is discarded, and the middleware alone answers the client.
+
+Acknowledgement is lazy: a step returns as soon as its result is on its way to the disk, and the
+wait for the disk comes before the next body starts, before a departure, and before the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Any, NamedTuple
+
+from anyio.lowlevel import EventLoopToken
+
+from durable_endpoints.engines.base import Engine, Session
+from durable_endpoints.errors import EngineError, LimitError, LostRunError, NotInRunError
+from durable_endpoints.hooks import Hook, RunInfo
+from durable_endpoints.memo import PATIENCE, Memo
+from durable_endpoints.options import EndpointOptions
+from durable_endpoints.protocol.ops import StepOp, StepRecord
+from durable_endpoints.protocol.step_ids import StepId, StepIds
+
+logger = logging.getLogger("durable_endpoints")
+
+_MAIN_PATIENCE = 4
+"""Turns to wait before departing when the handler itself waits: time for a task that it has just
+created to begin its step."""
+
+
+class Departure(Enum):
+    """Why an execution gives way before its handler has ended."""
+
+    WAITING = "everything waits"
+    HANDOVER = "the server is shutting down"
+    STOPPED = "the run has ended"
+    LOST = "another execution holds the run"
+    BROKEN = "the engine failed"
+
+
+class Suspended(BaseException):
+    """Unwinds a handler. Not an error: a handler that catches it changes nothing."""
+
+
+class StepScope:
+    """Where code inside the body of a step stands."""
+
+    __slots__ = ("ended", "execution", "step")
+
+    def __init__(self, execution: Execution, step: StepId) -> None:
+        self.execution = execution
+        self.step = step
+        self.ended = False
+
+    @property
+    def engine(self) -> Engine:
+        return self.execution.engine
+
+
+class _Parked(NamedTuple):
+    future: asyncio.Future[StepRecord]
+    task: asyncio.Task[Any] | None
+    is_direct: bool
+    """Whether the handler itself waits here, rather than a task that it started."""
+    for_handover: bool
+    """Whether this is a new step that a server about to end does not start any more."""
+
+
+class Execution:
+    """One pass through a handler, on one event loop. `step.py` builds the steps on it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        session: Session,
+        info: RunInfo,
+        options: EndpointOptions,
+        inputs: Callable[[], dict[str, Any]],
+        hooks: tuple[Hook, ...] = (),
+        unacknowledged: int = 0,
+    ) -> None:
+        """`inputs` gives the run input; `unacknowledged` counts what the session has on its way to
+        the disk that must be there before a body begins."""
+        self.engine = engine
+        self.session = session
+        self.info = info
+        self.options = options
+        self.hooks = hooks
+        self.inputs = inputs
+        self.token: EventLoopToken | None = None
+        """How the threads of a plain handler reach this event loop."""
+        self.ids = StepIds()
+        self.memo = Memo(session.memo)
+        self.departure: Departure | None = None
+        self.stop_reason = ""
+        """Why the run has ended, or is lost: what the session said."""
+        self.error: EngineError | None = None
+        """What the engine failed with."""
+        self.last_step = ""
+        """The step whose body ended last, for whoever has to explain a failure after it."""
+        self.on_departure: Callable[[], None] | None = None
+        self.in_use: set[str] = set()
+        """Names of steps that were called and have not ended."""
+        self._loop = asyncio.get_running_loop()
+        self._main: asyncio.Task[Any] | None = None
+        self._in_thread = False
+        self._handler_ended = False
+        self._closed = False
+        self._draining = False
+        self._max_steps = engine.max_steps
+        self._steps = len(self.memo)
+        self._recorded = unacknowledged
+        self._acknowledged = 0
+        self._bodies: set[asyncio.Task[Any]] = set()
+        self._running = 0
+        self._parked: dict[str, _Parked] = {}
+        self._activity = 0
+        self._signals: list[Suspended] = []
+        session.listen(self)
+
+    # The handler
+
+    async def run_handler(self, handler: Callable[[], Awaitable[Any]]) -> Any:
+        """Await the handler. When it was unwound, raise `Suspended`, whatever it made of that."""
+        self._main = main = asyncio.current_task()
+        assert main is not None
+        before = main.cancelling()
+        try:
+            result = await handler()
+        except BaseException as error:
+            if self.departure is None:
+                raise
+            while main.cancelling() > before:
+                main.uncancel()
+            if not isinstance(error, Suspended | asyncio.CancelledError | BaseExceptionGroup):
+                self._report_swallowed(f"it raised {type(error).__name__} instead")
+            raise Suspended from None
+        else:
+            if self.departure is not None:
+                self._report_swallowed("it ran to its end")
+                raise Suspended
+            return result
+        finally:
+            self._end_handler()
+
+    def run_handler_in_thread(self, handler: Callable[[], Any]) -> Any:
+        """The same for a plain handler, in its worker thread."""
+        self._in_thread = True
+        try:
+            result = handler()
+        except BaseException as error:
+            if self.departure is None:
+                raise
+            if not isinstance(error, Suspended):
+                self._report_swallowed(f"it raised {type(error).__name__} instead")
+            raise Suspended from None
+        else:
+            if self.departure is not None:
+                self._report_swallowed("it ran to its end")
+                raise Suspended
+            return result
+        finally:
+            self._loop.call_soon_threadsafe(self._end_handler)
+
+    def _end_handler(self) -> None:
+        """Tasks of the handler's that still wait for a step wait in vain."""
+        self._handler_ended = True
+        tasks = {parked.task for parked in self._parked.values()}
+        if self.departure is not None:
+            tasks |= self._bodies
+        for task in tasks:
+            if task is not None and task is not self._main and not self._in_thread:
+                task.cancel()
+
+    def _report_swallowed(self, what: str) -> None:
+        logger.error(
+            "run %s (%s): the handler caught the signal that unwinds it while it waits%s: %s. The "
+            "run goes on, but what the handler did from there counts for nothing. Catch Exception "
+            "rather than BaseException or asyncio.CancelledError around steps",
+            self.info.run_id,
+            self.info.function_id,
+            self._swallower(),
+            what,
+        )
+
+    def _swallower(self) -> str:
+        """Where the signal was caught, if it can be told."""
+        for signal in self._signals:
+            trace = signal.__traceback__
+            if trace is not None:
+                code = trace.tb_frame.f_code
+                return f", in {code.co_qualname} ({code.co_filename}:{trace.tb_lineno})"
+        return ""
+
+    # Recording
+
+    def record(self, op: StepOp) -> StepRecord:
+        """Send `op` on its way to the disk."""
+        try:
+            record = self.session.record(op)
+        except LimitError:
+            raise
+        except EngineError as error:
+            raise self.break_off(error) from None
+        self._recorded += 1
+        return record
+
+    async def acknowledge(self) -> None:
+        """Return once everything recorded until now is on disk."""
+        recorded = self._recorded
+        if self._acknowledged >= recorded:
+            return
+        try:
+            await self.session.acknowledge()
+        except EngineError as error:
+            raise self.break_off(error) from None
+        self._acknowledged = max(self._acknowledged, recorded)
+
+    # Bodies
+
+    def check_open(self) -> None:
+        """Raise unless steps are possible now."""
+        if self.departure is not None:
+            if self._handler_ended and asyncio.current_task() is not self._main:
+                raise asyncio.CancelledError("the run is suspended")  # a task left behind
+            raise Suspended
+        if self._closed:
+            raise NotInRunError(
+                "this run has ended: its response was sent. Background tasks and response "
+                "iterators run after that and cannot have steps; do the work in a step before"
+            )
+
+    def count_step(self) -> None:
+        """One more step. Raises `LimitError` before its body runs, not after."""
+        if self._steps >= self._max_steps:
+            raise LimitError(f"a run may have {self._max_steps:,} steps at the most (max_steps)")
+        self._steps += 1
+
+    async def start_body(self) -> None:
+        """Return when the body of a step may begin: what came before it is on disk."""
+        self.check_open()
+        if self._acknowledged < self._recorded and (
+            self.options.checkpoint == "each" or not self._acknowledged
+        ):
+            self._running += 1
+            try:
+                await self.acknowledge()
+            finally:
+                self._running -= 1
+            self.check_open()
+        if self._draining:
+            await self._park("", for_handover=True)
+        self._running += 1
+        self._activity += 1
+
+    def end_body(self) -> None:
+        """A body has ended, in whatever way."""
+        self._running -= 1
+        self._stir()
+
+    def end_body_soon(self) -> None:
+        """The same from a thread."""
+        self._loop.call_soon_threadsafe(self.end_body)
+
+    def enter_task(self) -> asyncio.Task[Any] | None:
+        """Note that the current task runs a body, so that it can be stopped."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._bodies.add(task)
+        return task
+
+    def leave_task(self, task: asyncio.Task[Any] | None) -> None:
+        if task is not None:
+            self._bodies.discard(task)
+
+    # Parking
+
+    async def park(self, record: StepRecord) -> StepRecord:
+        """Wait until an open step is resolved, or its retry is due."""
+        self.check_open()
+        return await self._park(record.id.hash)
+
+    async def take(self, record: StepRecord) -> Any:
+        """The remembered result of a final step, when its turn has come."""
+        try:
+            return await self.memo.take(record)
+        finally:
+            self._stir()
+
+    async def _park(self, key: str, for_handover: bool = False) -> StepRecord:
+        task = asyncio.current_task()
+        future: asyncio.Future[StepRecord] = self._loop.create_future()
+        is_direct = self._in_thread or task is self._main
+        key = key or f"handover {id(future)}"
+        self._parked[key] = _Parked(future, task, is_direct, for_handover)
+        self._activity += 1
+        self._settle(_MAIN_PATIENCE if task is self._main else PATIENCE)
+        try:
+            return await future
+        finally:
+            del self._parked[key]
+
+    def _stir(self) -> None:
+        """Something went on: whoever is parked may not be all there is."""
+        if self._parked:
+            self._activity += 1
+            self._settle(PATIENCE)
+
+    def _settle(self, turns: int) -> None:
+        self._loop.call_soon(self._check, self._activity, turns)
+
+    def _check(self, activity: int, turns: int) -> None:
+        """Depart once nothing has happened for some turns, nothing runs, and something waits."""
+        if activity != self._activity or self._running or self._handler_ended:
+            return
+        if turns or self.memo.is_handing_out:
+            self._loop.call_soon(self._check, activity, max(turns - 1, 0))
+            return
+        waiting = [parked for parked in self._parked.values() if not parked.future.done()]
+        if waiting:
+            handover = any(parked.for_handover for parked in waiting)
+            self.depart(Departure.HANDOVER if handover else Departure.WAITING)
+
+    # Departing
+
+    def depart(self, departure: Departure) -> None:
+        """Unwind the handler. From here on nothing that it says or does counts.
+
+        Where the handler itself waits, the wait raises; where it waits for tasks of its own
+        (gather, a task group), only a cancellation unwinds those properly.
+        """
+        if self.departure is not None or self._closed:
+            return
+        self.departure = departure
+        if self.on_departure is not None:
+            self.on_departure()
+        if self._handler_ended:
+            return
+        direct = [p for p in self._parked.values() if p.is_direct and not p.future.done()]
+        for parked in direct:
+            signal = Suspended()
+            self._signals.append(signal)
+            parked.future.set_exception(signal)
+        if not direct and self._main is not None and self._main is not asyncio.current_task():
+            self._main.cancel()
+
+    def break_off(self, error: EngineError) -> Suspended:
+        """The engine failed: unwind, and let the middleware say so. Returns what to raise."""
+        self.error = error
+        self.depart(Departure.LOST if isinstance(error, LostRunError) else Departure.BROKEN)
+        return Suspended()
+
+    def drain(self) -> None:
+        """The server is about to end: start no new body, and depart when those running are done."""
+        self._draining = True
+
+    def close(self) -> None:
+        """The response is on disk: no step is possible any more."""
+        self._closed = True
+
+    # What the session says
+
+    def resolved(self, step: StepRecord) -> bool:
+        if self.departure is not None or self._closed:
+            return False
+        parked = self._parked.get(step.id.hash)
+        if parked is None:
+            self.memo.update(step)
+        elif not parked.future.done():
+            parked.future.set_result(step)
+        self._stir()
+        return True
+
+    def stopped(self, reason: str) -> None:
+        self.stop_reason = reason
+        self.depart(Departure.LOST if reason == "lost" else Departure.STOPPED)

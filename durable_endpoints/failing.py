@@ -1,0 +1,44 @@
+"""What the application itself would answer to an exception that nobody handled."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.types import Message, Receive, Scope, Send
+
+from durable_endpoints.protocol.messages import Headers, StoredResponse
+
+
+async def error_response(scope: Scope, error: Exception) -> StoredResponse:
+    """The response of the application's handler for 500 or `Exception`, or the plain one.
+
+    Never the debug page, even in debug mode: it shows source code and variables, and this response
+    is kept.
+    """
+
+    async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        raise error
+
+    handlers: dict[Any, Any] = getattr(scope.get("app"), "exception_handlers", {})
+    handler = handlers.get(500) or handlers.get(Exception)
+    messages: list[Message] = []
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    try:
+        await ServerErrorMiddleware(fail, handler=handler, debug=False)(scope, receive, send)
+    except Exception as raised:
+        if raised is not error:
+            raise
+    start = messages[0]
+    headers: Headers = [(bytes(k), bytes(v)) for k, v in start.get("headers", [])]
+    return StoredResponse(
+        start["status"], headers, b"".join(message.get("body", b"") for message in messages[1:])
+    )

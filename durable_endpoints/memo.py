@@ -1,0 +1,119 @@
+"""The memo of a run: remembered results, handed out in the order in which they once came.
+
+A replay must look to the handler like the first execution. Code that races two steps took the
+branch of the one that ended first, so remembered results resolve in their recorded order of
+completion, and when several are awaited at once, one per turn of the event loop, so that whoever
+waits for the first runs on before the second is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import heapq
+from collections.abc import Iterable
+from typing import Any
+
+from durable_endpoints.errors import RememberedError, StepError
+from durable_endpoints.protocol import failures
+from durable_endpoints.protocol.ops import StepRecord, StepState
+from durable_endpoints.protocol.values import decode
+
+PATIENCE = 32
+"""Turns of the event loop to wait for somebody to ask for a result that came earlier. Two turns
+pass for each level of `gather` or task group before the code inside it runs."""
+
+
+class Memo:
+    """What is remembered of a run's steps at the start of an execution, and since."""
+
+    def __init__(self, records: Iterable[StepRecord]) -> None:
+        self._records = {record.id.hash: record for record in records}
+        final = sorted(
+            (record for record in self._records.values() if record.is_final),
+            key=lambda record: record.order,
+        )
+        self._sequence = [record.id.hash for record in final]
+        self._place = {key: place for place, key in enumerate(self._sequence)}
+        self._taken: set[int] = set()
+        self._next = 0
+        self._asked: list[tuple[int, asyncio.Future[None]]] = []
+        self._turn = 0
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, key: str) -> StepRecord | None:
+        """What is remembered of the step with this id."""
+        return self._records.get(key)
+
+    def update(self, record: StepRecord) -> None:
+        """A step was resolved before the handler asked for it."""
+        key = record.id.hash
+        self._records[key] = record
+        if record.is_final and key not in self._place:
+            self._place[key] = len(self._sequence)
+            self._sequence.append(key)
+
+    @property
+    def is_handing_out(self) -> bool:
+        """Whether somebody waits for a remembered result."""
+        return bool(self._asked)
+
+    async def take(self, record: StepRecord) -> Any:
+        """Return the remembered result of a final step, or raise its error, when it is its turn."""
+        place = self._place[record.id.hash]
+        if place > self._next:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._asked, (place, future))
+            self._schedule(PATIENCE)
+            await future
+        self._mark(place)
+        if record.state is StepState.FAILED:
+            raise rebuild(record)
+        return decode(record.value or b"null")
+
+    def _mark(self, place: int) -> None:
+        self._taken.add(place)
+        while self._next in self._taken:
+            self._taken.discard(self._next)
+            self._next += 1
+        if self._asked:
+            self._schedule(PATIENCE)
+
+    def _schedule(self, turns: int) -> None:
+        """Resolve the earliest awaited result: next turn if it is the next of all, else once
+        nobody has asked for an earlier one for some turns."""
+        self._turn += 1
+        asyncio.get_running_loop().call_soon(self._resolve, self._turn, turns)
+
+    def _resolve(self, turn: int, turns: int) -> None:
+        while self._asked and self._asked[0][1].done():
+            heapq.heappop(self._asked)  # its waiter was cancelled
+        if turn != self._turn or not self._asked:
+            return
+        if self._asked[0][0] > self._next and turns:
+            asyncio.get_running_loop().call_soon(self._resolve, turn, turns - 1)
+            return
+        heapq.heappop(self._asked)[1].set_result(None)
+
+
+def rebuild(record: StepRecord) -> StepError:
+    """The error of a remembered failure, with its cause as far as it can be built again."""
+    failure = failures.decode(record.error or b"{}")
+    error = StepError(str(record.id), failure.name, failure.message, record.attempt)
+    error.__cause__ = _exception(failure)
+    return error
+
+
+def _exception(failure: failures.Failure) -> Exception:
+    kind = getattr(builtins, failure.name, None)
+    exception: Exception = RememberedError(failure.name, failure.message)
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        try:
+            exception = kind(failure.message)
+        except Exception:
+            pass  # a built-in that needs more than a message, UnicodeDecodeError for instance
+    if failure.cause is not None:
+        exception.__cause__ = _exception(failure.cause)
+    return exception

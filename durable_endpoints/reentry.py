@@ -1,0 +1,120 @@
+"""Re-entry: the original request goes into the application once more, with nobody waiting.
+
+It goes in where requests come in, so that middlewares, dependencies and exception handlers do what
+they always do. It is marked by an object in the scope: no header from the network can be that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from starlette.types import Message
+
+from durable_endpoints.body import StoredBody
+from durable_endpoints.door import PUBLIC_SCOPE_KEY
+from durable_endpoints.engines.base import Reentry
+from durable_endpoints.errors import EngineError
+from durable_endpoints.protocol import failures
+from durable_endpoints.protocol.ops import StepKind, StepRetry
+from durable_endpoints.protocol.step_ids import HANDLER_STEP
+from durable_endpoints.requests import scope_of
+
+if TYPE_CHECKING:
+    from durable_endpoints.application import Application
+
+logger = logging.getLogger("durable_endpoints")
+
+REENTRY_KEY = "durable_endpoints.reentry"
+
+
+class Pass:
+    """One re-entry."""
+
+    def __init__(self, application: Application, reentry: Reentry) -> None:
+        self.reentry = reentry
+        self.body = StoredBody(reentry.request.body)
+        self.was_reached = False
+        """Whether the handler's own code was entered."""
+        self._application = application
+        self._status: int | None = None
+        self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """Send the request in, and return when this execution has left its run.
+
+        The application may go on after that, with background tasks for instance.
+        """
+        session = self.reentry.session
+        name = f"run {session.run_id} ({self.reentry.function_id})"
+        app = self._application.engine.spawn(self._enter(), name)
+        app.add_done_callback(lambda _: self.leave())
+        try:
+            await self._left
+        except asyncio.CancelledError:
+            app.cancel()
+            await asyncio.wait([app])
+            raise
+        if not self.was_reached:
+            await self._refused(app)
+
+    def leave(self) -> None:
+        """The execution has left its run."""
+        if not self._left.done():
+            self._left.set_result(None)
+
+    async def send(self, message: Message) -> None:
+        """Nobody listens; the status is noted for the case that the handler is not reached."""
+        if message["type"] == "http.response.start" and self._status is None:
+            self._status = message["status"]
+
+    async def _enter(self) -> None:
+        session = self.reentry.session
+        scope = scope_of(self.reentry.request, self._application.state)
+        scope[REENTRY_KEY] = self
+        scope[PUBLIC_SCOPE_KEY] = {
+            "reentry": True,
+            "run_id": session.run_id,
+            "started_at": session.began_at,
+        }
+        await self._application.entrance(scope, self.body.receive, self.send)
+
+    async def _refused(self, app: asyncio.Task[None]) -> None:
+        """Something before the handler answered: an expired login, a route that is gone.
+
+        That is never the run's result. The pass is tried again like a failed handler, and if it
+        stays so, the run fails with that reason.
+        """
+        if app.cancelled():
+            what = "it was cancelled"
+        elif (error := app.exception()) is not None:
+            what = f"it raised {failures.describe(error)}"
+        else:
+            what = f"the application answered {self._status}"
+        session = self.reentry.session
+        known = [step for step in session.memo if step.id == HANDLER_STEP]
+        attempt = known[0].attempt + 1 if known else 1
+        retries = self._application.retries_of(self.reentry.function_id)
+        failure = failures.Failure(
+            "ReentryRefused",
+            f"the re-entry was refused before the handler was reached: {what}. Authentication that "
+            'expires can remember() its result, or go by scope["durable_endpoints"]["started_at"]',
+        )
+        logger.warning(
+            "run %s (%s): %s; try %d of %d",
+            session.run_id,
+            self.reentry.function_id,
+            failure.message,
+            attempt,
+            retries + 1,
+        )
+        try:
+            if attempt > retries:
+                await session.fail("refused_before_handler", failure.encode(), None)
+            else:
+                session.record(StepRetry(HANDLER_STEP, StepKind.HANDLER, failure.encode(), attempt))
+                await session.suspend()
+        except EngineError as engine_error:
+            logger.error("run %s: %s", session.run_id, engine_error)
+            await session.abandon()

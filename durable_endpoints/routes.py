@@ -1,0 +1,209 @@
+"""The application's routes, walked once: which requests may become runs, and under which id.
+
+A function id is `"{METHOD} {route template}"` with the whole template, mounts and included routers
+too, so that one endpoint on two routes has two ids and a tenant's name in the path is not part of
+any.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+from starlette.routing import BaseRoute, Host, Mount, compile_path
+from starlette.types import ASGIApp, Scope
+
+from durable_endpoints.calls import unwrap
+
+logger = logging.getLogger("durable_endpoints")
+
+MARK = "__durable_endpoint__"
+"""The attribute by which a decorated handler is known. Its value is the undecorated one."""
+
+_METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "query")
+
+
+class _Found(NamedTuple):
+    template: str
+    pattern: re.Pattern[str]
+    endpoint: Any
+    is_mount: bool = False
+
+
+class RouteTable:
+    """What one application's routes say about durable endpoints."""
+
+    def __init__(self, app: ASGIApp, proxy_type: type) -> None:
+        self._app = app
+        self._proxy_type = proxy_type
+        self._size = -1
+        self._durable: list[_Found] = []
+        self._by_wrapper: dict[int, list[_Found]] = {}
+        self.proxy_path: str | None = None
+        """Where `endpoint_proxy()` is mounted, below the application's root path."""
+        self.proxy_is_mount = False
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Walk the routes again if there are more than last time."""
+        size = len(_routes_of(self._app))
+        if size == self._size:
+            return
+        self._size = size
+        self._durable = []
+        self._by_wrapper = {}
+        self.proxy_path = None
+        for found in _walk(_routes_of(self._app), "", ""):
+            if isinstance(_innermost(found.endpoint), self._proxy_type):
+                if self.proxy_path is None and "{" not in found.template:
+                    self.proxy_path = found.template.rstrip("/")
+                    self.proxy_is_mount = found.is_mount
+            elif wrappers := _wrappers_in(found.endpoint):
+                self._durable.append(found)
+                for wrapper in wrappers:
+                    self._by_wrapper.setdefault(id(wrapper), []).append(found)
+
+    def may_be_durable(self, scope: Scope) -> bool:
+        """Whether the request's path belongs to a decorated handler."""
+        if not self._durable:
+            return False
+        path = path_in_app(scope["path"], scope.get("root_path", ""))
+        return any(found.pattern.match(path) for found in self._durable)
+
+    def function_id(self, wrapper: Any, scope: Scope, root_path: str) -> str:
+        """The id of the decorated handler `wrapper`, reached by the routed request `scope`.
+
+        `root_path` is the application's own, from before routing.
+        """
+        method: str = scope["method"]
+        candidates = self._by_wrapper.get(id(wrapper), [])
+        if len(candidates) > 1:
+            path = path_in_app(scope["path"], root_path)
+            candidates = [found for found in candidates if found.pattern.match(path)]
+        if candidates:
+            return f"{method} {candidates[0].template}"
+        # A route that the walk cannot see, inside an opaque ASGI application for instance.
+        template = getattr(scope.get("route"), "path_format", None)
+        if template is None:
+            return f"{method} {scope['path']}"
+        return f"{method} {scope.get('root_path', '')[len(root_path) :]}{template}"
+
+    def endpoint(self, function_id: str) -> Any:
+        """What `@endpoint` noted of the handler with this default id; None if there is none."""
+        for found in self._durable:
+            for wrapper in _wrappers_in(found.endpoint):
+                described = getattr(wrapper, MARK)
+                if function_id.endswith(f" {found.template}") or (
+                    described.given.get("function_id") == function_id
+                ):
+                    return described
+        return None
+
+    def warn_about_swapped_decorators(self) -> None:
+        """Name handlers that were decorated, but whose undecorated self is on the route."""
+        for found in _walk(_routes_of(self._app), "", ""):
+            for handler in _handlers(found.endpoint):
+                function = unwrap(handler)
+                if function in _decorated:
+                    logger.warning(
+                        "%s (%s:%d) is decorated with @endpoint, but its route has the undecorated "
+                        "function, so nothing of it is durable: put @endpoint directly above the "
+                        "`def`, below the route's decorator",
+                        function.__qualname__,
+                        function.__code__.co_filename,
+                        function.__code__.co_firstlineno,
+                    )
+
+
+_decorated: WeakSet[Any] = WeakSet()
+
+
+def note_decorated(function: Any) -> None:
+    """Note that `function` was decorated, for the check on swapped decorators."""
+    _decorated.add(unwrap(function))
+
+
+def _routes_of(app: Any) -> list[BaseRoute]:
+    """The routes of an application, looking through middlewares around it (`.app`)."""
+    for _ in range(50):
+        routes = getattr(app, "routes", None)
+        if isinstance(routes, list):
+            return routes
+        app = getattr(app, "app", None)
+        if app is None:
+            break
+    return []
+
+
+def _walk(routes: Iterable[Any], template: str, pattern: str) -> Iterator[_Found]:
+    """Every route below, with its whole path template and the pattern of its whole path."""
+    for route, plain in _flatten(routes):
+        path = getattr(route, "path", None)
+        if isinstance(plain, Host):
+            yield from _walk(_routes_of(plain.app), template, pattern)
+        elif isinstance(plain, Mount) and path is not None:
+            path = path.rstrip("/")
+            inner, below = _routes_of(plain.app), (template + path, pattern + _regex(path))
+            yield from _walk(inner, *below)
+            if not inner:
+                yield _Found(below[0], re.compile(below[1] + "(?:/.*)?$"), plain.app, True)
+        elif path is not None and getattr(route, "endpoint", None) is not None:
+            full = template + compile_path(path)[1]
+            yield _Found(full, re.compile(pattern + _regex(path) + "$"), route.endpoint)
+
+
+def _flatten(routes: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Each route as it stands in its place, and as it was made.
+
+    FastAPI includes routers lazily, and has a function that lays them out.
+    """
+    try:
+        from fastapi.routing import iter_route_contexts
+    except ImportError:
+        for route in routes:
+            yield route, route
+    else:
+        for context in iter_route_contexts(list(routes)):
+            yield context, context.original_route
+
+
+def _regex(path: str) -> str:
+    """The pattern of a path template, without anchors and group names, so that it composes."""
+    pattern = compile_path(path)[0].pattern.removeprefix("^").removesuffix("$")
+    return re.sub(r"\(\?P<\w+>", "(?:", pattern)
+
+
+def path_in_app(path: str, root_path: str) -> str:
+    """The part of a request's path that the application routes by."""
+    if root_path and path.startswith(root_path):
+        rest = path[len(root_path) :]
+        if not rest or rest.startswith("/"):
+            return rest
+    return path
+
+
+def _innermost(app: Any) -> Any:
+    """The application inside any middlewares of a route."""
+    for _ in range(50):
+        inner = getattr(app, "app", None)
+        if inner is None:
+            return app
+        app = inner
+    return app
+
+
+def _handlers(endpoint: Any) -> list[Any]:
+    """The functions of a route's endpoint: itself, or the methods of a class."""
+    if isinstance(endpoint, type):
+        return [getattr(endpoint, name) for name in _METHODS if hasattr(endpoint, name)]
+    return [endpoint] if hasattr(unwrap(endpoint), "__code__") else []
+
+
+def _wrappers_in(endpoint: Any) -> list[Any]:
+    """The decorated functions among a route's handlers."""
+    functions = [unwrap(handler) for handler in _handlers(endpoint)]
+    functions = [getattr(function, "__func__", function) for function in functions]
+    return [function for function in functions if hasattr(function, MARK)]

@@ -1,0 +1,196 @@
+"""Settings of the SDK: keyword arguments of the middleware, else the environment, else defaults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict
+
+from durable_endpoints.errors import ConfigurationError
+from durable_endpoints.protocol.durations import Duration, parse_duration
+
+PREFIX = "DURABLE_ENDPOINTS_"
+
+
+class SettingsArguments(TypedDict, total=False):
+    """The settings as keyword arguments: durations as people write them. See `Settings`."""
+
+    database: str
+    server_url: str
+    signing_key: str
+    signing_key_fallback: str
+    sealing_key: str
+    sealing_key_fallback: str
+    public_url: str
+    synchronous: Literal["full", "normal"]
+    retry_base: Duration
+    retry_factor: float
+    retry_cap: Duration
+    max_steps: int
+    max_result: int
+    max_memo: int
+    max_request_body: int
+    max_response_body: int
+    max_executions: int
+    retention: Duration
+    event_retention: Duration
+    drain_timeout: Duration
+    cors_origins: Sequence[str]
+    track_all_endpoints: bool
+    version: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that is set once per application. Durations in milliseconds, sizes in bytes."""
+
+    database: str = "sqlite:///.durable/endpoints.db"
+    server_url: str | None = None
+    signing_key: str | None = None
+    signing_key_fallback: str | None = None
+    sealing_key: str | None = None
+    sealing_key_fallback: str | None = None
+    public_url: str | None = None
+    """How clients reach the application, where a proxy changes that: scheme, host and prefix."""
+    synchronous: Literal["full", "normal"] = "full"
+    retry_base: int = 1_000
+    retry_factor: float = 2.0
+    retry_cap: int = 600_000
+    max_steps: int = 10_000
+    max_result: int = 4 * 1024 * 1024
+    max_memo: int = 32 * 1024 * 1024
+    max_request_body: int = 4 * 1024 * 1024
+    max_response_body: int = 64 * 1024 * 1024
+    max_executions: int = 100
+    """Runs that are re-entered at once."""
+    retention: int = 7 * 86_400_000
+    """How long a run is kept after its end, and with it its token and its Idempotency-Key."""
+    event_retention: int = 86_400_000
+    drain_timeout: int = 10_000
+    """How long a shutdown waits for step bodies that are running."""
+    cors_origins: tuple[str, ...] = ("*",)
+    """Origins that may read `/wait`."""
+    track_all_endpoints: bool = False
+    """Keep a line (method, route, status, duration) about every HTTP request."""
+    version: str = ""
+    """The application's version, kept with each run."""
+
+    @classmethod
+    def load(cls, given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
+        """Check what was `given` by keyword, and fill the rest from the environment.
+
+        Raises `ConfigurationError` that names the keyword or the variable.
+        """
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if given.get(field.name) is not None:
+                values[field.name] = _parse(field.name, field.name, given[field.name])
+                continue
+            for variable in (PREFIX + field.name.upper(), *_SECOND_CHOICE.get(field.name, ())):
+                if environ.get(variable, "").strip():
+                    values[field.name] = _parse(field.name, variable, environ[variable].strip())
+                    break
+        settings = cls(**values)
+        if settings.server_url is None and "://" in environ.get("INNGEST_DEV", ""):
+            settings = cls(**values, server_url=environ["INNGEST_DEV"])
+        if settings.server_url is not None:
+            raise ConfigurationError(
+                f"a server is configured ({settings.server_url}), but this version has the "
+                "embedded engine only: unset DURABLE_ENDPOINTS_SERVER_URL, INNGEST_BASE_URL, "
+                "INNGEST_DEV"
+            )
+        return settings
+
+
+_SECOND_CHOICE: dict[str, tuple[str, ...]] = {
+    "server_url": ("INNGEST_BASE_URL", "INNGEST_API_BASE_URL"),
+    "signing_key": ("INNGEST_SIGNING_KEY",),
+    "signing_key_fallback": ("INNGEST_SIGNING_KEY_FALLBACK",),
+}
+
+
+def _parse(name: str, source: str, value: Any) -> Any:
+    try:
+        return _PARSERS[name](value)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{source}={value!r}: {error}") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("give a string")
+    return value
+
+
+def _key(value: Any) -> str:
+    if len(_text(value)) < 16:
+        raise ValueError("a key needs at least 16 characters; try `openssl rand -hex 32`")
+    return str(value)
+
+
+def _url(value: Any) -> str:
+    if not _text(value).startswith(("http://", "https://")):
+        raise ValueError("give a URL that begins with http:// or https://")
+    return str(value).rstrip("/")
+
+
+def _whole(value: Any) -> int:
+    number = int(value)
+    if isinstance(value, bool) or number < 1:
+        raise ValueError("give a whole number of at least 1")
+    return number
+
+
+def _factor(value: Any) -> float:
+    number = float(value)
+    if not 1 <= number <= 100:
+        raise ValueError("give a number from 1 to 100")
+    return number
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise ValueError("give true or false")
+    return text in ("1", "true", "yes", "on")
+
+
+def _synchronous(value: Any) -> str:
+    if value not in ("full", "normal"):
+        raise ValueError('give "full" or "normal"')
+    return str(value)
+
+
+def _origins(value: Any) -> tuple[str, ...]:
+    origins = value.split(",") if isinstance(value, str) else value
+    return tuple(_text(origin).strip() for origin in origins)
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "database": _text,
+    "server_url": _url,
+    "signing_key": _key,
+    "signing_key_fallback": _key,
+    "sealing_key": _key,
+    "sealing_key_fallback": _key,
+    "public_url": _url,
+    "synchronous": _synchronous,
+    "retry_base": parse_duration,
+    "retry_factor": _factor,
+    "retry_cap": parse_duration,
+    "max_steps": _whole,
+    "max_result": _whole,
+    "max_memo": _whole,
+    "max_request_body": _whole,
+    "max_response_body": _whole,
+    "max_executions": _whole,
+    "retention": parse_duration,
+    "event_retention": parse_duration,
+    "drain_timeout": parse_duration,
+    "cors_origins": _origins,
+    "track_all_endpoints": _flag,
+    "version": _text,
+}

@@ -1,0 +1,192 @@
+"""`step`: what a handler calls to have its work remembered.
+
+The methods are plain functions that return coroutines: the index of a name that is used repeatedly
+is taken when a step is *called*, so that two calls count in the order in which they are written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from datetime import datetime
+from typing import Any, ParamSpec, TypeVar, overload
+
+from durable_endpoints import opening, sending
+from durable_endpoints.annotations import check_annotation
+from durable_endpoints.bodies import StepOptions, run_step, step_options
+from durable_endpoints.calls import call
+from durable_endpoints.errors import StepError, UsageError
+from durable_endpoints.events import Event, new_event
+from durable_endpoints.execution import Execution
+from durable_endpoints.protocol import failures
+from durable_endpoints.protocol.durations import Duration, parse_duration, parse_instant
+from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
+from durable_endpoints.protocol.values import encode
+from durable_endpoints.sync_step import SyncStep
+from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
+from durable_endpoints.where import expect_event_loop, here, name_step, required
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class StepRunner:
+    """`run`, with the settings of one step."""
+
+    def __init__(self, options: StepOptions) -> None:
+        self._options = options
+
+    @overload
+    def run(
+        self, id: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def run(
+        self, id: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+    def run(
+        self, id: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Run `fn(*args, **kwargs)` once, and remember what it returns under the name `id`.
+
+        `fn` is a coroutine function, or a plain one, which runs in a worker thread. Its result is
+        a JSON value; the await gives it back as JSON decodes it, the first time as in a replay.
+        When it raises, it is tried again with exponential back-off, up to the endpoint's retries;
+        then the await raises `StepError` with the original as its cause. `NonRetriableError` ends
+        the tries at once, `RetryAfterError` says when the next one may be.
+
+        Raises `UsageError` for a name in use, a result or an annotation that is not JSON, and a
+        call outside a run or inside another step. Outside any request it just calls `fn`.
+        """
+        execution = _execution(f"step.run({id!r})")
+        if execution is None:
+            return _call_outside(id, fn, args, kwargs)
+        check_annotation(id, fn)
+        return run_step(execution, name_step(execution, id), self._options, fn, args, kwargs)
+
+
+class Step(StepRunner):
+    """The namespace `step`."""
+
+    def __init__(self) -> None:
+        super().__init__(StepOptions())
+        self.sync = SyncStep()
+        """The same for plain `def` handlers: blocking."""
+
+    def options(self, *, retries: int | None = None, timeout: Duration | None = None) -> StepRunner:
+        """Settings for one step: `step.options(retries=0, timeout="10s").run(…)`.
+
+        `retries` as in `@endpoint`; `timeout` bounds each try, and one that takes longer fails
+        with `TimeoutError`. A plain function cannot be stopped: its thread goes on unheard.
+        """
+        return StepRunner(step_options(retries, timeout))
+
+    def sleep(self, id: str, duration: Duration) -> Coroutine[Any, Any, None]:
+        """Go on after `duration` (`"30s"`, `"1h30m"`, a `timedelta`, seconds), however long that
+        is and whatever happens to this process. Never ends early."""
+        milliseconds = parse_duration(duration)
+        execution = _execution(f"step.sleep({id!r})")
+        if execution is None:
+            return asyncio.sleep(milliseconds / 1_000)
+        return opening.sleep(execution, Sleep(name_step(execution, id), duration=milliseconds))
+
+    def sleep_until(self, id: str, when: datetime | str) -> Coroutine[Any, Any, None]:
+        """Go on at `when`: a `datetime` with a time zone, or ISO 8601 text with one."""
+        instant = parse_instant(when)
+        execution = _execution(f"step.sleep_until({id!r})")
+        if execution is None:
+            return asyncio.sleep(max(0, instant / 1_000 - time.time()))
+        return opening.sleep(execution, Sleep(name_step(execution, id), until=instant))
+
+    def wait_for_event(
+        self,
+        id: str,
+        *,
+        event: str,
+        timeout: Duration,
+        match: Match | None = None,
+        if_exp: str | None = None,
+    ) -> Coroutine[Any, Any, Event | None]:
+        """Wait for an event by name, and return it, or None after `timeout`.
+
+        `match="data.x"` wants the event's `data.x` to equal this request's own input `x` (path,
+        query, JSON object or form); `match={"data.x": value}` wants it to equal `value`. `if_exp`
+        is a CEL condition over the event under the name `async` and the run's input under
+        `event.data` (needs the extra `cel`). An event that came since the request began counts.
+        """
+        milliseconds = parse_duration(timeout)
+        what = f"step.wait_for_event({id!r})"
+        execution = required(_execution(what), what)
+        step = name_step(execution, id)
+        alternative = alternative_of("", event, match, if_exp, execution.inputs)
+        return opening.wait(
+            execution, WaitForEvent(step, StepKind.WAIT, (alternative,), milliseconds)
+        )
+
+    def wait_for_any(
+        self,
+        id: str,
+        events: Sequence[str] | Mapping[str, str | EventPattern],
+        *,
+        timeout: Duration,
+        match: Match | None = None,
+    ) -> Coroutine[Any, Any, tuple[str, Event] | None]:
+        """Wait for the first of several events: its name and the event, or None after `timeout`.
+
+        `events` is a list of event names, or a mapping from names of your own to event names or
+        to `{"event": …, "match": …, "if_exp": …}`. `match` is for those that have none of their
+        own. The others are waited for no longer.
+        """
+        milliseconds = parse_duration(timeout)
+        what = f"step.wait_for_any({id!r})"
+        execution = required(_execution(what), what)
+        step = name_step(execution, id)
+        alternatives = alternatives_of(events, match, execution.inputs)
+        op = WaitForEvent(step, StepKind.WAIT_ANY, alternatives, milliseconds)
+        return opening.wait_any(execution, op)
+
+    def send_event(
+        self,
+        id: str,
+        name: str,
+        data: Any = None,
+        *,
+        event_id: str | None = None,
+        ts: int | None = None,
+    ) -> Coroutine[Any, Any, str]:
+        """Send an event exactly once, and return its id.
+
+        It is kept in the same write as the step. `event_id` deduplicates it (default: one made of
+        the run's and the step's), `ts` says when it happened, in epoch milliseconds.
+        """
+        execution = _execution(f"step.send_event({id!r})")
+        if execution is None:
+            return sending.send_event(name, data, id=event_id, ts=ts)
+        step = name_step(execution, id)
+        default_id = f"{execution.info.run_id}:{step.hash}"
+        event = new_event(name, data, event_id if event_id is not None else default_id, ts)
+        return opening.send(execution, SendEvent(step, event, encode(event.id)))
+
+
+def _execution(what: str) -> Execution | None:
+    execution = here(what)
+    if execution is not None:
+        expect_event_loop(what)
+    return execution
+
+
+async def _call_outside(
+    id: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Outside any request a step is just a call; only the error is the one of a run."""
+    try:
+        return await call(fn, *args, **kwargs)
+    except (UsageError, StepError):
+        raise
+    except Exception as error:
+        description = failures.describe(error)
+        raise StepError(id, description.name, description.message, 1) from error
+
+
+step = Step()

@@ -1,0 +1,223 @@
+"""`step.sync`: the same steps for plain `def` handlers, which run in a worker thread.
+
+Bodies run in the caller's own thread; only what comes before and after them, and every wait, hops
+to the event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import datetime
+from typing import Any, ParamSpec, TypeVar
+
+import anyio.from_thread
+
+from durable_endpoints import opening, sending
+from durable_endpoints._context import current
+from durable_endpoints.annotations import check_annotation
+from durable_endpoints.bodies import (
+    Attempt,
+    StepOptions,
+    enter,
+    fail,
+    run_step,
+    step_options,
+    succeed,
+)
+from durable_endpoints.calls import is_async
+from durable_endpoints.errors import StepError, UsageError
+from durable_endpoints.events import Event, new_event
+from durable_endpoints.execution import Execution, StepScope
+from durable_endpoints.protocol import failures
+from durable_endpoints.protocol.durations import Duration, parse_duration, parse_instant
+from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
+from durable_endpoints.protocol.step_ids import StepId
+from durable_endpoints.protocol.values import encode
+from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
+from durable_endpoints.where import expect_thread, here, name_step, required
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SyncRunner:
+    """`run`, with the settings of one step."""
+
+    def __init__(self, options: StepOptions) -> None:
+        self._options = options
+
+    def run(self, id: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `step.run`, for a plain function, in the calling thread."""
+        what = f"step.sync.run({id!r})"
+        execution = here(what)
+        if is_async(fn):
+            raise UsageError(f"{what}: {fn!r} is a coroutine function; await step.run for it")
+        if execution is None:
+            return _call_outside(id, fn, *args, **kwargs)
+        expect_thread(what)
+        check_annotation(id, fn)
+        step = name_step(execution, id)
+        if self._options.timeout is not None:
+            # Only a thread of its own can be left behind when its time is over.
+            result = _on_loop(execution, run_step, step, self._options, fn, args, kwargs)
+        else:
+            result = _run(execution, step, self._options, fn, args, kwargs)
+        return result  # type: ignore[no-any-return]
+
+
+class SyncStep(SyncRunner):
+    """The namespace `step.sync`."""
+
+    def __init__(self) -> None:
+        super().__init__(StepOptions())
+
+    def options(self, *, retries: int | None = None, timeout: Duration | None = None) -> SyncRunner:
+        """As `step.options`. With a timeout, the body runs in a thread of its own."""
+        return SyncRunner(step_options(retries, timeout))
+
+    def sleep(self, id: str, duration: Duration) -> None:
+        """As `step.sleep`."""
+        milliseconds = parse_duration(duration)
+        execution = _execution(f"step.sync.sleep({id!r})")
+        if execution is None:
+            time.sleep(milliseconds / 1_000)
+        else:
+            op = Sleep(name_step(execution, id), duration=milliseconds)
+            _on_loop(execution, opening.sleep, op)
+
+    def sleep_until(self, id: str, when: datetime | str) -> None:
+        """As `step.sleep_until`."""
+        instant = parse_instant(when)
+        execution = _execution(f"step.sync.sleep_until({id!r})")
+        if execution is None:
+            time.sleep(max(0, instant / 1_000 - time.time()))
+        else:
+            _on_loop(execution, opening.sleep, Sleep(name_step(execution, id), until=instant))
+
+    def wait_for_event(
+        self,
+        id: str,
+        *,
+        event: str,
+        timeout: Duration,
+        match: Match | None = None,
+        if_exp: str | None = None,
+    ) -> Event | None:
+        """As `step.wait_for_event`."""
+        milliseconds = parse_duration(timeout)
+        what = f"step.sync.wait_for_event({id!r})"
+        execution = required(_execution(what), what)
+        step = name_step(execution, id)
+        alternative = alternative_of("", event, match, if_exp, execution.inputs)
+        op = WaitForEvent(step, StepKind.WAIT, (alternative,), milliseconds)
+        result: Event | None = _on_loop(execution, opening.wait, op)
+        return result
+
+    def wait_for_any(
+        self,
+        id: str,
+        events: Sequence[str] | Mapping[str, str | EventPattern],
+        *,
+        timeout: Duration,
+        match: Match | None = None,
+    ) -> tuple[str, Event] | None:
+        """As `step.wait_for_any`."""
+        milliseconds = parse_duration(timeout)
+        what = f"step.sync.wait_for_any({id!r})"
+        execution = required(_execution(what), what)
+        step = name_step(execution, id)
+        alternatives = alternatives_of(events, match, execution.inputs)
+        op = WaitForEvent(step, StepKind.WAIT_ANY, alternatives, milliseconds)
+        result: tuple[str, Event] | None = _on_loop(execution, opening.wait_any, op)
+        return result
+
+    def send_event(
+        self,
+        id: str,
+        name: str,
+        data: Any = None,
+        *,
+        event_id: str | None = None,
+        ts: int | None = None,
+    ) -> str:
+        """As `step.send_event`."""
+        execution = _execution(f"step.sync.send_event({id!r})")
+        if execution is None:
+            return sending.send_event_blocking(name, data, id=event_id, ts=ts)
+        step = name_step(execution, id)
+        default_id = f"{execution.info.run_id}:{step.hash}"
+        event = new_event(name, data, event_id if event_id is not None else default_id, ts)
+        sent: str = _on_loop(execution, opening.send, SendEvent(step, event, encode(event.id)))
+        return sent
+
+
+def _execution(what: str) -> Execution | None:
+    execution = here(what)
+    if execution is not None:
+        expect_thread(what)
+    return execution
+
+
+def _on_loop(
+    execution: Execution, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any
+) -> Any:
+    return anyio.from_thread.run(function, execution, *args, token=execution.token)
+
+
+def _run(
+    execution: Execution,
+    step: StepId,
+    options: StepOptions,
+    body: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """A whole step, in the caller's thread."""
+    turn = _on_loop(execution, enter, step)
+    if not isinstance(turn, Attempt):
+        return turn.value
+    try:
+        while isinstance(turn, Attempt):
+            began = time.perf_counter_ns()
+            try:
+                value = _run_body(execution, step, body, args, kwargs)
+            except Exception as error:
+                elapsed = (time.perf_counter_ns() - began) // 1_000
+                turn = _on_loop(execution, fail, step, turn, error, elapsed, options)
+            except BaseException:
+                execution.end_body_soon()
+                raise
+            else:
+                elapsed = (time.perf_counter_ns() - began) // 1_000
+                turn = _on_loop(execution, succeed, step, turn, value, elapsed)
+        return turn.value
+    finally:
+        execution.in_use.discard(step.name)
+
+
+def _run_body(
+    execution: Execution,
+    step: StepId,
+    body: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    scope, place = StepScope(execution, step), current.place
+    current.place = scope
+    try:
+        return body(*args, **kwargs)
+    finally:
+        current.place = place
+        scope.ended = True
+
+
+def _call_outside(id: str, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Outside any request a step is just a call; only the error is the one of a run."""
+    try:
+        return fn(*args, **kwargs)
+    except (UsageError, StepError):
+        raise
+    except Exception as error:
+        description = failures.describe(error)
+        raise StepError(id, description.name, description.message, 1) from error
