@@ -147,7 +147,7 @@ class Application:
         """How the path of a request for `/wait` may end."""
         return (self.proxy_path, BUILT_IN_PROXY, BUILT_IN_PROXY + "/")
 
-    def answers_wait_itself(self, scope: Scope) -> bool:
+    def serves_wait(self, scope: Scope) -> bool:
         """Whether the request is for the built-in `/wait`. One for the mounted proxy gets the
         slash that a mount wants, so that nobody is redirected just for that."""
         path = path_in_app(scope["path"], scope.get("root_path", ""))

@@ -2,8 +2,8 @@
 
 A replay must look to the handler like the first execution. Code that races two steps took the
 branch of the one that ended first, so remembered results resolve in their recorded order of
-completion, and when several are awaited at once, one per turn of the event loop, so that whoever
-waits for the first runs on before the second is there.
+completion, and when several are awaited at once, some turns of the event loop apart, so that
+whoever waits for the first runs on before the second is there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from durable_endpoints.protocol.values import decode
 PATIENCE = 32
 """Turns of the event loop to wait for somebody to ask for a result that came earlier. Two turns
 pass for each level of `gather` or task group before the code inside it runs."""
+_APART = 6
+"""Turns between two results that are awaited at once: `asyncio.wait` needs three to tell whoever
+waits that the first is there."""
 
 
 class Memo:
@@ -66,7 +69,7 @@ class Memo:
         if place > self._next:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             heapq.heappush(self._asked, (place, future))
-            self._schedule(PATIENCE)
+            self._schedule()
             await future
         self._mark(place)
         if record.state is StepState.FAILED:
@@ -79,21 +82,21 @@ class Memo:
             self._taken.discard(self._next)
             self._next += 1
         if self._asked:
-            self._schedule(PATIENCE)
+            self._schedule()
 
-    def _schedule(self, turns: int) -> None:
-        """Resolve the earliest awaited result: next turn if it is the next of all, else once
-        nobody has asked for an earlier one for some turns."""
+    def _schedule(self) -> None:
+        """Resolve the earliest awaited result: soon if it is the next of all, else once nobody
+        has asked for an earlier one for some turns."""
         self._turn += 1
-        asyncio.get_running_loop().call_soon(self._resolve, self._turn, turns)
+        asyncio.get_running_loop().call_soon(self._resolve, self._turn, 1)
 
     def _resolve(self, turn: int, turns: int) -> None:
         while self._asked and self._asked[0][1].done():
             heapq.heappop(self._asked)  # its waiter was cancelled
         if turn != self._turn or not self._asked:
             return
-        if self._asked[0][0] > self._next and turns:
-            asyncio.get_running_loop().call_soon(self._resolve, turn, turns - 1)
+        if turns < (_APART if self._asked[0][0] <= self._next else PATIENCE):
+            asyncio.get_running_loop().call_soon(self._resolve, turn, turns + 1)
             return
         heapq.heappop(self._asked)[1].set_result(None)
 

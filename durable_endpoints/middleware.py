@@ -116,10 +116,9 @@ class DurableEndpointsMiddleware:
                     for name, value in scope["extensions"].items()
                     if name not in _UNSUPPORTED
                 }
-        elif scope["path"].endswith(application.wait_paths):
-            if application.answers_wait_itself(scope):
-                await wait_for_run(door, scope, send)
-                return
+        elif scope["path"].endswith(application.wait_paths) and application.serves_wait(scope):
+            await wait_for_run(door, scope, send)
+            return
         scope[SCOPE_KEY] = door
         previous = current.place
         current.place = door

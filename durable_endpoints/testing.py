@@ -21,20 +21,22 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp
 
+from durable_endpoints.asgi_transport import AppTransport
 from durable_endpoints.engines.embedded import EmbeddedEngine
 from durable_endpoints.errors import StorageError
-from durable_endpoints.events import Event, new_event
+from durable_endpoints.events import new_event
 from durable_endpoints.protocol.durations import Duration, parse_duration
 from durable_endpoints.protocol.ops import StepRecord
 from durable_endpoints.sealing import Keyring
 from durable_endpoints.settings import Settings
-from durable_endpoints_server.clock import Alarm
+from durable_endpoints_server.clock import Alarm, SystemClock
 from durable_endpoints_server.engine.facts import Change
 from durable_endpoints_server.engine.model import Run
 from durable_endpoints_server.store.base import Lane, Store, Ticket
 from durable_endpoints_server.store.memory import MemoryStore
+from durable_endpoints_server.waiters import Waiters
 
-__all__ = ["Event", "VirtualClock", "VirtualEngine"]
+__all__ = ["AppTransport", "VirtualClock", "VirtualEngine"]
 
 _EPOCH = 1_767_225_600_000
 """2026-01-01T00:00:00Z in epoch milliseconds: where virtual time begins."""
@@ -106,7 +108,9 @@ class VirtualEngine(EmbeddedEngine):
 
     def _open(self) -> None:
         if self._host is None:
-            self._host = self._new_host(self.store, self.clock)
+            self._host = host = self._new_host(self.store, self.clock)
+            # Clients are real, and so is the time for which they wait at `/wait`.
+            host.waiters = Waiters(self.store, SystemClock())
 
     @asynccontextmanager
     async def client(self, app: ASGIApp, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
@@ -115,10 +119,9 @@ class VirtualEngine(EmbeddedEngine):
         `options` are those of `httpx.AsyncClient`. An exception that the application would only
         log is not raised in the test. The application's lifespan is not run.
         """
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         options = {"base_url": "http://testserver", "timeout": 30, **options}
         try:
-            async with httpx.AsyncClient(transport=transport, **options) as client:
+            async with httpx.AsyncClient(transport=AppTransport(app), **options) as client:
                 yield client
         finally:
             if self.is_open:

@@ -1,0 +1,130 @@
+"""An httpx transport into an ASGI application in the same event loop, for tests.
+
+Unlike `httpx.ASGITransport` it gives the response when its head is there, streams the body as it
+comes, and does not wait for what the application does afterwards: a client of a durable endpoint
+has its answer long before the handler ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp, Message
+
+
+class AppTransport(httpx.AsyncBaseTransport):
+    """Sends requests into `app`. An exception of the application ends the response, as it would
+    over the network; it is not raised here."""
+
+    def __init__(self, app: ASGIApp, root_path: str = "", state: dict[str, Any] | None = None):
+        self._app = app
+        self._root_path = root_path
+        self._state = state if state is not None else {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        exchange = _Exchange(await request.aread())
+        task = asyncio.create_task(self._run(self._scope(request), exchange))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            await exchange.started.wait()
+        except asyncio.CancelledError:
+            exchange.leave()
+            raise
+        if exchange.start is None:
+            raise httpx.RemoteProtocolError("the application sent no response", request=request)
+        return httpx.Response(
+            exchange.start["status"],
+            headers=exchange.start.get("headers", []),
+            stream=_Body(exchange),
+        )
+
+    async def aclose(self) -> None:
+        """Wait for what the application still does, a moment; then cancel it."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=5)
+            for task in late:
+                task.cancel()
+
+    async def _run(self, scope: dict[str, Any], exchange: _Exchange) -> None:
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception:
+            pass  # the server would log it; the application's own handlers have had it
+        finally:
+            exchange.end()
+
+    def _scope(self, request: httpx.Request) -> dict[str, Any]:
+        url = request.url
+        raw_path = url.raw_path.partition(b"?")[0]
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": request.method,
+            "scheme": url.scheme,
+            "path": url.path,
+            "raw_path": raw_path,
+            "root_path": self._root_path,
+            "query_string": url.query,
+            "headers": [(name.lower(), value) for name, value in request.headers.raw],
+            "client": ("127.0.0.1", 50_000),
+            "server": (url.host, url.port or 80),
+            "state": dict(self._state),
+            "extensions": {},
+        }
+
+
+class _Exchange:
+    """One request and its response."""
+
+    def __init__(self, body: bytes) -> None:
+        self.start: Message | None = None
+        self.started = asyncio.Event()
+        self.chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.is_complete = False
+        self._body: bytes | None = body
+        self._left = asyncio.Event()
+
+    async def receive(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.start = message
+        elif message["type"] == "http.response.body":
+            self.chunks.put_nowait(message.get("body", b""))
+            self.started.set()
+            if not message.get("more_body", False):
+                self.is_complete = True
+                self.end()
+
+    def end(self) -> None:
+        self.started.set()
+        self.chunks.put_nowait(None)
+
+    def leave(self) -> None:
+        self._left.set()
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, exchange: _Exchange) -> None:
+        self._exchange = exchange
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while (chunk := await self._exchange.chunks.get()) is not None:
+            if chunk:
+                yield chunk
+        if not self._exchange.is_complete:
+            raise httpx.RemoteProtocolError("the response was cut off")
+
+    async def aclose(self) -> None:
+        self._exchange.leave()

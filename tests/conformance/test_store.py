@@ -1,0 +1,612 @@
+"""What every store must do. Each test runs on each of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from durable_endpoints.protocol.ops import (
+    Alternative,
+    NewEvent,
+    SendEvent,
+    Sleep,
+    StepDone,
+    StepFailed,
+    StepKind,
+    StepOp,
+    StepRetry,
+    StepState,
+    WaitForEvent,
+)
+from durable_endpoints.protocol.step_ids import StepId, hash_name
+from durable_endpoints_server.engine.facts import (
+    Change,
+    EventReceived,
+    EventSettled,
+    Fence,
+    InboxTaken,
+    RequestSeen,
+    ResponseDelivered,
+    RunChanged,
+    StepWritten,
+    Sweep,
+    states,
+)
+from durable_endpoints_server.engine.model import Event, NewRun, Policy, Run, Status
+from durable_endpoints_server.engine.transitions import (
+    Cancel,
+    Claim,
+    Command,
+    Complete,
+    Expire,
+    Fail,
+    Interrupt,
+    Release,
+    Resolve,
+    Suspend,
+    decide,
+    register,
+)
+from durable_endpoints_server.store.base import Lane, RefusedError, Store
+
+pytestmark = pytest.mark.anyio
+
+POLICY = Policy()
+T0 = 1_000_000
+
+
+def step(name: str) -> StepId:
+    return StepId(hash_name(name), name, 0)
+
+
+class History:
+    """Drives one run through a store, decision by decision."""
+
+    def __init__(self, store: Store, run_id: str = "run-1", **new: object) -> None:
+        self.store = store
+        self.new = NewRun(run_id, "GET /x", "v1", "GET", "/x", b"the request", **new)  # type: ignore[arg-type]
+        decision = register(self.new, "me", None, T0)
+        self.run = decision.run
+        self.registered = store.submit(decision.change)
+
+    async def begin(self) -> History:
+        await self.registered.wait()
+        return self
+
+    async def do(self, command: Command, now: int = T0) -> Run:
+        decision = decide(self.run, command, now, POLICY)
+        await self.store.submit(decision.change).wait()
+        self.run = decision.run
+        return self.run
+
+    async def record(self, *ops: StepOp, now: int = T0) -> None:
+        for op in ops:
+            await self.do(op, now)
+
+
+def done(name: str, value: bytes = b"1") -> StepDone:
+    return StepDone(step(name), StepKind.RUN, value)
+
+
+def wait_for(
+    name: str, event: str = "e", pairs: tuple[tuple[str, str], ...] = (), timeout: int = 1_000
+) -> WaitForEvent:
+    return WaitForEvent(step(name), StepKind.WAIT, (Alternative("", event, pairs),), timeout)
+
+
+async def refused(store: Store, change: Change) -> bool:
+    try:
+        await store.submit(change).wait()
+    except RefusedError:
+        return True
+    return False
+
+
+# Runs
+
+
+async def test_a_registered_run_is_there_with_its_request(store: Store) -> None:
+    history = await History(store).begin()
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert entry.run == history.run
+    assert entry.memo == []
+    assert entry.request == b"the request"
+
+
+async def test_an_unknown_run_is_none(store: Store) -> None:
+    assert await store.run("nobody") is None
+    assert await store.entry("nobody") is None
+    assert await store.ended("nobody") is None
+    assert await store.waits_of("nobody") == []
+
+
+async def test_a_run_id_is_registered_once(store: Store) -> None:
+    await History(store).begin()
+    with pytest.raises(RefusedError):
+        await History(store).begin()
+
+
+async def test_an_idempotency_key_belongs_to_the_first_run(store: Store) -> None:
+    await History(store, key="k", key_scope="me", fingerprint="f").begin()
+    with pytest.raises(RefusedError):
+        await History(store, "run-2", key="k").begin()
+    assert await store.run("run-2") is None
+    holder = await store.key_holder("k")
+    assert holder is not None
+    assert holder == ("run-1", "me", "f")
+    assert await store.key_holder("other") is None
+
+
+async def test_runs_without_a_key_do_not_collide(store: Store) -> None:
+    await History(store, "run-1").begin()
+    await History(store, "run-2").begin()
+
+
+async def test_two_registrations_of_one_key_in_one_batch(store: Store) -> None:
+    first, second = History(store, "run-1", key="k"), History(store, "run-2", key="k")
+    await first.begin()
+    with pytest.raises(RefusedError):
+        await second.begin()
+
+
+# Steps
+
+
+async def test_steps_are_remembered_in_order_of_completion(store: Store) -> None:
+    history = await History(store).begin()
+    await history.record(done("z", b'{"a":1}'), done("a", b"2"), done("m", b"null"))
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert [(s.id.name, s.order, s.value) for s in entry.memo] == [
+        ("z", 1, b'{"a":1}'),
+        ("a", 2, b"2"),
+        ("m", 3, b"null"),
+    ]
+
+
+async def test_the_first_final_write_of_a_step_wins(store: Store) -> None:
+    history = await History(store).begin()
+    await history.record(done("a", b"1"))
+    await history.record(done("a", b"2"))
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert [(s.id.name, s.value) for s in entry.memo] == [("a", b"1")]
+
+
+async def test_a_retried_step_becomes_done(store: Store) -> None:
+    history = await History(store).begin()
+    retry = StepRetry(step("a"), StepKind.RUN, b'{"name":"E"}', 1, delay=500)
+    await history.record(retry, StepDone(step("a"), StepKind.RUN, b"5", attempt=2))
+    entry = await store.entry("run-1")
+    assert entry is not None
+    (record,) = entry.memo
+    assert (record.state, record.value, record.attempt) == (StepState.DONE, b"5", 2)
+    assert record.due is None
+    assert record.error is None
+    (attempt,) = await store.attempts("run-1")
+    assert (attempt.step, attempt.attempt, attempt.error) == ("a", 1, b'{"name":"E"}')
+
+
+async def test_values_survive_byte_for_byte(store: Store) -> None:
+    values = [
+        b'"\xc3\xa9\xe2\x82\xac \\ \\" \\n \\u0000"',
+        b"1.0",
+        b"-0.0",
+        b"1e300",
+        b"18446744073709551615",
+        b'{"b":1,"a":[null,true,"x"]}',
+        b'""',
+    ]
+    history = await History(store).begin()
+    await history.record(*(done(f"s{n}", value) for n, value in enumerate(values)))
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert [s.value for s in entry.memo] == values
+
+
+async def test_a_failed_step_keeps_its_error(store: Store) -> None:
+    history = await History(store).begin()
+    error = b'{"name":"ValueError","message":"\xe2\x82\xac"}'
+    await history.record(StepFailed(step("a"), StepKind.RUN, error, 3))
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert (entry.memo[0].state, entry.memo[0].error) == (StepState.FAILED, error)
+
+
+# The fence
+
+
+async def test_a_stale_generation_writes_nothing(store: Store) -> None:
+    history = await History(store).begin()
+    stale = history.run
+    await history.do(Release("gone"))
+    await history.do(Claim("other", None))
+    assert history.run.generation == 2
+    zombie = decide(stale, done("a"), T0, POLICY).change
+    assert await refused(store, zombie)
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert entry.memo == []
+
+
+async def test_a_change_is_written_whole_or_not_at_all(store: Store) -> None:
+    history = await History(store).begin()
+    await history.do(Suspend())
+    change = Change(
+        "run-1",
+        Fence(1, states(Status.RUNNING)),
+        (
+            StepWritten(decide_step(history.run)),
+            RunChanged(history.run._replace(reason="never")),
+        ),
+    )
+    assert await refused(store, change)
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert entry.memo == []
+    assert entry.run.reason == ""
+
+
+def decide_step(run: Run):  # type: ignore[no-untyped-def]
+    running = run._replace(status=Status.RUNNING)
+    fact = decide(running, done("a"), T0, POLICY).change.facts[0]
+    assert isinstance(fact, StepWritten)
+    return fact.step
+
+
+async def test_a_refused_change_does_not_disturb_its_batch(store: Store) -> None:
+    one, two = await History(store, "r1").begin(), await History(store, "r2").begin()
+    bad = decide(one.run._replace(generation=9), done("a"), T0, POLICY)
+    good = decide(two.run, done("a"), T0, POLICY)
+    tickets = [store.submit(bad.change), store.submit(good.change)]
+    with pytest.raises(RefusedError):
+        await tickets[0].wait()
+    await tickets[1].wait()
+    entry = await store.entry("r2")
+    assert entry is not None
+    assert len(entry.memo) == 1
+
+
+async def test_an_ended_run_accepts_nothing(store: Store) -> None:
+    history = await History(store).begin()
+    running = history.run
+    await history.do(Complete(200, b"response"))
+    for command in (done("late"), Complete(500, b"other"), Suspend()):
+        assert await refused(store, decide(running, command, T0, POLICY).change)
+    ended = await store.ended("run-1")
+    assert ended is not None
+    assert (ended.status_code, ended.response) == (200, b"response")
+
+
+async def test_of_two_resolutions_on_one_state_one_is_written(store: Store) -> None:
+    history = await History(store).begin()
+    await history.record(Sleep(step("a"), 10), Sleep(step("b"), 10))
+    await history.do(Suspend())
+    first, second = await store.due_steps(T0 + 100, 10)
+    one = decide(history.run, Resolve(first.step), T0 + 100, POLICY)
+    two = decide(history.run, Resolve(second.step), T0 + 100, POLICY)
+    assert not await refused(store, one.change)
+    assert await refused(store, two.change)
+    again = decide(one.run, Resolve(second.step), T0 + 100, POLICY)
+    assert not await refused(store, again.change)
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert sorted(s.order for s in entry.memo) == [1, 2]
+
+
+# Ends
+
+
+async def test_what_an_ended_run_says(store: Store) -> None:
+    history = await History(store).begin()
+    await history.do(Complete(201, b"\x00\xffsealed"), T0 + 5)
+    ended = await store.ended("run-1")
+    assert ended is not None
+    assert ended.run.status is Status.COMPLETED
+    assert ended.run.ended_at == T0 + 5
+    assert ended.response == b"\x00\xffsealed"
+    assert (ended.omitted, ended.until_delivered, ended.error) == ("", False, None)
+    assert (ended.method, ended.path) == ("GET", "/x")
+
+
+async def test_the_request_of_an_ended_run_is_wiped_if_wanted(store: Store) -> None:
+    history = await History(store, omit_request_body=True).begin()
+    await history.do(Complete(200, b"x"))
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert entry.request is None
+
+
+async def test_a_failed_run_keeps_error_and_response(store: Store) -> None:
+    history = await History(store).begin()
+    await history.do(Fail("exception", b'{"name":"E"}', 500, b"sorry"))
+    ended = await store.ended("run-1")
+    assert ended is not None
+    assert (ended.run.status, ended.run.reason) == (Status.FAILED, "exception")
+    assert (ended.error, ended.response) == (b'{"name":"E"}', b"sorry")
+
+
+async def test_an_end_closes_waits_and_timers(store: Store) -> None:
+    history = await History(store).begin()
+    await history.record(wait_for("w"), Sleep(step("s"), 100))
+    await history.do(Suspend())
+    await history.do(Cancel("cancelled"))
+    assert await store.waits_of("run-1") == []
+    assert await store.next_due() is None
+    assert await store.due_steps(T0 + 10**9, 10) == []
+
+
+async def test_a_response_kept_until_delivered_goes_when_it_is(store: Store) -> None:
+    history = await History(store).begin()
+    await history.do(Complete(200, b"secret", until_delivered=True))
+    await store.submit(Change("", None, (ResponseDelivered("run-1"),))).wait()
+    ended = await store.ended("run-1")
+    assert ended is not None
+    assert (ended.response, ended.omitted, ended.status_code) == (None, "delivered", 200)
+
+
+async def test_a_response_that_is_kept_stays_when_delivered(store: Store) -> None:
+    history = await History(store).begin()
+    await history.do(Complete(200, b"public"))
+    await store.submit(Change("", None, (ResponseDelivered("run-1"),))).wait()
+    ended = await store.ended("run-1")
+    assert ended is not None
+    assert ended.response == b"public"
+
+
+# Timers
+
+
+async def test_due_steps_of_idle_runs_only(store: Store) -> None:
+    idle, busy = await History(store, "idle").begin(), await History(store, "busy").begin()
+    for history in (idle, busy):
+        await history.record(Sleep(step("s"), 100))
+    assert await store.next_due() is None
+    await idle.do(Suspend())
+    assert await store.next_due() == T0 + 100
+    assert await store.due_steps(T0 + 99, 10) == []
+    (due,) = await store.due_steps(T0 + 100, 10)
+    assert (due.run.id, due.step.id.name) == ("idle", "s")
+
+
+async def test_due_steps_come_earliest_first_and_in_portions(store: Store) -> None:
+    for n in (3, 1, 2):
+        history = await History(store, f"r{n}").begin()
+        await history.record(Sleep(step("s"), n * 100))
+        await history.do(Suspend())
+    assert [due.run.id for due in await store.due_steps(T0 + 999, 2)] == ["r1", "r2"]
+
+
+async def test_deadlines(store: Store) -> None:
+    history = await History(store, max_runtime=500).begin()
+    assert await store.next_due() is None
+    assert await store.due_deadlines(T0 + 500, 10) == []
+    await history.do(Suspend())
+    assert await store.next_due() == T0 + 500
+    assert await store.due_deadlines(T0 + 499, 10) == []
+    (run,) = await store.due_deadlines(T0 + 500, 10)
+    assert run == history.run
+    await history.do(Expire())
+    assert await store.due_deadlines(T0 + 500, 10) == []
+
+
+# Events
+
+
+async def test_an_event_finds_matching_waits(store: Store) -> None:
+    wanted = {
+        "any": (),
+        "seven": (("data.id", "7"),),
+        "eight": (("data.id", "8"),),
+        "deep": (("data.order.no", "x"), ("data.id", "7")),
+    }
+    for name, pairs in wanted.items():
+        history = await History(store, name).begin()
+        await history.record(wait_for("w", pairs=pairs))
+        await history.do(Suspend())
+    event = Event("e1", "e", b'{"id":7,"order":{"no":"x"}}', T0, T0 + 1)
+    arrival = await store.arrival(event)
+    assert not arrival.known
+    # A store narrows down by name and first pair; the rest is the caller's.
+    found = {match.run.id for match in arrival.matches}
+    assert {"any", "seven", "deep"} <= found
+    (seven,) = [match for match in arrival.matches if match.run.id == "seven"]
+    assert seven.wait.alternative == Alternative("", "e", (("data.id", "7"),))
+    assert (seven.step.id.name, seven.wait.deadline) == ("w", T0 + 1_000)
+    assert (await store.arrival(event._replace(name="other"))).matches == []
+
+
+async def test_an_event_is_received_once(store: Store) -> None:
+    event = Event("e1", "e", b"{}", T0, T0)
+    change = Change("", None, (EventReceived(event, settled=False),))
+    assert not await refused(store, change)
+    assert await refused(store, change)
+    assert (await store.arrival(event)).known
+
+
+async def test_an_event_is_used_once_by_a_run(store: Store) -> None:
+    event = Event("e1", "e", b"{}", T0, T0)
+    await store.submit(Change("", None, (EventReceived(event, settled=False),))).wait()
+    history = await History(store).begin()
+    await history.record(wait_for("w1"))
+    await history.do(Suspend())
+    (match,) = (await store.arrival(event)).matches
+    await history.do(Resolve(match.step, event.as_json(), event.id))
+    assert await store.waits_of("run-1") == []
+    await history.do(Claim("me", None))
+    await history.record(wait_for("w2"))
+    assert (await store.arrival(event)).matches == []
+    assert await store.unused_events("run-1", ["e"], 0) == []
+    other = await History(store, "run-2").begin()
+    await other.record(wait_for("w"))
+    assert [m.run.id for m in (await store.arrival(event)).matches] == ["run-2"]
+
+
+async def test_unused_events_since(store: Store) -> None:
+    for n, at in enumerate((10, 30, 20)):
+        event = Event(f"e{n}", "e", b'"\xc3\xa9"', 0, at)
+        await store.submit(Change("", None, (EventReceived(event, settled=True),))).wait()
+    await History(store).begin()
+    events = await store.unused_events("run-1", ["e", "f"], 20)
+    assert [(event.id, event.received_at) for event in events] == [("e2", 20), ("e1", 30)]
+    assert events[0].data == b'"\xc3\xa9"'
+
+
+async def test_unsettled_events(store: Store) -> None:
+    for n in (1, 2):
+        event = Event(f"e{n}", "e", b"{}", 0, n)
+        await store.submit(Change("", None, (EventReceived(event, settled=False),))).wait()
+    await store.submit(Change("", None, (EventSettled("e1"),))).wait()
+    assert [event.id for event in await store.unsettled_events(10)] == ["e2"]
+
+
+async def test_an_event_sent_by_a_step_is_kept_with_it(store: Store) -> None:
+    history = await History(store).begin()
+    await history.record(SendEvent(step("s"), NewEvent("e1", "e", b"{}"), b'"e1"'))
+    assert [event.id for event in await store.unsettled_events(10)] == ["e1"]
+    # A step that was recorded anew after a lost acknowledgement sends nothing twice.
+    await history.record(SendEvent(step("t"), NewEvent("e1", "e", b"{}"), b'"e1"'))
+    assert len(await store.unsettled_events(10)) == 1
+
+
+async def test_a_zombie_sends_no_event(store: Store) -> None:
+    history = await History(store).begin()
+    zombie = history.run._replace(generation=0)
+    op = SendEvent(step("s"), NewEvent("e1", "e", b"{}"), b'"e1"')
+    assert await refused(store, decide(zombie, op, T0, POLICY).change)
+    assert await store.unsettled_events(10) == []
+
+
+# Recovery and dispatch
+
+
+async def test_running_runs_are_listed_with_their_usage(store: Store) -> None:
+    history = await History(store).begin()
+    await history.record(done("a", b"123"), done("b", b"4"))
+    (run,) = await store.in_status(Status.RUNNING, 10)
+    assert (run.steps, run.memo_bytes, run.last_order) == (2, 4, 2)
+    await history.do(Complete(200, b"x"))
+    assert await store.in_status(Status.RUNNING, 10) == []
+
+
+async def test_ready_runs_come_longest_ready_first(store: Store) -> None:
+    for n, at in enumerate((300, 100, 200)):
+        history = await History(store, f"r{n}").begin()
+        await history.do(Interrupt(alone=False), T0 + at)
+    assert [run.id for run in await store.in_status(Status.READY, 2)] == ["r1", "r2"]
+
+
+async def test_a_claim_round_trips(store: Store) -> None:
+    history = await History(store).begin()
+    await history.do(Interrupt(alone=True))
+    await history.do(Claim("worker-9", T0 + 30_000))
+    assert await store.run("run-1") == history.run
+    assert history.run.owner == "worker-9"
+
+
+# Lists, inbox, tracking, retention
+
+
+async def test_list_runs(store: Store) -> None:
+    one, two = await History(store, "r1").begin(), await History(store, "r2").begin()
+    await one.do(Complete(204, b"x"))
+    await two.record(Sleep(step("s"), 100))
+    await two.do(Suspend())
+    summaries = await store.list_runs(list(Status), None, 10)
+    assert [(s.run.id, s.status_code, s.next_due) for s in summaries] == [
+        ("r2", None, T0 + 100),
+        ("r1", 204, None),
+    ]
+    assert [s.run.id for s in await store.list_runs([Status.COMPLETED], None, 10)] == ["r1"]
+    assert await store.list_runs(list(Status), "GET /other", 10) == []
+
+
+async def test_tracked_requests(store: Store) -> None:
+    for n in (1, 2):
+        seen = RequestSeen(T0 + n, "GET", "/x", 200, 1_500, None)
+        await store.submit(Change("", None, (seen,))).wait()
+    newest, _ = await store.requests(10)
+    assert newest == (T0 + 2, "GET", "/x", 200, 1_500, None)
+
+
+async def test_the_inbox_of_a_store_that_nobody_wrote_to(store: Store) -> None:
+    assert await store.inbox(10) == []
+    await store.submit(Change("", None, (InboxTaken(1),))).wait()
+
+
+async def test_retention(store: Store) -> None:
+    old, young = await History(store, "old", key="k").begin(), await History(store, "young").begin()
+    for history in (old, young):
+        await history.record(done("a"), StepFailed(step("f"), StepKind.RUN, b"{}", 1))
+    await old.do(Complete(200, b"x"), T0 + 10)
+    await young.do(Complete(200, b"x"), T0 + 20)
+    live = await History(store, "live").begin()
+    for n, at in ((1, 10), (2, 20)):
+        event = Event(f"e{n}", "e", b"{}", 0, T0 + at)
+        await store.submit(Change("", None, (EventReceived(event, settled=True),))).wait()
+        seen = RequestSeen(T0 + at, "GET", "/x", 200, 1, None)
+        await store.submit(Change("", None, (seen,))).wait()
+    assert not await store.is_sweepable(T0, T0, T0)
+    assert await store.is_sweepable(T0 + 15, T0, T0)
+    sweep = Sweep(T0 + 15, T0 + 15, T0 + 15, 100)
+    await store.submit(Change("", None, (sweep,))).wait()
+    assert not await store.is_sweepable(T0 + 15, T0 + 15, T0 + 15)
+    assert await store.entry("old") is None
+    assert await store.attempts("old") == []
+    assert await store.key_holder("k") is None
+    assert await store.entry("young") is not None
+    assert await store.run("live") == live.run
+    assert [e.id for e in await store.unused_events("live", ["e"], 0)] == ["e2"]
+    assert len(await store.requests(10)) == 1
+    await History(store, "again", key="k").begin()
+
+
+async def test_undelivered_responses_are_dropped_after_a_while(store: Store) -> None:
+    history = await History(store).begin()
+    await history.do(Complete(200, b"secret", until_delivered=True), T0 + 10)
+    assert await store.is_sweepable(0, 0, T0 + 11)
+    await store.submit(Change("", None, (Sweep(0, 0, T0 + 11, 10),))).wait()
+    assert not await store.is_sweepable(0, 0, T0 + 11)
+    ended = await store.ended("run-1")
+    assert ended is not None
+    assert (ended.response, ended.omitted) == (None, "delivered")
+
+
+# Tickets
+
+
+async def test_then_is_called_after_the_write(store: Store) -> None:
+    import asyncio
+
+    history = History(store)
+    called = asyncio.Event()
+    history.registered.then(called.set)
+    await asyncio.wait_for(called.wait(), 5)
+    assert await store.run("run-1") == history.run
+
+
+async def test_then_is_not_called_for_a_refused_change(store: Store) -> None:
+    import asyncio
+
+    await History(store).begin()
+    again = History(store)
+    called: list[int] = []
+    again.registered.then(lambda: called.append(1))
+    with pytest.raises(RefusedError):
+        await again.registered.wait()
+    await asyncio.sleep(0.01)
+    assert called == []
+
+
+async def test_many_changes_in_one_batch(store: Store) -> None:
+    history = await History(store).begin()
+    run, tickets = history.run, []
+    for n in range(1_000):
+        decision = decide(run, done(f"s{n}", str(n).encode()), T0, POLICY)
+        run = decision.run
+        tickets.append(store.submit(decision.change, Lane()))
+    for ticket in tickets:
+        await ticket.wait()
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert [s.value for s in entry.memo] == [str(n).encode() for n in range(1_000)]

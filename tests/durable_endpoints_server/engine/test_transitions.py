@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import pytest
+
+from durable_endpoints.protocol.errors import LimitError, LostRunError
+from durable_endpoints.protocol.ops import (
+    Alternative,
+    Sleep,
+    StepDone,
+    StepKind,
+    StepRecord,
+    StepRetry,
+    StepState,
+    WaitForEvent,
+)
+from durable_endpoints.protocol.step_ids import StepId, hash_name
+from durable_endpoints_server.engine.facts import EventUsed, RunEnded, StepResolved, StepWritten
+from durable_endpoints_server.engine.model import NewRun, Policy, Run, Status
+from durable_endpoints_server.engine.transitions import (
+    ALLOWED,
+    Cancel,
+    Claim,
+    Command,
+    Complete,
+    Expire,
+    Fail,
+    Interrupt,
+    Release,
+    Resolve,
+    Retry,
+    Suspend,
+    decide,
+    in_quarantine,
+    register,
+)
+
+POLICY = Policy()
+NEW = NewRun("r", "f", "", "GET", "/", b"")
+STEP = StepId(hash_name("s"), "s", 0)
+SLEEPING = StepRecord(STEP, StepKind.SLEEP, StepState.PENDING, due=50, began_at=1)
+RETRYING = StepRecord(STEP, StepKind.RUN, StepState.RETRYING, attempt=1, due=50)
+
+
+def running(**changes: object) -> Run:
+    return register(NEW, "me", None, 1_000).run._replace(**changes)
+
+
+def after(run: Run, *commands: Command, now: int = 2_000) -> Run:
+    for command in commands:
+        run = decide(run, command, now, POLICY).run
+    return run
+
+
+def test_a_new_run_is_running_in_its_first_generation() -> None:
+    run = register(NEW._replace(max_runtime=500, elapsed=30), "me", None, 1_000).run
+    assert (run.status, run.generation, run.owner) == (Status.RUNNING, 1, "me")
+    assert run.began_at == 970
+    assert run.deadline == 1_470
+
+
+COMMANDS: list[Command] = [
+    StepDone(STEP, StepKind.RUN, b"1"),
+    Suspend(),
+    Release("x"),
+    Complete(200, b""),
+    Fail("x", None),
+    Interrupt(alone=True),
+    Claim("me", None),
+    Resolve(SLEEPING),
+    Expire(),
+    Cancel("x"),
+    Retry(),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: type(command).__name__)
+@pytest.mark.parametrize("status", list(Status), ids=lambda status: status.label)
+def test_the_table_decides_what_is_possible(command: Command, status: Status) -> None:
+    run = running(status=status)
+    if ALLOWED[type(command)] >> status & 1:
+        decision = decide(run, command, 2_000, POLICY)
+        assert decision.change.fence == (run.generation, ALLOWED[type(command)])
+        assert decision.change.facts
+    else:
+        with pytest.raises(LostRunError):
+            decide(run, command, 2_000, POLICY)
+
+
+def test_no_command_leaves_a_final_state() -> None:
+    final = {status for status in Status if status.is_final}
+    for allowed in ALLOWED.values():
+        assert not any(allowed >> status & 1 for status in final)
+
+
+def test_the_generation_grows_with_every_claim_and_every_resolution_of_an_idle_run() -> None:
+    run = after(running(), Suspend())
+    assert run.generation == 1
+    run = after(run, Resolve(SLEEPING))
+    assert (run.status, run.generation) == (Status.READY, 2)
+    run = after(run, Claim("me", None))
+    assert (run.status, run.generation) == (Status.RUNNING, 3)
+    run = after(run, Resolve(SLEEPING))
+    assert (run.status, run.generation) == (Status.RUNNING, 3)
+
+
+def test_a_resolution_wakes_once_and_keeps_the_place_in_the_queue() -> None:
+    run = after(after(running(), Suspend()), Resolve(SLEEPING), now=3_000)
+    assert run.ready_at == 3_000
+    assert after(run, Resolve(SLEEPING), now=4_000).ready_at == 3_000
+
+
+def test_a_resolution_carries_value_and_event() -> None:
+    run = after(running(), Suspend())
+    facts = decide(run, Resolve(SLEEPING, b'{"x":1}', "e1"), 60, POLICY).change.facts
+    resolved = facts[0]
+    assert isinstance(resolved, StepResolved)
+    assert resolved.step.value == b'{"x":1}'
+    assert resolved.step.due is None
+    assert EventUsed("e1") in facts
+
+
+def test_a_due_retry_is_not_a_result() -> None:
+    run = after(running(), Suspend())
+    decision = decide(run, Resolve(RETRYING), 60, POLICY)
+    written = decision.change.facts[0]
+    assert isinstance(written, StepWritten)
+    assert (written.step.state, written.step.due) == (StepState.RETRYING, None)
+    assert decision.run.status is Status.READY
+    assert decision.run.last_order == run.last_order
+
+
+def test_a_resolved_step_is_not_resolved_again() -> None:
+    with pytest.raises(LostRunError):
+        decide(running(), Resolve(SLEEPING._replace(state=StepState.DONE)), 60, POLICY)
+
+
+def test_orders_are_handed_out_one_by_one() -> None:
+    run, orders = running(), []
+    for name in "abc":
+        decision = decide(
+            run, StepDone(StepId(name, name, 0), StepKind.RUN, b"1"), 2_000, POLICY
+        )
+        run = decision.run
+        written = decision.change.facts[0]
+        assert isinstance(written, StepWritten)
+        orders.append(written.step.order)
+    assert orders == [1, 2, 3]
+    assert (run.steps, run.memo_bytes) == (3, 3)
+
+
+# Poison
+
+
+def crash(run: Run, *, alone: bool) -> Run:
+    return after(run, Interrupt(alone=alone))
+
+
+def test_a_poison_run_is_parked_after_three_crashes_alone() -> None:
+    run, crashes = running(), 0
+    while run.status is not Status.PARKED:
+        run = crash(run, alone=True)
+        crashes += 1
+        if run.status is Status.READY:
+            run = after(run, Claim("me", None))
+    assert crashes == POLICY.quarantine_after + POLICY.park_after
+    assert run.reason == "interrupted_too_often"
+
+
+def test_an_innocent_run_is_never_parked() -> None:
+    run = running()
+    for _ in range(50):
+        run = after(crash(run, alone=False), Claim("me", None))
+    assert in_quarantine(run, POLICY)
+    assert run.lone_interruptions == 0
+
+
+def test_an_execution_that_ends_by_itself_clears_the_count() -> None:
+    run = after(crash(running(), alone=False), Claim("me", None), Suspend())
+    assert run.interruptions == 0
+
+
+def test_a_release_is_no_interruption() -> None:
+    run = after(running(), Release("shutdown"))
+    assert (run.status, run.interruptions) == (Status.READY, 0)
+
+
+def test_a_parked_run_is_retried_with_a_clean_slate() -> None:
+    run = after(running(status=Status.PARKED, interruptions=3, lone_interruptions=3), Retry())
+    assert (run.status, run.interruptions, run.lone_interruptions) == (Status.READY, 0, 0)
+
+
+# Ends
+
+
+def test_ends() -> None:
+    cases: list[tuple[Command, Status, str]] = [
+        (Complete(200, b""), Status.COMPLETED, ""),
+        (Fail("exception", b"{}"), Status.FAILED, "exception"),
+        (Expire(), Status.FAILED, "timed_out"),
+        (Cancel("by hand"), Status.CANCELLED, "by hand"),
+    ]
+    for command, status, reason in cases:
+        decision = decide(running(), command, 2_000, POLICY)
+        assert (decision.run.status, decision.run.reason) == (status, reason)
+        assert decision.run.ended_at == 2_000
+        assert decision.run.owner == ""
+        assert isinstance(decision.change.facts[-1], RunEnded)
+
+
+# Limits
+
+
+def test_limits() -> None:
+    policy = Policy(max_steps=2, max_result=10, max_memo=15, max_wait=1_000)
+    value = StepDone(STEP, StepKind.RUN, b"x" * 11)
+    with pytest.raises(LimitError, match="max_result"):
+        decide(running(), value, 0, policy)
+    with pytest.raises(LimitError, match="max_memo"):
+        decide(running(memo_bytes=8), value._replace(value=b"x" * 8), 0, policy)
+    with pytest.raises(LimitError, match="max_steps"):
+        decide(running(steps=2), value._replace(value=b"1"), 0, policy)
+    with pytest.raises(LimitError, match="max_wait"):
+        decide(running(), Sleep(STEP, duration=1_001), 0, policy)
+    with pytest.raises(LimitError, match="max_wait"):
+        decide(running(), Sleep(STEP, until=1_001), 0, policy)
+    wait = WaitForEvent(STEP, StepKind.WAIT, (Alternative("", "e"),), 1_001)
+    with pytest.raises(LimitError, match="max_wait"):
+        decide(running(), wait, 0, policy)
+    retry = StepRetry(STEP, StepKind.RUN, b"{}", 1, delay=1_001)
+    with pytest.raises(LimitError, match="max_wait"):
+        decide(running(), retry, 0, policy)
+
+
+def test_a_retry_of_a_counted_step_is_no_new_step() -> None:
+    policy = Policy(max_steps=1)
+    done = StepDone(STEP, StepKind.RUN, b"1", attempt=2)
+    assert decide(running(steps=1), done, 0, policy).run.steps == 1
