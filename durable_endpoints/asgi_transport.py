@@ -26,7 +26,7 @@ class AppTransport(httpx.AsyncBaseTransport):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        exchange = _Exchange(await request.aread())
+        exchange = _Exchange(await request.aread(), request.method == "HEAD")
         task = asyncio.create_task(self._run(self._scope(request), exchange))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -82,12 +82,13 @@ class AppTransport(httpx.AsyncBaseTransport):
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, is_head: bool) -> None:
         self.start: Message | None = None
         self.started = asyncio.Event()
         self.chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.is_complete = False
         self._body: bytes | None = body
+        self._is_head = is_head
         self._left = asyncio.Event()
 
     async def receive(self) -> Message:
@@ -101,7 +102,8 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.start = message
         elif message["type"] == "http.response.body":
-            self.chunks.put_nowait(message.get("body", b""))
+            if not self._is_head:  # a server does not send it either (RFC 9110 §9.3.2)
+                self.chunks.put_nowait(message.get("body", b""))
             self.started.set()
             if not message.get("more_body", False):
                 self.is_complete = True

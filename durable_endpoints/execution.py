@@ -230,10 +230,11 @@ class Execution:
             if self._handler_ended and asyncio.current_task() is not self._main:
                 raise asyncio.CancelledError("the run is suspended")  # a task left behind
             raise Suspended
-        if self._closed:
+        if self._closed or self._handler_ended:
             raise NotInRunError(
-                "this run has ended: its response was sent. Background tasks and response "
-                "iterators run after that and cannot have steps; do the work in a step before"
+                "the handler of this run has returned its response. Response iterators, background "
+                "tasks and tasks left behind run after that and cannot have steps: do the work in "
+                "a step before the handler returns"
             )
 
     def count_step(self) -> None:
