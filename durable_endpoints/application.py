@@ -65,7 +65,7 @@ class Application:
     async def started_engine(self) -> Engine:
         """The engine, running. Where no lifespan started it, the first request does."""
         loop = asyncio.get_running_loop()
-        if self._started_on is not loop:
+        if self._started_on is not loop or not self.engine.is_running:
             await self.engine.start()
             if self._started_on is None and self._root_path is not None:
                 self.engine.add_executor(self._root_path, self._execute)

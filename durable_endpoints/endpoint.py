@@ -213,7 +213,9 @@ def _is_request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     frame = sys._getframe(2)
     for _ in range(12):
         module = frame.f_globals.get("__name__", "")
-        if module.startswith(("starlette.", "fastapi.", "anyio._backends")):
+        if module.startswith(("starlette.", "fastapi.")):
+            return True
+        if frame.f_code.co_qualname == "WorkerThread.run":  # anyio's, for plain handlers
             return True
         if frame.f_back is None:
             return False

@@ -107,6 +107,9 @@ class DurableEndpointsMiddleware:
         if isinstance(visit, Pass):
             door.reentry, door.body = visit.reentry, visit.body
             door.on_left = visit.leave
+        elif scope["path"].endswith(application.wait_paths) and application.serves_wait(scope):
+            await wait_for_run(door, scope, send)
+            return
         elif routes.may_be_durable(scope):
             door.body = RequestBody(receive, self._body_limit)
             receive = door.receive
@@ -116,9 +119,6 @@ class DurableEndpointsMiddleware:
                     for name, value in scope["extensions"].items()
                     if name not in _UNSUPPORTED
                 }
-        elif scope["path"].endswith(application.wait_paths) and application.serves_wait(scope):
-            await wait_for_run(door, scope, send)
-            return
         scope[SCOPE_KEY] = door
         previous = current.place
         current.place = door

@@ -39,20 +39,15 @@ class RouteTable:
     def __init__(self, app: ASGIApp, proxy_type: type) -> None:
         self._app = app
         self._proxy_type = proxy_type
-        self._size = -1
         self._durable: list[_Found] = []
         self._by_wrapper: dict[int, list[_Found]] = {}
         self.proxy_path: str | None = None
         """Where `endpoint_proxy()` is mounted, below the application's root path."""
         self.proxy_is_mount = False
-        self.refresh()
+        self._walk_again()
 
-    def refresh(self) -> None:
-        """Walk the routes again if there are more than last time."""
-        size = len(_routes_of(self._app))
-        if size == self._size:
-            return
-        self._size = size
+    def _walk_again(self) -> None:
+        self._size = len(_routes_of(self._app))
         self._durable = []
         self._by_wrapper = {}
         self.proxy_path = None
@@ -68,6 +63,8 @@ class RouteTable:
 
     def may_be_durable(self, scope: Scope) -> bool:
         """Whether the request's path belongs to a decorated handler."""
+        if len(_routes_of(self._app)) != self._size:
+            self._walk_again()  # routes were added after the start
         if not self._durable:
             return False
         path = path_in_app(scope["path"], scope.get("root_path", ""))

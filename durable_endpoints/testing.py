@@ -121,10 +121,11 @@ class VirtualEngine(EmbeddedEngine):
         """
         options = {"base_url": "http://testserver", "timeout": 30, **options}
         try:
+            await self.start()
             async with httpx.AsyncClient(transport=AppTransport(app), **options) as client:
                 yield client
         finally:
-            if self.is_open:
+            if self.is_running:
                 self._users = 1
                 await self.stop()
 
@@ -156,10 +157,12 @@ class VirtualEngine(EmbeddedEngine):
                 await asyncio.sleep(0.001)
 
     async def send_event_now(self, name: str, data: Any = None, **options: Any) -> str:
-        """Send an event, and let what it wakes run."""
+        """Send an event, and let what it wakes run. That takes a millisecond of virtual time, so
+        that a request which begins afterwards has missed it."""
         event = new_event(name, data, options.get("id"), options.get("ts"))
         sent = await self.send_event(event)
         await self.settle()
+        self.clock.move_to(self.clock.now() + 1)
         return sent
 
     async def crash(self) -> None:

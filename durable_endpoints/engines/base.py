@@ -115,6 +115,11 @@ class Engine(Protocol):
     """Whoever keeps runs."""
 
     @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not stopped."""
+        ...
+
+    @property
     def is_healthy(self) -> bool:
         """Whether it answered in the last seconds: then a registration need not be awaited."""
         ...

@@ -108,7 +108,7 @@ class EmbeddedEngine:
         return self.host.tasks.spawn(coroutine, name)
 
     @property
-    def is_open(self) -> bool:
+    def is_running(self) -> bool:
         return self._host is not None
 
     @property
@@ -373,7 +373,7 @@ def embedded_engine(settings: Settings) -> EmbeddedEngine:
 
 def running_engines() -> dict[Path, EmbeddedEngine]:
     """The engines that are open in this process, by their files."""
-    return {path: engine for path, engine in _shared.items() if engine.is_open}
+    return {path: engine for path, engine in _shared.items() if engine.is_running}
 
 
 def leave_event(settings: Settings, event: NewEvent) -> None:
