@@ -75,7 +75,7 @@ class Application:
     async def start(self) -> None:
         """Start the engine before the application starts: nothing is executed yet."""
         self._draining = False
-        await self.engine.start()
+        await self.engine.start(for_good=True)
 
     def serve(self, state: Mapping[str, Any]) -> None:
         """The application has started: whatever was left by an earlier process goes on."""

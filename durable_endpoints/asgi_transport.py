@@ -46,7 +46,7 @@ class AppTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Wait for what the application still does, a moment; then cancel it."""
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=5)
+            _, late = await asyncio.wait(self._tasks, timeout=0.2)
             for task in late:
                 task.cancel()
 

@@ -121,12 +121,12 @@ class VirtualEngine(EmbeddedEngine):
         """
         options = {"base_url": "http://testserver", "timeout": 30, **options}
         try:
+            self._users = 1
             await self.start()
             async with httpx.AsyncClient(transport=AppTransport(app), **options) as client:
                 yield client
         finally:
             if self.is_running:
-                self._users = 1
                 await self.stop()
 
     async def advance(self, duration: Duration) -> None:

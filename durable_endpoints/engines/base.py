@@ -135,8 +135,9 @@ class Engine(Protocol):
         """Call back in `delay` milliseconds of the engine's time; returns how to cancel that."""
         ...
 
-    async def start(self) -> None:
-        """Begin to serve on this event loop, unless it does already."""
+    async def start(self, for_good: bool = False) -> None:
+        """Begin to serve on this event loop, unless it does already; `for_good` promises that the
+        loop lives, and that `stop` will be called."""
         ...
 
     def begin_drain(self) -> None:

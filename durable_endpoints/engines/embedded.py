@@ -44,8 +44,11 @@ from durable_endpoints_server.store.base import Ended, Entry, Store
 from durable_endpoints_server.store.ownership import DispatcherRole
 from durable_endpoints_server.store.sqlite import SqliteStore
 from durable_endpoints_server.store.sqlite_inbox import leave_message
+from durable_endpoints_server.waiters import is_settled
 
 _SCHEME = "sqlite:///"
+_TAKEOVER = 250
+"""Milliseconds."""
 
 
 def database_path(database: str) -> Path:
@@ -75,28 +78,27 @@ class EmbeddedEngine:
         self._keyring: Keyring | None = None
         self._executors: list[tuple[str, Executor]] = []
         self._users = 0
+        """How many applications run it for good."""
         self._close: Callable[[], None] | None = None
 
     # Lifecycle
 
-    async def start(self) -> None:
+    async def start(self, for_good: bool = False) -> None:
         if self._host is None:
             await asyncio.get_running_loop().run_in_executor(None, self._open)
+        if for_good:
+            self._users += 1
         await self.host.attach()
         if self._executors:
             self.host.dispatcher.set_executor(self._execute)
-
-    def add_user(self) -> None:
-        """One more application relies on this engine until it says `stop`."""
-        self._users += 1
 
     def begin_drain(self) -> None:
         if self._host is not None:
             self._host.begin_drain()
 
     async def stop(self) -> None:
-        self._users -= 1
-        if self._users > 0 or self._host is None:
+        self._users = max(0, self._users - 1)
+        if self._users or self._host is None:
             return
         host, self._host = self._host, None
         self._executors = []
@@ -213,8 +215,21 @@ class EmbeddedEngine:
         return None if holder is None else KeyHolder(*holder)
 
     async def outcome(self, run_id: str, timeout: int) -> Outcome | None:
-        ended = await self.host.waiters.wait(run_id, timeout)
+        ended = await self._wait(run_id, timeout)
         return None if ended is None else self._outcome(ended)
+
+    async def _wait(self, run_id: str, timeout: int) -> Ended | None:
+        if self._users:
+            return await self.host.waiters.wait(run_id, timeout)
+        # Without a lifespan the services run on the loop of some request, which may end: then
+        # whoever still waits takes them over.
+        while True:
+            turn = min(timeout, _TAKEOVER)
+            ended = await self.host.waiters.wait(run_id, turn)
+            timeout -= turn
+            if ended is None or is_settled(ended) or timeout <= 0 or self.host.draining:
+                return ended
+            await self.host.attach()
 
     def delivered(self, run_id: str) -> None:
         self.host.delivered(run_id)
