@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlencode, urlsplit, urlunsplit
+from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 
 import orjson
 from starlette.responses import Response
@@ -111,6 +111,18 @@ async def send_stored(
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     body = b"" if scope["method"] == "HEAD" else response.body
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def with_whole_location(response: StoredResponse, path: str) -> StoredResponse:
+    """Resolve a relative `Location` against the request's own path, because the client will read
+    it at another one (RFC 9110 §10.2.2)."""
+    headers = [
+        (name, urljoin(path, value.decode("latin-1")).encode("latin-1"))
+        if name.lower() == b"location"
+        else (name, value)
+        for name, value in response.headers
+    ]
+    return response._replace(headers=headers)
 
 
 def with_durable_headers(response: Response, run_id: str, status: str) -> Response:

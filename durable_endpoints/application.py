@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Scope
 
 from durable_endpoints.door import Door
 from durable_endpoints.engines.base import Engine, Reentry
+from durable_endpoints.errors import EngineError
 from durable_endpoints.execution import Departure
 from durable_endpoints.hooks import Hook
 from durable_endpoints.options import EndpointOptions
@@ -20,6 +22,8 @@ from durable_endpoints.settings import Settings
 
 if TYPE_CHECKING:
     from durable_endpoints.endpoint import Endpoint
+
+logger = logging.getLogger("durable_endpoints")
 
 BUILT_IN_PROXY = "/.durable/wait"
 """Where the middleware answers itself, for an application that mounts no proxy."""
@@ -180,6 +184,17 @@ class Application:
     def left(self, door: Door) -> None:
         """It is not any more."""
         self._inside.discard(door)
+
+    async def track(self, door: Door, elapsed: int) -> None:
+        """Keep a line about a request that is over; `elapsed` in microseconds."""
+        scope = door.scope
+        template = getattr(scope.get("route"), "path_format", None) or scope["path"]
+        run_id = door.execution.info.run_id if door.execution is not None else None
+        try:
+            engine = await self.started_engine()
+            engine.track(scope["method"], template, door.status or 500, elapsed, run_id)
+        except EngineError:
+            logger.warning("a request could not be tracked", exc_info=True)
 
     async def _execute(self, reentry: Reentry) -> None:
         await Pass(self, reentry).run()

@@ -16,6 +16,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from durable_endpoints.answers import with_whole_location
 from durable_endpoints.bodies import delay_of, is_final
 from durable_endpoints.capture import Capture
 from durable_endpoints.engines.base import Answer
@@ -68,6 +69,8 @@ class Ending:
             return False
         self._begun = True
         response = None if self.capture.too_large else self.capture.response()
+        if response is not None and self.capture.is_detached:
+            response = with_whole_location(response, self._door.snapshot["path"])
         answer = self._answer(response, self.capture.status)
         writing = asyncio.ensure_future(self._session.complete(answer))
         try:

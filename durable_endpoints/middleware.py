@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Unpack
 
@@ -100,9 +101,23 @@ class DurableEndpointsMiddleware:
             await self.app(scope, receive, send)
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        door = Door(self._application, scope, receive, send)
+        if not self._tracks:
+            await self._pass_through(door, scope, receive, send)
+            return
+        began = time.perf_counter_ns()
+        try:
+            await self._pass_through(door, scope, receive, send)
+        finally:
+            if door.reentry is None:
+                elapsed = (time.perf_counter_ns() - began) // 1_000
+                await self._application.track(door, elapsed)
+
+    async def _pass_through(
+        self, door: Door, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         application = self._application
         routes = application.routes or application.see(scope)
-        door = Door(application, scope, receive, send)
         visit = scope.pop(REENTRY_KEY, None)
         if isinstance(visit, Pass):
             door.reentry, door.body = visit.reentry, visit.body
