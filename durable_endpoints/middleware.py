@@ -113,9 +113,7 @@ class DurableEndpointsMiddleware:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
                 await self._application.track(door, elapsed)
 
-    async def _pass_through(
-        self, door: Door, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _pass_through(self, door: Door, scope: Scope, receive: Receive, send: Send) -> None:
         application = self._application
         routes = application.routes or application.see(scope)
         visit = scope.pop(REENTRY_KEY, None)

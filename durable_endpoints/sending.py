@@ -48,10 +48,6 @@ def _engine_here() -> Engine | None:
     if current.place is not None:
         engine: Engine = current.place.engine
         return engine
-    from durable_endpoints.engines.embedded import database_path, running_engines
+    from durable_endpoints.engines.embedded import running_engine
 
-    running = running_engines()
-    if len(running) > 1:
-        wanted = database_path(Settings.load({}).database)
-        running = {path: engine for path, engine in running.items() if path == wanted}
-    return next(iter(running.values()), None)
+    return running_engine(Settings.load({}))

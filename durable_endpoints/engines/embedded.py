@@ -41,31 +41,14 @@ from durable_endpoints_server.engine.transitions import Complete, Fail
 from durable_endpoints_server.host import Host, HostOptions
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.store.base import Ended, Entry, Store
+from durable_endpoints_server.store.location import sqlite_path
 from durable_endpoints_server.store.ownership import DispatcherRole
 from durable_endpoints_server.store.sqlite import SqliteStore
 from durable_endpoints_server.store.sqlite_inbox import leave_message
 from durable_endpoints_server.waiters import is_settled
 
-_SCHEME = "sqlite:///"
 _TAKEOVER = 250
 """Milliseconds."""
-
-
-def database_path(database: str) -> Path:
-    """The file that a database setting means: `sqlite:///relative`, `sqlite:////absolute` or a
-    plain path. Raises `ConfigurationError` for any other scheme."""
-    if database.startswith(_SCHEME):
-        database = database.removeprefix(_SCHEME)
-    elif "://" in database:
-        raise ConfigurationError(
-            f"database={database!r}: this version stores in SQLite only; write "
-            '"sqlite:///path/to/endpoints.db"'
-        )
-    if not database or database == ":memory:":
-        raise ConfigurationError(
-            "a durable database needs a file; for tests there is durable_endpoints.testing"
-        )
-    return Path(database).absolute()
 
 
 class EmbeddedEngine:
@@ -124,7 +107,7 @@ class EmbeddedEngine:
             if self._host is not None:
                 return
 
-            path = database_path(self._settings.database)
+            path = sqlite_path(self._settings.database)
             _make_folder(path.parent)
             role = DispatcherRole(path)
             role.acquire()
@@ -380,20 +363,23 @@ _shared: dict[Path, EmbeddedEngine] = {}
 
 def embedded_engine(settings: Settings) -> EmbeddedEngine:
     """The engine of this process for the database that `settings` names."""
-    path = database_path(settings.database)
+    path = sqlite_path(settings.database)
     if path not in _shared:
         _shared[path] = EmbeddedEngine(settings)
     return _shared[path]
 
 
-def running_engines() -> dict[Path, EmbeddedEngine]:
-    """The engines that are open in this process, by their files."""
-    return {path: engine for path, engine in _shared.items() if engine.is_running}
+def running_engine(settings: Settings) -> EmbeddedEngine | None:
+    """The engine that runs in this process: the only one, or the one of these settings."""
+    running = {path: engine for path, engine in _shared.items() if engine.is_running}
+    if len(running) > 1:
+        return running.get(sqlite_path(settings.database))
+    return next(iter(running.values()), None)
 
 
 def leave_event(settings: Settings, event: NewEvent) -> None:
     """Leave an event for the process that serves the database. Blocks until it is on disk."""
-    path = database_path(settings.database)
+    path = sqlite_path(settings.database)
     if not path.exists():
         raise ConfigurationError(
             f"the event has nowhere to go: there is no database at {path}. Set "

@@ -63,6 +63,8 @@ def translated(path: str) -> Iterator[None]:
 
 def translate(error: apsw.Error, path: str) -> StorageError:
     """The same error in words for whoever has to mend it."""
+    if isinstance(error, apsw.SQLError) and "no such table" in str(error):
+        return StorageError(f"{path}: it is not a database of durable-endpoints ({error})")
     for kind, advice in _ADVICE:
         if isinstance(error, kind):
             return StorageError(f"{path}: {advice} ({error})")

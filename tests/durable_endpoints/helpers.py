@@ -25,7 +25,10 @@ def fast(engine: VirtualEngine, **options: Any) -> FastAPI:
 
 
 def star(
-    engine: VirtualEngine, *routes: BaseRoute, inside: list[Middleware] | None = None, **options: Any
+    engine: VirtualEngine,
+    *routes: BaseRoute,
+    inside: list[Middleware] | None = None,
+    **options: Any,
 ) -> Starlette:
     """A Starlette application with the middleware, then `inside`, and a proxy."""
     return Starlette(

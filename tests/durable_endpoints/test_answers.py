@@ -79,9 +79,7 @@ RESPONSES: dict[str, Callable[[], Any]] = {
 }
 
 
-def pair(
-    engine: VirtualEngine, make: Callable[[], Any], **options: Any
-) -> tuple[Any, Any]:
+def pair(engine: VirtualEngine, make: Callable[[], Any], **options: Any) -> tuple[Any, Any]:
     """The same handler, undecorated in one application and durable in another."""
 
     async def plain(request: Request) -> Response:

@@ -167,7 +167,7 @@ async def test_undecorated_uploads_are_not_read_by_us(engine: VirtualEngine) -> 
 
 
 async def test_a_refused_upload_is_not_asked_for(engine: VirtualEngine) -> None:
-    """`Expect: 100-continue`: the server sends 100 at the first read, so a refusal reads nothing."""
+    """With `Expect: 100-continue` the server says 100 at the first read; a refusal has none."""
     from fastapi import Depends, HTTPException
 
     from tests.durable_endpoints.helpers import fast

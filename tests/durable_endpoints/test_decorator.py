@@ -51,7 +51,7 @@ async def h3(a: Annotated[int, Query(ge=1)], b: str = Body(embed=True)) -> dict[
 async def h4(f: UploadFile = File(), a: str = Form()) -> None: ...
 
 
-async def h5(request: Request, *, deep: "dict[str, list[Item]] | None" = None) -> PlainTextResponse:
+async def h5(request: Request, *, deep: dict[str, list[Item]] | None = None) -> PlainTextResponse:
     return PlainTextResponse("")
 
 

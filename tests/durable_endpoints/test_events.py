@@ -176,9 +176,7 @@ async def test_an_early_event_is_used_once(engine: VirtualEngine) -> None:
     @endpoint
     async def handler(request: Request) -> Response:
         await step.sleep("nap", "1h")
-        got = [
-            await step.wait_for_event(f"w{n}", event="ok", timeout="1h") for n in range(3)
-        ]
+        got = [await step.wait_for_event(f"w{n}", event="ok", timeout="1h") for n in range(3)]
         return JSONResponse([event and event.data for event in got])
 
     async with engine.client(one(engine, handler)) as client:

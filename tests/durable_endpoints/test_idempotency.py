@@ -168,9 +168,7 @@ async def test_a_key_belongs_to_who_used_it_first(engine: VirtualEngine, header:
 
 
 class Backend(AuthenticationBackend):
-    async def authenticate(
-        self, conn: HTTPConnection
-    ) -> tuple[AuthCredentials, SimpleUser] | None:
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, SimpleUser] | None:
         name = conn.headers.get("authorization", "").split(":")[0]
         return (AuthCredentials(["a"]), _Named(name)) if name else None
 

@@ -27,7 +27,7 @@ from durable_endpoints import (
 )
 from durable_endpoints.testing import VirtualEngine
 from durable_endpoints_server.engine.model import Status
-from tests.durable_endpoints.helpers import fast, follow, one, run_id_of, star
+from tests.durable_endpoints.helpers import fast, follow, one, run_id_of
 
 pytestmark = pytest.mark.anyio
 
@@ -251,9 +251,7 @@ async def test_authentication_can_go_by_the_time_of_the_request(engine: VirtualE
 
 
 @pytest.mark.parametrize("is_async", [True, False])
-async def test_a_remembered_dependency_is_asked_once(
-    engine: VirtualEngine, is_async: bool
-) -> None:
+async def test_a_remembered_dependency_is_asked_once(engine: VirtualEngine, is_async: bool) -> None:
     asked: list[int] = []
 
     def current_user(request: Request) -> dict[str, Any]:

@@ -364,7 +364,9 @@ async def test_memo_results_come_in_their_order_of_completion(engine: VirtualEng
             order.append(await step.run(name, body))
 
         await asyncio.gather(
-            wait_then_note("third", 0.06), wait_then_note("first", 0.0), wait_then_note("second", 0.03)
+            wait_then_note("third", 0.06),
+            wait_then_note("first", 0.0),
+            wait_then_note("second", 0.03),
         )
         await step.sleep("nap", "1h")
         return JSONResponse(order)

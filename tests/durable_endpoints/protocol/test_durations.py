@@ -36,8 +36,10 @@ def test_durations(value: str | float | timedelta, milliseconds: int) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "abc", "30", "-5s", "5 s 3", "1mo", "P", "PT", "s", "1h-5m", "1e3s", -1, -0.5]
-    + [float("nan"), float("inf"), timedelta(seconds=-1)],
+    [
+        *("", "abc", "30", "-5s", "5 s 3", "1mo", "P", "PT", "s", "1h-5m", "1e3s", -1, -0.5),
+        *(float("nan"), float("inf"), timedelta(seconds=-1)),
+    ],
 )
 def test_junk_is_an_error(value: object) -> None:
     with pytest.raises(ValueError, match="not a duration"):

@@ -137,9 +137,7 @@ def test_a_resolved_step_is_not_resolved_again() -> None:
 def test_orders_are_handed_out_one_by_one() -> None:
     run, orders = running(), []
     for name in "abc":
-        decision = decide(
-            run, StepDone(StepId(name, name, 0), StepKind.RUN, b"1"), 2_000, POLICY
-        )
+        decision = decide(run, StepDone(StepId(name, name, 0), StepKind.RUN, b"1"), 2_000, POLICY)
         run = decision.run
         written = decision.change.facts[0]
         assert isinstance(written, StepWritten)

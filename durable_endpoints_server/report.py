@@ -1,0 +1,202 @@
+"""Runs as text and as JSON, for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from durable_endpoints.protocol import failures
+from durable_endpoints.protocol.ops import StepRecord
+from durable_endpoints_server.engine.model import Run
+from durable_endpoints_server.store.base import RequestRecord, RunSummary
+from durable_endpoints_server.store.sqlite_reader import SqliteReader
+
+_PREVIEW = 60
+
+
+def as_json(value: Any) -> str:
+    """Indented JSON."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+
+
+def summary(line: RunSummary) -> dict[str, Any]:
+    """A line of the listing, as JSON."""
+    return {
+        **_run(line.run),
+        "method": line.method,
+        "path": line.path,
+        "status_code": line.status_code,
+        "next_due": _time(line.next_due),
+    }
+
+
+def table_of_runs(lines: Sequence[RunSummary], now: int) -> str:
+    """The listing, as text."""
+    rows = [
+        (
+            line.run.id,
+            line.run.status.label + (f" ({line.run.reason})" if line.run.reason else ""),
+            str(line.status_code or ""),
+            line.run.function_id,
+            f"{_span(now - line.run.began_at)} ago",
+            _due(line, now),
+        )
+        for line in lines
+    ]
+    return _table(("RUN", "STATUS", "CODE", "ENDPOINT", "BEGAN", "NEXT"), rows, "No runs.")
+
+
+async def run_in_full(reader: SqliteReader, run_id: str) -> dict[str, Any] | None:
+    """Everything that may be shown of a run; None for an unknown one."""
+    entry, ended = await reader.entry(run_id), await reader.ended(run_id)
+    if entry is None or ended is None:
+        return None
+    return {
+        **_run(entry.run),
+        "method": ended.method,
+        "path": ended.path,
+        "status_code": ended.status_code,
+        "error": _failure(ended.error),
+        "deadline": _time(entry.run.deadline),
+        "generation": entry.run.generation,
+        "interruptions": entry.run.interruptions,
+        "steps": [_step(step) for step in sorted(entry.memo, key=_by_completion)],
+        "attempts": [
+            {
+                "step": line.step,
+                "attempt": line.attempt,
+                "began_at": _time(line.began_at),
+                "error": _failure(line.error),
+            }
+            for line in await reader.attempts(run_id)
+        ],
+        "waits": [
+            {"step": str(match.step.id), "event": match.wait.alternative.event}
+            for match in await reader.waits_of(run_id)
+        ],
+    }
+
+
+def page_of_run(full: dict[str, Any]) -> str:
+    """The same, as text."""
+    lines = [
+        f"{full['id']}  {full['function_id']}",
+        f"  {full['method']} {full['path']}",
+        f"  status      {full['status']}" + (f" ({full['reason']})" if full["reason"] else ""),
+    ]
+    if full["status_code"]:
+        lines.append(f"  answered    {full['status_code']}")
+    lines.append(f"  began       {full['began_at']}")
+    for name in ("ended_at", "deadline", "error"):
+        if full[name]:
+            lines.append(f"  {name.removesuffix('_at'):<11} {full[name]}")
+    steps = [
+        (
+            step["name"],
+            step["kind"],
+            step["state"],
+            str(step["attempt"] or ""),
+            step["due"] or step["ended_at"] or "",
+            step["error"] or step["value"] or "",
+        )
+        for step in full["steps"]
+    ]
+    lines += ["", _table(("STEP", "KIND", "STATE", "TRY", "WHEN", "RESULT"), steps, "No steps.")]
+    if full["attempts"]:
+        tries = [
+            (line["step"], str(line["attempt"]), line["began_at"], line["error"])
+            for line in full["attempts"]
+        ]
+        lines += ["", _table(("FAILED STEP", "TRY", "WHEN", "ERROR"), tries, "")]
+    return "\n".join(lines)
+
+
+def table_of_requests(lines: Sequence[RequestRecord]) -> str:
+    """Tracked requests, as text."""
+    rows = [
+        (
+            _time(line.at) or "",
+            line.method,
+            line.route,
+            str(line.status),
+            f"{line.elapsed / 1_000:.1f} ms",
+            line.run_id or "",
+        )
+        for line in lines
+    ]
+    return _table(("AT", "METHOD", "ROUTE", "CODE", "TOOK", "RUN"), rows, "No tracked requests.")
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "function_id": run.function_id,
+        "status": run.status.label,
+        "reason": run.reason,
+        "began_at": _time(run.began_at),
+        "ended_at": _time(run.ended_at),
+    }
+
+
+def _step(step: StepRecord) -> dict[str, Any]:
+    return {
+        "name": str(step.id),
+        "kind": str(step.kind),
+        "state": step.state.name.lower(),
+        "attempt": step.attempt,
+        "began_at": _time(step.began_at),
+        "ended_at": _time(step.ended_at),
+        "due": _time(step.due),
+        "value": _preview(step.value),
+        "error": _failure(step.error),
+    }
+
+
+def _by_completion(step: StepRecord) -> tuple[int, int]:
+    """Final steps in their order, then open ones as they were opened."""
+    return (step.order or 2**62, step.began_at)
+
+
+def _due(line: RunSummary, now: int) -> str:
+    if line.next_due is None or line.run.status.is_final:
+        return ""
+    return f"in {_span(line.next_due - now)}" if line.next_due > now else "now"
+
+
+def _preview(value: bytes | None) -> str | None:
+    if value is None:
+        return None
+    text = value.decode("utf-8", "replace")
+    return text if len(text) <= _PREVIEW else f"{text[: _PREVIEW - 1]}…"
+
+
+def _failure(error: bytes | None) -> str | None:
+    return str(failures.decode(error)) if error else None
+
+
+def _time(instant: int | None) -> str | None:
+    if instant is None:
+        return None
+    return datetime.fromtimestamp(instant / 1_000, UTC).isoformat(" ", "milliseconds")[:23] + "Z"
+
+
+def _span(milliseconds: int) -> str:
+    seconds = max(0, milliseconds) / 1_000
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds / size:.1f}{unit}"
+    return f"{seconds:.1f}s"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]], empty: str) -> str:
+    lines = [head, *rows]
+    if len(lines) == 1:
+        return empty
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

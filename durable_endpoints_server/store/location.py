@@ -1,0 +1,30 @@
+"""Where a database setting points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from durable_endpoints.protocol.errors import ConfigurationError
+
+DEFAULT_DATABASE = "sqlite:///.durable/endpoints.db"
+
+_SCHEME = "sqlite:///"
+
+
+def sqlite_path(database: str) -> Path:
+    """The file that a setting means: `sqlite:///relative`, `sqlite:////absolute` or a plain path.
+
+    Raises `ConfigurationError` for any other scheme, and for a database that is no file.
+    """
+    if database.startswith(_SCHEME):
+        database = database.removeprefix(_SCHEME)
+    elif "://" in database:
+        raise ConfigurationError(
+            f"database={database!r}: this version stores in SQLite only; write "
+            '"sqlite:///path/to/endpoints.db"'
+        )
+    if not database or database == ":memory:":
+        raise ConfigurationError(
+            "a durable database needs a file; for tests there is durable_endpoints.testing"
+        )
+    return Path(database).absolute()

@@ -1,0 +1,136 @@
+"""The application that the process tests torment.
+
+Every body that begins writes a line into the journal, with one `write` on an append-only file, so
+that a test can tell afterwards what ran how often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+
+from durable_endpoints import DurableEndpointsMiddleware, endpoint, endpoint_proxy, step
+
+JOURNAL = os.environ["JOURNAL"]
+
+app = FastAPI()
+app.add_middleware(DurableEndpointsMiddleware)
+app.mount("/wait", endpoint_proxy())
+
+
+def note(line: str) -> None:
+    descriptor = os.open(JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{line}\n".encode())
+    os.close(descriptor)
+
+
+def once(run: str, name: str, value: Any) -> Any:
+    note(f"{run} {name}")
+    return value
+
+
+@app.post("/work/{run}")
+@endpoint(retries=3)
+async def work(run: str, request: Request) -> Response:
+    """Every kind of step, and an answer that depends on all of them."""
+    body = await request.body()
+
+    async def body_of(name: str, value: Any) -> Any:
+        note(f"{run} {name}")
+        await asyncio.sleep(0.002)
+        return value
+
+    first = await step.run("first", body_of, "first", len(body))
+    pair = await asyncio.gather(
+        step.run("left", body_of, "left", 1), step.run("right", once, run, "right", 2)
+    )
+    await step.sleep("nap", "15ms")
+    sent = await step.send_event("ask", "asked", {"run": run})
+    event = await step.wait_for_event("hear", event="asked", match={"data.run": run}, timeout="1m")
+    last = await step.run("last", body_of, "last", [first, *pair])
+    return PlainTextResponse(
+        f"{run} {last} {event is not None and event.id == sent}", headers={"x-run": run}
+    )
+
+
+@app.post("/quick/{run}")
+@endpoint
+async def quick(run: str) -> Response:
+    value = await step.run("only", once, run, "only", run)
+    return PlainTextResponse(f"quick {value}" * 50)
+
+
+@app.get("/slow/{run}")
+@endpoint
+async def slow(run: str, seconds: float = 1.0) -> str:
+    async def body() -> str:
+        note(f"{run} slow begins")
+        await asyncio.sleep(seconds)
+        note(f"{run} slow ends")
+        return "slow"
+
+    value = await step.run("slow", body)
+    return await step.run("after", once, run, "after", f"{value} after")
+
+
+@app.get("/plain-io/{run}")
+@endpoint
+async def plain_io(run: str, seconds: float = 60.0) -> str:
+    await step.run("before", once, run, "before", 1)
+    note(f"{run} waits")
+    await asyncio.sleep(seconds if os.environ.get("PATIENT") is None else 0)
+    return "patient"
+
+
+@app.get("/nap/{run}")
+@endpoint
+async def nap(run: str, seconds: float = 0.5) -> str:
+    await step.run("before", once, run, "before", 1)
+    await step.sleep("nap", seconds)
+    return await step.run("after", once, run, "after", f"rested {run}")
+
+
+@app.get("/stream/{run}")
+@endpoint
+async def stream(run: str, chunks: int = 10) -> Response:
+    await step.run("before", once, run, "before", 1)
+
+    async def numbers() -> AsyncIterator[bytes]:
+        for n in range(chunks):
+            yield b"%d\n" % n * 100
+            await asyncio.sleep(0.02)
+        note(f"{run} streamed")
+
+    return StreamingResponse(numbers(), media_type="text/plain")
+
+
+@app.post("/upload/{run}")
+@endpoint
+async def upload(run: str, request: Request) -> int:
+    size = len(await request.body())
+    return await step.run("size", once, run, "size", size)
+
+
+@app.get("/blocking/{run}")
+@endpoint
+def blocking(run: str) -> str:
+    step.sync.run("a", once, run, "a", 1)
+    step.sync.sleep("nap", "100ms")
+    return step.sync.run("b", once, run, "b", f"blocking {run}")
+
+
+@app.get("/wait-for/{run}")
+@endpoint
+async def wait_for(run: str) -> Any:
+    event = await step.wait_for_event("go", event="go", match={"data.run": run}, timeout="1m")
+    return event and event.data
+
+
+@app.get("/alive")
+async def alive() -> str:
+    return "yes"
