@@ -30,8 +30,7 @@ async def run_lifespan(
     try:
         await application.start()
     except DurableEndpointsError as error:
-        logger.error("durable-endpoints could not start: %s", error)
-        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        await fail_startup(error, send)
         return
     first: list[Message] = [message]
     failed = True
@@ -59,6 +58,12 @@ async def run_lifespan(
         finally:
             if failed:
                 await application.stop()
+
+
+async def fail_startup(error: DurableEndpointsError, send: Send) -> None:
+    """Tell the server that the application cannot start, and why."""
+    logger.error("durable-endpoints could not start: %s", error)
+    await send({"type": "lifespan.startup.failed", "message": str(error)})
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from durable_endpoints.application import Application
 from durable_endpoints.body import RequestBody
 from durable_endpoints.door import SCOPE_KEY, Door
 from durable_endpoints.engines.base import Engine
+from durable_endpoints.errors import ConfigurationError
 from durable_endpoints.hooks import Hook
-from durable_endpoints.lifespan import run_lifespan
+from durable_endpoints.lifespan import fail_startup, run_lifespan
 from durable_endpoints.options import (
     AsyncResponse,
     Checkpoint,
@@ -53,7 +54,9 @@ class DurableEndpointsMiddleware:
       `track_all_endpoints` and so on, which else come from `DURABLE_ENDPOINTS_…` variables.
     - `reentry_app`: where requests are sent in again, if the middleware cannot find out.
 
-    Raises `ConfigurationError` for a wrong argument.
+    A wrong argument or variable fails the application's start with a `ConfigurationError`, and
+    without a lifespan every request: a server would take an exception in here for an application
+    that has no lifespan, and go on.
     """
 
     def __init__(
@@ -74,26 +77,35 @@ class DurableEndpointsMiddleware:
         idempotency_scope: IdempotencyScope | None = None,
         **settings: Unpack[SettingsArguments],
     ) -> None:
-        defaults = EndpointOptions().change(
-            retries=retries,
-            async_response=async_response,
-            async_redirect_url=async_redirect_url,
-            checkpoint=checkpoint,
-            respond_within=respond_within,
-            max_runtime=max_runtime,
-            omit_request_body=omit_request_body,
-            omit_response_body=omit_response_body,
-            idempotency_scope=idempotency_scope,
-        )
         self.app = app
-        self._application = Application(
-            self, Settings.load(settings), defaults, hooks, engine, reentry_app
-        )
-        self._body_limit = self._application.settings.max_request_body
-        self._tracks = self._application.settings.track_all_endpoints
+        self._mistake: ConfigurationError | None = None
+        loaded, defaults = Settings(), EndpointOptions()
+        try:
+            loaded = Settings.load(settings)
+            defaults = defaults.change(
+                retries=retries,
+                async_response=async_response,
+                async_redirect_url=async_redirect_url,
+                checkpoint=checkpoint,
+                respond_within=respond_within,
+                max_runtime=max_runtime,
+                omit_request_body=omit_request_body,
+                omit_response_body=omit_response_body,
+                idempotency_scope=idempotency_scope,
+            )
+        except ConfigurationError as error:
+            self._mistake = error
+        self._application = Application(self, loaded, defaults, hooks, engine, reentry_app)
+        self._body_limit = loaded.max_request_body
+        self._tracks = loaded.track_all_endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and SCOPE_KEY not in scope:
+        if self._mistake is not None:
+            if scope["type"] != "lifespan":
+                raise self._mistake
+            await receive()
+            await fail_startup(self._mistake, send)
+        elif scope["type"] == "http" and SCOPE_KEY not in scope:
             await self._request(scope, receive, send)
         elif scope["type"] == "lifespan":
             await run_lifespan(self._application, self.app, scope, receive, send)

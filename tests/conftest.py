@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from durable_endpoints.testing import VirtualEngine
+from tests.requirements import missing
 
 
 @pytest.fixture
@@ -17,3 +18,12 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 @pytest.fixture
 def engine() -> VirtualEngine:
     return VirtualEngine()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One loud line about what this machine could not test."""
+    if missing:
+        lacks = ", ".join(sorted(missing))
+        terminalreporter.write_line(
+            f"NOT EVERYTHING WAS TESTED: this machine has no {lacks}", yellow=True, bold=True
+        )

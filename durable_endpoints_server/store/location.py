@@ -25,6 +25,7 @@ def sqlite_path(database: str) -> Path:
         )
     if not database or database == ":memory:":
         raise ConfigurationError(
-            "a durable database needs a file; for tests there is durable_endpoints.testing"
+            f"database={database!r}: a durable database needs a file; for tests there is "
+            "durable_endpoints.testing"
         )
     return Path(database).absolute()

@@ -23,9 +23,7 @@ SERVERS = {
 
 
 @pytest.mark.parametrize("options", SERVERS.values(), ids=SERVERS.keys())
-async def test_sigterm_lets_a_running_step_finish(
-    tmp_path: Path, options: tuple[str, ...]
-) -> None:
+async def test_sigterm_lets_a_running_step_finish(tmp_path: Path, options: tuple[str, ...]) -> None:
     with Server(tmp_path, *options) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
             asking = asyncio.create_task(client.get("/slow/a?seconds=1"))
@@ -119,7 +117,7 @@ async def test_a_run_that_was_reentered_is_handed_over_too(tmp_path: Path) -> No
 async def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     with Server(tmp_path) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
-            asking = asyncio.create_task(client.get("/slow/a?seconds=8"))
+            asking = asyncio.create_task(client.get("/slow/a?seconds=2"))
             while "a slow begins" not in server.lines():
                 await anyio.sleep(0.02)
             server.signal(signal.SIGINT)
