@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: every accepted request is answered, no acknowledged body runs again."""
+"""SIGKILL at random moments: each accepted request is answered, no acknowledged body runs again."""
 
 from __future__ import annotations
 
