@@ -11,7 +11,7 @@ from durable_endpoints.body import RequestBody
 from durable_endpoints.door import Door
 from durable_endpoints.ending import Ending
 from durable_endpoints.engines.base import KeyHolder, Reentry, Registration, Session
-from durable_endpoints.errors import ConfigurationError, EngineError, LostRunError
+from durable_endpoints.errors import EngineError, LostRunError
 from durable_endpoints.execution import Execution, Suspended
 from durable_endpoints.hooks import RunInfo, notify
 from durable_endpoints.idempotency import BadKeyError, Claim, claim_of, conflict
@@ -54,12 +54,10 @@ def _resume(door: Door, reentry: Reentry, endpoint: Endpoint) -> Execution:
 async def _begin(door: Door, endpoint: Endpoint) -> Execution:
     application = door.application
     options = application.defaults.change(**endpoint.given)
-    if not isinstance(door.body, RequestBody):
-        raise ConfigurationError(
-            f"{endpoint.name} was reached by a route that the application's route table does not "
-            "show, so its request body was not recorded: mount the handler with endpoint_app()"
-        )
-    request = store_request(door.snapshot, await door.body.complete())
+    body = door.body
+    assert isinstance(body, RequestBody)
+    request = store_request(door.snapshot, await body.complete())
+    body.in_run = True
     function_id = options.function_id or application.function_id(endpoint, door)
     try:
         engine = await application.started_engine()

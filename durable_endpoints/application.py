@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Scope
 
-from durable_endpoints.door import Door
+from durable_endpoints.door import SCOPE_KEY, Door, Outside
 from durable_endpoints.engines.base import Engine, Reentry
 from durable_endpoints.errors import EngineError
 from durable_endpoints.execution import Departure
@@ -47,6 +47,9 @@ class Application:
         self.state: Mapping[str, Any] = {}
         """The application's lifespan state, for requests that are re-entered."""
         self.routes: RouteTable | None = None
+        self.outside = Outside(self)
+        self.wait_paths: tuple[str, ...] = ()
+        """How the path of a request for `/wait` may end."""
         self._middleware = middleware
         self._engine = engine
         self._entrance = entrance
@@ -131,6 +134,7 @@ class Application:
                 inside = app is not None and _contains(app, self._middleware)
                 self._entrance = app if inside else self._middleware
             self.routes = RouteTable(self.entrance, EndpointProxy)
+            self.wait_paths = (self.proxy_path, BUILT_IN_PROXY, BUILT_IN_PROXY + "/")
         if self._root_path is None and scope["type"] == "http":
             self._root_path = scope.get("root_path", "")
         return self.routes
@@ -145,11 +149,6 @@ class Application:
         """Where clients wait, below the application's root path."""
         mounted = self.routes.proxy_path if self.routes is not None else None
         return mounted if mounted is not None else BUILT_IN_PROXY
-
-    @property
-    def wait_paths(self) -> tuple[str, ...]:
-        """How the path of a request for `/wait` may end."""
-        return (self.proxy_path, BUILT_IN_PROXY, BUILT_IN_PROXY + "/")
 
     def serves_wait(self, scope: Scope) -> bool:
         """Whether the request is for the built-in `/wait`. One for the mounted proxy gets the
@@ -185,14 +184,14 @@ class Application:
         """It is not any more."""
         self._inside.discard(door)
 
-    async def track(self, door: Door, elapsed: int) -> None:
+    async def track(self, scope: Scope, status: int, elapsed: int) -> None:
         """Keep a line about a request that is over; `elapsed` in microseconds."""
-        scope = door.scope
         template = getattr(scope.get("route"), "path_format", None) or scope["path"]
-        run_id = door.execution.info.run_id if door.execution is not None else None
+        execution = getattr(scope.get(SCOPE_KEY), "execution", None)
+        run_id = execution.info.run_id if execution is not None else None
         try:
             engine = await self.started_engine()
-            engine.track(scope["method"], template, door.status or 500, elapsed, run_id)
+            engine.track(scope["method"], template, status, elapsed, run_id)
         except EngineError:
             logger.warning("a request could not be tracked", exc_info=True)
 

@@ -17,7 +17,16 @@ from starlette.types import Message, Receive
 class RequestBody:
     """What the application receives, with a memory."""
 
-    __slots__ = ("_buffer", "_gone", "_limit", "_position", "_receive", "_served", "is_complete")
+    __slots__ = (
+        "_buffer",
+        "_gone",
+        "_limit",
+        "_position",
+        "_receive",
+        "_served",
+        "in_run",
+        "is_complete",
+    )
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive = receive
@@ -29,9 +38,13 @@ class RequestBody:
         """Whether the application has had the last message of the body."""
         self._gone = False
         self.is_complete = False
+        self.in_run = False
+        """Whether the request has become a run, and its handler is told of no disconnect."""
 
     async def receive(self) -> Message:
-        """The next message, as the application gets it before a run begins."""
+        """The next message for the application."""
+        if self.in_run:
+            return await self._receive_in_run()
         message = await self._receive()
         if message["type"] == "http.request":
             chunk = message.get("body", b"")
@@ -43,11 +56,8 @@ class RequestBody:
             self._gone = True
         return message
 
-    async def receive_in_run(self) -> Message:
-        """The next message during a run: the rest of the body, and never a disconnect.
-
-        The run goes on without its client, so the handler must not be told that it has left.
-        """
+    async def _receive_in_run(self) -> Message:
+        """The rest of the body, and never a disconnect: the run goes on without its client."""
         if not self._served:
             self._served = True
             rest = bytes(self._buffer[self._position :])

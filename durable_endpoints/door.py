@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Scope, Send
 
 from durable_endpoints.body import RequestBody, StoredBody
 from durable_endpoints.engines.base import Engine, Reentry
@@ -32,13 +32,35 @@ PUBLIC_SCOPE_KEY = "durable_endpoints"
 `{"reentry": True, "run_id": …, "started_at": epoch ms}`."""
 
 
+class Outside:
+    """Where code stands in a request that cannot become a run. One serves all of them."""
+
+    __slots__ = ("application",)
+
+    execution: Execution | None = None
+    is_over = False
+
+    def __init__(self, application: Application) -> None:
+        self.application = application
+
+    @property
+    def engine(self) -> Engine:
+        return self.application.engine
+
+    @property
+    def explanation(self) -> str:
+        """Why a step is not possible here, for an error message."""
+        return (
+            "this request's handler is not decorated. Steps belong into a handler with @endpoint "
+            "directly above its `def`, below the route's decorator"
+        )
+
+
 class Door:
-    """Between the server and the application, for one request."""
+    """Between the server and the application, for a request that may become a run."""
 
     __slots__ = (
         "_began",
-        "_receive",
-        "_send",
         "application",
         "body",
         "cancel_late_response",
@@ -51,41 +73,34 @@ class Door:
         "remember_ids",
         "remembered",
         "scope",
+        "send_out",
         "snapshot",
-        "status",
     )
 
     def __init__(
-        self,
-        application: Application,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        reentry: Reentry | None = None,
+        self, application: Application, scope: Scope, body: RequestBody | StoredBody, send: Send
     ) -> None:
         self.application = application
         self.scope = scope
         """The scope that the application works on, and changes."""
-        self.snapshot: Scope = scope.copy() if isinstance(scope, dict) else dict(scope)
+        self.snapshot = dict(scope)
         """The scope as it came: the router updates the other one in place."""
-        self.reentry = reentry
-        self.body: RequestBody | StoredBody | None = None
+        self.body = body
+        self.send_out = send
+        """Sends to the client itself."""
+        self.reentry: Reentry | None = None
         self.execution: Execution | None = None
         self.ending: Ending | None = None
         self.refusal: Callable[[], Awaitable[None]] | None = None
         """What to answer instead of anything the application says, where no run was begun."""
         self.remembered: list[Remembered] = []
         """Values of dependencies that ran before the handler was reached."""
+        self.remember_ids: StepIds | None = None
         self.on_left: Callable[[], None] | None = None
         """Called when the execution has left its run."""
-        self.remember_ids: StepIds | None = None
         self.cancel_late_response: Callable[[], None] | None = None
-        self.status = 0
-        """The status code that was sent, for those who count."""
         self.is_over = False
         self._began = time.monotonic()
-        self._receive = receive
-        self._send = send
 
     def age(self) -> int:
         """Milliseconds since the request came."""
@@ -106,29 +121,9 @@ class Door:
             "dependency, use remember()"
         )
 
-    async def receive(self) -> Message:
-        """What the application receives."""
-        if isinstance(self.body, StoredBody):
-            return await self.body.receive()
-        if self.body is None:
-            return await self._receive()
-        if self.execution is None:
-            return await self.body.receive()
-        return await self.body.receive_in_run()
-
     async def send(self, message: Message) -> None:
         """What the application sends."""
         if self.ending is not None:
             await self.ending.capture.send(message)
-            return
-        if self.refusal is not None:
-            return
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        await self._send(message)
-
-    async def send_out(self, message: Message) -> None:
-        """Send to the client itself."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        await self._send(message)
+        elif self.refusal is None:
+            await self.send_out(message)

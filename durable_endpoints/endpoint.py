@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 from durable_endpoints._context import current
 from durable_endpoints.activation import activate
 from durable_endpoints.calls import is_async, name_of, unwrap
-from durable_endpoints.door import Door
+from durable_endpoints.door import Door, Outside
 from durable_endpoints.errors import ConfigurationError, NotInRunError
 from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.options import (
@@ -200,6 +200,11 @@ def _door(described: Endpoint, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
                 "app.add_middleware(DurableEndpointsMiddleware)"
             )
         return None
+    if isinstance(place, Outside):
+        raise ConfigurationError(
+            f"{described.name} was reached by a route that the application's route table does not "
+            "show, so its request body was not recorded: mount the handler with endpoint_app()"
+        )
     if place.is_over:
         raise NotInRunError(f"{described.name} is called after its request is over")
     door: Door = place

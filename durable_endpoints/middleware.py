@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Unpack
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from durable_endpoints._context import current
 from durable_endpoints.application import Application
@@ -97,65 +97,64 @@ class DurableEndpointsMiddleware:
             self._mistake = error
         self._application = Application(self, loaded, defaults, hooks, engine, reentry_app)
         self._body_limit = loaded.max_request_body
-        self._tracks = loaded.track_all_endpoints
+        self._enter = self._tracked if loaded.track_all_endpoints else self._request
+        if self._mistake is not None:
+            self._enter = self._refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._mistake is not None:
-            if scope["type"] != "lifespan":
-                raise self._mistake
+        if scope["type"] == "http" and SCOPE_KEY not in scope:
+            await self._enter(scope, receive, send)
+        elif scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+        elif self._mistake is not None:
             await receive()
             await fail_startup(self._mistake, send)
-        elif scope["type"] == "http" and SCOPE_KEY not in scope:
-            await self._request(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await run_lifespan(self._application, self.app, scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            await run_lifespan(self._application, self.app, scope, receive, send)
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        door = Door(self._application, scope, receive, send)
-        if not self._tracks:
-            await self._pass_through(door, scope, receive, send)
-            return
-        began = time.perf_counter_ns()
-        try:
-            await self._pass_through(door, scope, receive, send)
-        finally:
-            if door.reentry is None:
-                elapsed = (time.perf_counter_ns() - began) // 1_000
-                await self._application.track(door, elapsed)
-
-    async def _pass_through(self, door: Door, scope: Scope, receive: Receive, send: Send) -> None:
+        """One HTTP request: through a door if it may become a run, else past it."""
         application = self._application
         routes = application.routes or application.see(scope)
-        visit = scope.pop(REENTRY_KEY, None)
-        if isinstance(visit, Pass):
-            door.reentry, door.body = visit.reentry, visit.body
-            door.on_left = visit.leave
+        if REENTRY_KEY in scope:
+            visit: Pass = scope.pop(REENTRY_KEY)
+            door = Door(application, scope, visit.body, send)
+            door.reentry, door.on_left = visit.reentry, visit.leave
+            await self._through(door, receive)
+            visit.was_reached = door.execution is not None
         elif scope["path"].endswith(application.wait_paths) and application.serves_wait(scope):
-            await wait_for_run(door, scope, send)
-            return
+            await wait_for_run(application, scope, send)
         elif routes.may_be_durable(scope):
-            door.body = RequestBody(receive, self._body_limit)
-            receive = door.receive
+            body = RequestBody(receive, self._body_limit)
+            door = Door(application, scope, body, send)
             if scope.get("extensions"):
                 scope["extensions"] = {
                     name: value
                     for name, value in scope["extensions"].items()
                     if name not in _UNSUPPORTED
                 }
-        scope[SCOPE_KEY] = door
+            await self._through(door, body.receive)
+        else:
+            scope[SCOPE_KEY] = outside = application.outside
+            previous = current.place
+            current.place = outside
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                current.place = previous
+
+    async def _through(self, door: Door, receive: Receive) -> None:
+        """Let the application answer, and after that the door, if a run was begun or refused."""
+        door.scope[SCOPE_KEY] = door
         previous = current.place
         current.place = door
         error: BaseException | None = None
         try:
-            await self.app(scope, receive, door.send)
+            await self.app(door.scope, receive, door.send)
         except BaseException as raised:
             error = raised
         try:
             if door.ending is not None:
-                if isinstance(visit, Pass):
-                    visit.was_reached = True
                 await door.ending.conclude(error)
             elif door.refusal is not None:
                 await door.refusal()
@@ -164,3 +163,26 @@ class DurableEndpointsMiddleware:
         finally:
             door.is_over = True
             current.place = previous
+
+    async def _tracked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request of an application that tracks them all."""
+        status = 500
+        began = time.perf_counter_ns()
+
+        async def observe(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        is_reentry = REENTRY_KEY in scope
+        try:
+            await self._request(scope, receive, observe)
+        finally:
+            if not is_reentry:
+                elapsed = (time.perf_counter_ns() - began) // 1_000
+                await self._application.track(scope, status, elapsed)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self._mistake is not None
+        raise self._mistake

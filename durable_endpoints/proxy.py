@@ -9,6 +9,7 @@ patience, and after eight times says 202.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from starlette.datastructures import QueryParams
@@ -17,10 +18,13 @@ from starlette.types import Receive, Scope, Send
 
 from durable_endpoints import answers
 from durable_endpoints.answers import problem, send_response
-from durable_endpoints.door import SCOPE_KEY, Door
+from durable_endpoints.door import SCOPE_KEY, Door, Outside
 from durable_endpoints.engines.base import Engine, Outcome
 from durable_endpoints.errors import EngineError
 from durable_endpoints.protocol.messages import Headers
+
+if TYPE_CHECKING:
+    from durable_endpoints.application import Application
 
 PATIENCE = 50_000
 """Milliseconds that one request waits."""
@@ -36,15 +40,15 @@ class EndpointProxy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        door = scope.get(SCOPE_KEY)
-        if not isinstance(door, Door):
+        place = scope.get(SCOPE_KEY)
+        if not isinstance(place, Door | Outside):
             detail = (
                 "endpoint_proxy() is mounted in an application without DurableEndpointsMiddleware: "
                 "app.add_middleware(DurableEndpointsMiddleware)"
             )
             await send_response(problem(500, "middleware_missing", detail), scope, send)
             return
-        await wait_for_run(door, scope, send)
+        await wait_for_run(place.application, scope, send)
 
 
 def endpoint_proxy() -> EndpointProxy:
@@ -60,9 +64,9 @@ def endpoint_proxy() -> EndpointProxy:
     return EndpointProxy()
 
 
-async def wait_for_run(door: Door, scope: Scope, send: Send) -> None:
+async def wait_for_run(application: Application, scope: Scope, send: Send) -> None:
     """Answer one request."""
-    cross_origin = _cross_origin(scope, door.application.settings.cors_origins)
+    cross_origin = _cross_origin(scope, application.settings.cors_origins)
     if scope["method"] == "OPTIONS":
         preflight = {
             "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
@@ -79,7 +83,7 @@ async def wait_for_run(door: Door, scope: Scope, send: Send) -> None:
     query = QueryParams(scope["query_string"])
     run_id, token = query.get("runId", ""), query.get("token", "")
     try:
-        engine = await door.application.started_engine()
+        engine = await application.started_engine()
         refusal = _check(engine, run_id, token)
         if refusal is not None:
             await _send(refusal, scope, send, cross_origin)

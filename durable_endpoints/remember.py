@@ -10,19 +10,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from durable_endpoints._context import current
 from durable_endpoints.annotations import check_annotation
 from durable_endpoints.calls import is_async, name_of
+from durable_endpoints.door import Door
 from durable_endpoints.errors import ConfigurationError, StepIdError, StepValueError
-from durable_endpoints.execution import StepScope
 from durable_endpoints.protocol.ops import StepKind, StepRecord
 from durable_endpoints.protocol.step_ids import StepId, StepIds
 from durable_endpoints.protocol.values import NotJsonError, decode, round_trip
-
-if TYPE_CHECKING:
-    from durable_endpoints.door import Door
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -114,7 +111,4 @@ def _slot(name: str) -> _Slot:
 def _door() -> Door | None:
     """The door of this request, as long as its handler has not been reached."""
     place = current.place
-    if place is None or isinstance(place, StepScope) or place.execution is not None:
-        return None
-    door: Door = place
-    return door
+    return place if isinstance(place, Door) and place.execution is None else None

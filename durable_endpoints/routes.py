@@ -26,6 +26,9 @@ MARK = "__durable_endpoint__"
 _METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "query")
 
 
+_NEVER = re.compile(r"(?!)")
+
+
 class _Found(NamedTuple):
     template: str
     pattern: re.Pattern[str]
@@ -37,8 +40,10 @@ class RouteTable:
     """What one application's routes say about durable endpoints."""
 
     def __init__(self, app: ASGIApp, proxy_type: type) -> None:
-        self._app = app
+        self._routes = _routes_of(app)
         self._proxy_type = proxy_type
+        self._size = -1
+        self._pattern = _NEVER
         self._durable: list[_Found] = []
         self._by_wrapper: dict[int, list[_Found]] = {}
         self.proxy_path: str | None = None
@@ -47,11 +52,11 @@ class RouteTable:
         self._walk_again()
 
     def _walk_again(self) -> None:
-        self._size = len(_routes_of(self._app))
+        self._size = len(self._routes)
         self._durable = []
         self._by_wrapper = {}
         self.proxy_path = None
-        for found in _walk(_routes_of(self._app), "", ""):
+        for found in _walk(self._routes, "", ""):
             if isinstance(_innermost(found.endpoint), self._proxy_type):
                 if self.proxy_path is None and "{" not in found.template:
                     self.proxy_path = found.template.rstrip("/")
@@ -60,15 +65,19 @@ class RouteTable:
                 self._durable.append(found)
                 for wrapper in wrappers:
                     self._by_wrapper.setdefault(id(wrapper), []).append(found)
+        if self._durable:
+            self._pattern = re.compile("|".join(found.pattern.pattern for found in self._durable))
+        else:
+            self._pattern = _NEVER
 
     def may_be_durable(self, scope: Scope) -> bool:
         """Whether the request's path belongs to a decorated handler."""
-        if len(_routes_of(self._app)) != self._size:
+        if len(self._routes) != self._size:
             self._walk_again()  # routes were added after the start
-        if not self._durable:
-            return False
-        path = path_in_app(scope["path"], scope.get("root_path", ""))
-        return any(found.pattern.match(path) for found in self._durable)
+        path, root_path = scope["path"], scope.get("root_path")
+        if root_path:
+            path = path_in_app(path, root_path)
+        return self._pattern.match(path) is not None
 
     def function_id(self, wrapper: Any, scope: Scope, root_path: str) -> str:
         """The id of the decorated handler `wrapper`, reached by the routed request `scope`.
@@ -101,7 +110,7 @@ class RouteTable:
 
     def warn_about_swapped_decorators(self) -> None:
         """Name handlers that were decorated, but whose undecorated self is on the route."""
-        for found in _walk(_routes_of(self._app), "", ""):
+        for found in _walk(self._routes, "", ""):
             for handler in _handlers(found.endpoint):
                 function = unwrap(handler)
                 if function in _decorated:
