@@ -45,7 +45,7 @@ async def activate(door: Door, endpoint: Endpoint, in_thread: bool = False) -> E
 
 def _resume(door: Door, reentry: Reentry, endpoint: Endpoint) -> Execution:
     session = reentry.session
-    options = door.application.defaults.change(**endpoint.given)
+    options = door.application.options_of(endpoint)
     for value in door.remembered:  # of a dependency that an earlier version did not have
         session.record(StepDone(value.step, StepKind.REMEMBER, value.encoded))
     return _execution(door, session, reentry.request, reentry.function_id, options, 1)
@@ -53,7 +53,7 @@ def _resume(door: Door, reentry: Reentry, endpoint: Endpoint) -> Execution:
 
 async def _begin(door: Door, endpoint: Endpoint) -> Execution:
     application = door.application
-    options = application.defaults.change(**endpoint.given)
+    options = application.options_of(endpoint)
     body = door.body
     assert isinstance(body, RequestBody)
     request = store_request(door.snapshot, await body.complete())
@@ -81,7 +81,8 @@ async def _begin(door: Door, endpoint: Endpoint) -> Execution:
     execution = _execution(door, session, request, function_id, options, len(door.remembered))
     ending = door.ending
     assert ending is not None
-    door.cancel_late_response = engine.call_later(options.respond_within, ending.respond_now)
+    door.queue = application.queues.of(engine, options.respond_within)
+    door.queue.add(ending)
     return execution
 
 
@@ -130,15 +131,15 @@ def _execution(
 ) -> Execution:
     application = door.application
     info = RunInfo(session.run_id, function_id, session.generation, door.reentry is not None)
-    known: dict[str, Any] = {}
-
-    def inputs() -> dict[str, Any]:
-        if not known:
-            known.update(run_input(request, door.scope.get("path_params", {})))
-        return known
-
+    path_params = door.scope.get("path_params", {})
     execution = Execution(
-        application.engine, session, info, options, inputs, application.hooks, unacknowledged
+        application.engine,
+        session,
+        info,
+        options,
+        lambda: run_input(request, path_params),
+        application.hooks,
+        unacknowledged,
     )
     door.ending = Ending(door, execution, Reply(door, session.run_id))
     door.execution = execution

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Scope
 
-from durable_endpoints.door import SCOPE_KEY, Door, Outside
+from durable_endpoints.door import Door, Outside
 from durable_endpoints.engines.base import Engine, Reentry
 from durable_endpoints.errors import EngineError
 from durable_endpoints.execution import Departure
 from durable_endpoints.hooks import Hook
 from durable_endpoints.options import EndpointOptions
+from durable_endpoints.patience import Queues
 from durable_endpoints.proxy import EndpointProxy
 from durable_endpoints.reentry import Pass
 from durable_endpoints.routes import RouteTable, path_in_app
@@ -50,6 +51,9 @@ class Application:
         self.outside = Outside(self)
         self.wait_paths: tuple[str, ...] = ()
         """How the path of a request for `/wait` may end."""
+        self.queues = Queues()
+        """Clients that wait for their answers."""
+        self._options: dict[Endpoint, EndpointOptions] = {}
         self._middleware = middleware
         self._engine = engine
         self._entrance = entrance
@@ -163,6 +167,13 @@ class Application:
                 scope["raw_path"] += b"/"
         return False
 
+    def options_of(self, endpoint: Endpoint) -> EndpointOptions:
+        """What was given to `@endpoint`, and for the rest the defaults of this application."""
+        options = self._options.get(endpoint)
+        if options is None:
+            options = self._options[endpoint] = self.defaults.change(**endpoint.given)
+        return options
+
     def function_id(self, endpoint: Endpoint, door: Door) -> str:
         """The default id of the endpoint that a request reached."""
         routes = self.see(door.snapshot)
@@ -172,7 +183,7 @@ class Application:
     def retries_of(self, function_id: str) -> int:
         """The retries of an endpoint that a re-entry did not reach."""
         found = self.routes.endpoint(function_id) if self.routes is not None else None
-        return self.defaults.change(**found.given).retries if found else self.defaults.retries
+        return self.options_of(found).retries if found is not None else self.defaults.retries
 
     def entered(self, door: Door) -> None:
         """A run is being executed."""
@@ -184,11 +195,9 @@ class Application:
         """It is not any more."""
         self._inside.discard(door)
 
-    async def track(self, scope: Scope, status: int, elapsed: int) -> None:
+    async def track(self, scope: Scope, status: int, run_id: str | None, elapsed: int) -> None:
         """Keep a line about a request that is over; `elapsed` in microseconds."""
         template = getattr(scope.get("route"), "path_format", None) or scope["path"]
-        execution = getattr(scope.get(SCOPE_KEY), "execution", None)
-        run_id = execution.info.run_id if execution is not None else None
         try:
             engine = await self.started_engine()
             engine.track(scope["method"], template, status, elapsed, run_id)

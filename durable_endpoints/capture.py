@@ -8,28 +8,38 @@ earlier, that earlier message is held back too.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from starlette.types import Message, Send
 
 from durable_endpoints.protocol.messages import Headers, StoredResponse
 
 RUN_ID_HEADER = b"durable-run-id"
 
-Finish = Callable[[], Awaitable[bool]]
-"""Called when the response is complete; returns whether its end may be sent."""
-
 
 class Capture:
     """Stands between the application and the client for the time of a run."""
 
-    def __init__(self, send: Send, run_id: str, method: str, limit: int, finish: Finish) -> None:
+    __slots__ = (
+        "_chunks",
+        "_held",
+        "_is_head",
+        "_limit",
+        "_promised",
+        "_run_id",
+        "_send",
+        "_size",
+        "_start",
+        "has_sent",
+        "is_complete",
+        "is_detached",
+        "is_muted",
+    )
+
+    def __init__(self, send: Send, run_id: str, method: str, limit: int) -> None:
         """`limit` is the largest body that is kept, in bytes."""
         self._send = send
         self._run_id = run_id
         self._is_head = method == "HEAD"
         self._limit = limit
-        self._finish = finish
         self._start: Message | None = None
         self._chunks: list[bytes] = []
         self._size = 0
@@ -44,17 +54,22 @@ class Capture:
         """Whether any of the response has been passed on."""
         self.is_complete = False
 
-    async def send(self, message: Message) -> None:
-        """The application's `send`."""
+    async def take(self, message: Message) -> bool:
+        """Take what the application sends. True when the response is complete: whatever is held
+        back then waits for `release`."""
         if self.is_muted or self.is_complete:
-            return
+            return False
         kind = message["type"]
         if kind == "http.response.start":
             self._begin(message)
-        elif kind == "http.response.body":
-            await self._body(message)
-        elif not self.is_detached:
-            await self._send(message)
+        elif kind != "http.response.body":
+            if not self.is_detached:
+                await self._send(message)
+        elif self._add(message):
+            return True
+        elif self._promised is None or self._size < self._promised:
+            await self.release()
+        return False
 
     @property
     def started(self) -> bool:
@@ -83,8 +98,12 @@ class Capture:
         held, self._held = self._held, []
         if self.is_detached:
             return
+        self.has_sent = True
         for message in held:
-            await self._forward(message)
+            if message is self._start:
+                headers = [*message.get("headers", ()), (RUN_ID_HEADER, self._run_id.encode())]
+                message = {**message, "headers": headers}
+            await self._send(message)
 
     def _begin(self, message: Message) -> None:
         self._start = message
@@ -96,7 +115,8 @@ class Capture:
             if name.lower() == b"content-length" and value.isdigit():
                 self._promised = int(value)
 
-    async def _body(self, message: Message) -> None:
+    def _add(self, message: Message) -> bool:
+        """Keep a part of the body. Whether it is the last one."""
         chunk = message.get("body", b"")
         self._size += len(chunk)
         if self.too_large:
@@ -104,16 +124,5 @@ class Capture:
         elif not self._is_head:
             self._chunks.append(chunk)
         self._held.append(message)
-        if not message.get("more_body", False):
-            self.is_complete = True
-            if await self._finish():
-                await self.release()
-        elif self._promised is None or self._size < self._promised:
-            await self.release()
-
-    async def _forward(self, message: Message) -> None:
-        self.has_sent = True
-        if message is self._start:
-            headers = [*message.get("headers", ()), (RUN_ID_HEADER, self._run_id.encode())]
-            message = {**message, "headers": headers}
-        await self._send(message)
+        self.is_complete = not message.get("more_body", False)
+        return self.is_complete

@@ -21,6 +21,7 @@ from durable_endpoints.protocol.step_ids import StepIds
 if TYPE_CHECKING:
     from durable_endpoints.application import Application
     from durable_endpoints.ending import Ending
+    from durable_endpoints.patience import Queue
     from durable_endpoints.remember import Remembered
 
 SCOPE_KEY = "durable_endpoints.door"
@@ -63,11 +64,11 @@ class Door:
         "_began",
         "application",
         "body",
-        "cancel_late_response",
         "ending",
         "execution",
         "is_over",
         "on_left",
+        "queue",
         "reentry",
         "refusal",
         "remember_ids",
@@ -98,7 +99,8 @@ class Door:
         self.remember_ids: StepIds | None = None
         self.on_left: Callable[[], None] | None = None
         """Called when the execution has left its run."""
-        self.cancel_late_response: Callable[[], None] | None = None
+        self.queue: Queue | None = None
+        """Where its client waits for an answer."""
         self.is_over = False
         self._began = time.monotonic()
 
@@ -124,6 +126,6 @@ class Door:
     async def send(self, message: Message) -> None:
         """What the application sends."""
         if self.ending is not None:
-            await self.ending.capture.send(message)
+            await self.ending.send(message)
         elif self.refusal is None:
             await self.send_out(message)

@@ -16,6 +16,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from starlette.types import Message
+
 from durable_endpoints.answers import with_whole_location
 from durable_endpoints.bodies import delay_of, is_final
 from durable_endpoints.capture import Capture
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("durable_endpoints")
 
+_COMPLETED = Result("completed")
+
 _UNWIND_GRACE = 5.0
 """Seconds that a handler may take to unwind before its client is answered without it."""
 
@@ -49,18 +53,24 @@ class Ending:
     def __init__(self, door: Door, execution: Execution, reply: Reply) -> None:
         limit = door.application.settings.max_response_body
         method = door.snapshot["method"]
-        self.capture = Capture(door.send_out, reply.run_id, method, limit, self._complete)
+        self.capture = Capture(door.send_out, reply.run_id, method, limit)
         self._door = door
         self._execution = execution
         self._session = execution.session
         self._reply = reply
-        self._done = asyncio.Event()
+        self._departing: asyncio.Task[None] | None = None
+        """The departure, if it was not left to the application's own task."""
         self._begun = False
         if reply.is_given:
             self.capture.is_detached = True
         execution.on_departure = self._on_departure
 
     # A complete response
+
+    async def send(self, message: Message) -> None:
+        """The application's `send`."""
+        if await self.capture.take(message) and await self._complete():
+            await self.capture.release()
 
     async def _complete(self) -> bool:
         """The application's response is complete: keep it. Whether its end may be sent."""
@@ -72,21 +82,20 @@ class Ending:
         if response is not None and self.capture.is_detached:
             response = with_whole_location(response, self._door.snapshot["path"])
         answer = self._answer(response, self.capture.status)
-        writing = asyncio.ensure_future(self._session.complete(answer))
         try:
-            # A cancellation from outside must not leave it unclear whether the run has ended.
-            await asyncio.shield(writing)
+            await self._session.complete(answer)
         except EngineError as error:
             self._begun = False
             execution.break_off(error)
             return False
         except asyncio.CancelledError:
-            await asyncio.wait([writing])
+            # From outside, while the record is on its way to the disk. The run ends all the same.
             execution.close()
-            self._finish(Result("completed"))
+            self._finish(_COMPLETED)
+            self._door.engine.spawn(self._see_to_it(), "complete a run")
             raise
         execution.close()
-        self._finish(Result("completed"))
+        self._finish(_COMPLETED)
         return True
 
     def _answer(self, response: StoredResponse | None, status: int) -> Answer:
@@ -107,6 +116,12 @@ class Ending:
             until_delivered=until_delivered,
             omit_request_body=options.omit_request_body,
         )
+
+    async def _see_to_it(self) -> None:
+        try:
+            await self._session.acknowledge()
+        except EngineError:
+            await self._session.abandon()
 
     # A client that has waited long enough
 
@@ -160,12 +175,13 @@ class Ending:
                 self._execution.info.function_id,
                 _UNWIND_GRACE,
             )
-            self._door.engine.spawn(self._depart(), "answer a client")
+            self._departing = self._door.engine.spawn(self._depart(), "answer a client")
 
     async def _depart(self) -> None:
         """Write the departure, and answer the client."""
         if self._begun:
-            await self._done.wait()
+            if self._departing is not None and self._departing is not asyncio.current_task():
+                await asyncio.shield(self._departing)
             return
         self._begun = True
         self.capture.is_muted = True
@@ -252,13 +268,13 @@ class Ending:
         raise error
 
     def _finish(self, result: Result) -> None:
-        self._done.set()
         door, execution = self._door, self._execution
-        if door.cancel_late_response is not None:
-            door.cancel_late_response()
+        if door.queue is not None:
+            door.queue.remove(self)
         if door.on_left is not None:
             door.on_left()
         door.application.left(door)
+        execution.on_departure = None
         if execution.hooks:
             calls = [hook.after_run(execution.info, result) for hook in execution.hooks]
             self._door.engine.spawn(notify(calls), "after_run")

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from durable_endpoints._context import current
 from durable_endpoints.application import Application
 from durable_endpoints.body import RequestBody
+from durable_endpoints.capture import RUN_ID_HEADER
 from durable_endpoints.door import SCOPE_KEY, Door
 from durable_endpoints.engines.base import Engine
 from durable_endpoints.errors import ConfigurationError
@@ -26,6 +27,7 @@ from durable_endpoints.options import (
 from durable_endpoints.protocol.durations import Duration
 from durable_endpoints.proxy import wait_for_run
 from durable_endpoints.reentry import REENTRY_KEY, Pass
+from durable_endpoints.requests import header
 from durable_endpoints.settings import Settings, SettingsArguments
 
 _UNSUPPORTED = frozenset(
@@ -161,18 +163,22 @@ class DurableEndpointsMiddleware:
             elif error is not None:
                 raise error
         finally:
-            door.is_over = True
+            # Without these the request would be garbage that refers to itself, and wait for the
+            # collector; at some thousand requests a second that is felt.
+            door.is_over, door.ending = True, None
+            del door.scope[SCOPE_KEY]
             current.place = previous
 
     async def _tracked(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A request of an application that tracks them all."""
-        status = 500
+        status, run_id = 500, None
         began = time.perf_counter_ns()
 
         async def observe(message: Message) -> None:
-            nonlocal status
+            nonlocal status, run_id
             if message["type"] == "http.response.start":
                 status = message["status"]
+                run_id = header(message["headers"], RUN_ID_HEADER)
             await send(message)
 
         is_reentry = REENTRY_KEY in scope
@@ -181,7 +187,7 @@ class DurableEndpointsMiddleware:
         finally:
             if not is_reentry:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                await self._application.track(scope, status, elapsed)
+                await self._application.track(scope, status, run_id, elapsed)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert self._mistake is not None

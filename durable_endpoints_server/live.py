@@ -153,9 +153,8 @@ class LiveRun:
 
     async def abandon(self) -> None:
         """The store failed: let the engine give the run to a new execution once it works again."""
-        if not self._left:
-            self._forget()
-            self._host.recovery.rescue_soon(self.id)
+        self._forget()
+        self._host.recovery.rescue_soon(self.id)
 
     async def _leave(self, command: Command) -> None:
         fact = self._apply(command)
@@ -257,9 +256,10 @@ class LiveRun:
         return decision.change.facts[0]
 
     def _lost(self, reason: str) -> None:
+        listener = self.listener
         self._forget()
-        if self.listener is not None:
-            self.listener.stopped(reason)
+        if listener is not None:
+            listener.stopped(reason)
 
     def _forget(self) -> None:
         if self._left:
@@ -269,6 +269,7 @@ class LiveRun:
             alarm.cancel()
         self._alarms.clear()
         self._host.forget(self)
+        self.listener = None
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         task = self._host.tasks.spawn(coroutine, name)
