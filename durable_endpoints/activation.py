@@ -10,7 +10,7 @@ from ulid import ULID
 from durable_endpoints.body import RequestBody
 from durable_endpoints.door import Door
 from durable_endpoints.ending import Ending
-from durable_endpoints.engines.base import KeyHolder, Reentry, Registration, Session
+from durable_endpoints.engines.base import KeyHolder, Reentry, Session
 from durable_endpoints.errors import EngineError, LostRunError
 from durable_endpoints.execution import Execution, Suspended
 from durable_endpoints.hooks import RunInfo, notify
@@ -19,8 +19,9 @@ from durable_endpoints.inputs import run_input
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.protocol.messages import StoredRequest
 from durable_endpoints.protocol.ops import StepDone, StepKind
+from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.reply import Reply
-from durable_endpoints.requests import store_request
+from durable_endpoints.requests import header, printable, store_request
 
 if TYPE_CHECKING:
     from durable_endpoints.endpoint import Endpoint
@@ -32,10 +33,11 @@ async def activate(door: Door, endpoint: Endpoint, in_thread: bool = False) -> E
     Raises `Suspended` when there is nothing for the handler to do: the request was refused, or
     repeats one that has a run already; `door.refusal` is what the client gets then.
     """
+    options = door.application.options_of(endpoint)
     if door.reentry is not None:
-        execution = _resume(door, door.reentry, endpoint)
+        execution = _resume(door, door.reentry, options)
     else:
-        execution = await _begin(door, endpoint)
+        execution = await _begin(door, endpoint, options)
     if in_thread:
         execution.token = anyio.lowlevel.current_token()
     if execution.hooks:
@@ -43,29 +45,47 @@ async def activate(door: Door, endpoint: Endpoint, in_thread: bool = False) -> E
     return execution
 
 
-def _resume(door: Door, reentry: Reentry, endpoint: Endpoint) -> Execution:
+def _resume(door: Door, reentry: Reentry, options: EndpointOptions) -> Execution:
     session = reentry.session
-    options = door.application.options_of(endpoint)
     for value in door.remembered:  # of a dependency that an earlier version did not have
         session.record(StepDone(value.step, StepKind.REMEMBER, value.encoded))
     return _execution(door, session, reentry.request, reentry.function_id, options, 1)
 
 
-async def _begin(door: Door, endpoint: Endpoint) -> Execution:
-    application = door.application
-    options = application.options_of(endpoint)
-    body = door.body
+async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Execution:
+    application, body = door.application, door.body
     assert isinstance(body, RequestBody)
-    request = store_request(door.snapshot, await body.complete())
+    request = store_request(
+        door.snapshot, body.whole() if body.is_complete else await body.complete()
+    )
     body.in_run = True
     function_id = options.function_id or application.function_id(endpoint, door)
     try:
-        engine = await application.started_engine()
-        await engine.admit()
-        claim = await claim_of(door.scope, door.snapshot, request, options)
-        if claim is not None and (holder := await engine.key_holder(claim.key)) is not None:
-            raise _repeat(door, claim, holder, options)
-        session = engine.register(_registration(door, request, function_id, options, claim))
+        engine = application.running_engine() or await application.started_engine()
+        if not engine.is_admitting:
+            await engine.admit()
+        claim = None
+        if (key := header(door.snapshot["headers"], b"idempotency-key")) is not None:
+            claim = await claim_of(key, door.scope, request, options)
+            if (holder := await engine.key_holder(claim.key)) is not None:
+                raise _repeat(door, claim, holder, options)
+        run_id = str(ULID())
+        session = engine.register(
+            NewRun(
+                run_id,
+                function_id,
+                application.settings.version,
+                request.method,
+                printable(request.path),
+                engine.pack_request(run_id, request),
+                printable(request.root_path),
+                options.retries,
+                options.max_runtime,
+                options.omit_request_body,
+                door.age(),
+                *(claim or ()),
+            )
+        )
         for value in door.remembered:
             session.record(StepDone(value.step, StepKind.REMEMBER, value.encoded))
         if claim is not None or not engine.is_healthy:
@@ -78,11 +98,11 @@ async def _begin(door: Door, endpoint: Endpoint) -> Execution:
         detail = str(error)
         reply = Reply(door, "")
         raise _refuse(door, lambda: reply.unavailable(detail)) from None
-    execution = _execution(door, session, request, function_id, options, len(door.remembered))
-    ending = door.ending
-    assert ending is not None
+    unacknowledged = len(door.remembered)
+    execution = _execution(door, session, request, function_id, options, unacknowledged)
+    assert door.ending is not None
     door.queue = application.queues.of(engine, options.respond_within)
-    door.queue.add(ending)
+    door.queue.add(door.ending)
     return execution
 
 
@@ -99,28 +119,6 @@ async def _acknowledge(
         raise _repeat(door, claim, holder, options) from None
 
 
-def _registration(
-    door: Door,
-    request: StoredRequest,
-    function_id: str,
-    options: EndpointOptions,
-    claim: Claim | None,
-) -> Registration:
-    return Registration(
-        run_id=str(ULID()),
-        function_id=function_id,
-        version=door.application.settings.version,
-        request=request,
-        retries=options.retries,
-        max_runtime=options.max_runtime,
-        omit_request_body=options.omit_request_body,
-        key=None if claim is None else claim.key,
-        key_scope="" if claim is None else claim.scope,
-        fingerprint="" if claim is None else claim.fingerprint,
-        elapsed=door.age(),
-    )
-
-
 def _execution(
     door: Door,
     session: Session,
@@ -130,7 +128,7 @@ def _execution(
     unacknowledged: int,
 ) -> Execution:
     application = door.application
-    info = RunInfo(session.run_id, function_id, session.generation, door.reentry is not None)
+    info = RunInfo(session.id, function_id, session.generation, door.reentry is not None)
     path_params = door.scope.get("path_params", {})
     execution = Execution(
         application.engine,
@@ -141,7 +139,7 @@ def _execution(
         application.hooks,
         unacknowledged,
     )
-    door.ending = Ending(door, execution, Reply(door, session.run_id))
+    door.ending = Ending(door, execution, Reply(door, session.id))
     door.execution = execution
     application.entered(door)
     return execution

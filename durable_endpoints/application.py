@@ -73,14 +73,24 @@ class Application:
             self._engine = embedded_engine(self.settings)
         return self._engine
 
+    def running_engine(self) -> Engine | None:
+        """The engine, if it runs and serves this event loop."""
+        engine = self._engine
+        if (
+            engine is not None
+            and engine.is_running
+            and self._started_on is asyncio.get_running_loop()
+        ):
+            return engine
+        return None
+
     async def started_engine(self) -> Engine:
         """The engine, running. Where no lifespan started it, the first request does."""
-        loop = asyncio.get_running_loop()
-        if self._started_on is not loop or not self.engine.is_running:
+        if self.running_engine() is None:
             await self.engine.start()
             if self._started_on is None and self._root_path is not None:
                 self.engine.add_executor(self._root_path, self._execute)
-            self._started_on = loop
+            self._started_on = asyncio.get_running_loop()
         return self.engine
 
     async def start(self) -> None:

@@ -72,8 +72,7 @@ class RequestBody:
     async def complete(self) -> bytes:
         """Read what is left, and return the whole body.
 
-        Raises `HTTPException` 413 if it is larger than a run's request may be, and
-        `ClientDisconnect` if the client left before it was sent.
+        Raises as `whole` does, and `ClientDisconnect` if the client left before it was sent.
         """
         while not self.is_complete and not self._gone:
             message = await self._receive()
@@ -84,6 +83,11 @@ class RequestBody:
                 self.is_complete = not message.get("more_body", False)
         if not self.is_complete:
             raise ClientDisconnect
+        return self.whole()
+
+    def whole(self) -> bytes:
+        """The body, which is complete. Raises `HTTPException` 413 if it is larger than a run's
+        request may be."""
         if len(self._buffer) > self._limit:
             raise HTTPException(
                 413,

@@ -21,14 +21,13 @@ from starlette.types import Message
 from durable_endpoints.answers import with_whole_location
 from durable_endpoints.bodies import delay_of, is_final
 from durable_endpoints.capture import Capture
-from durable_endpoints.engines.base import Answer
 from durable_endpoints.errors import EngineError, LostRunError, StepError
 from durable_endpoints.execution import Departure, Execution
 from durable_endpoints.failing import error_response
 from durable_endpoints.hooks import Result, notify
 from durable_endpoints.protocol import failures
-from durable_endpoints.protocol.messages import StoredResponse
 from durable_endpoints.protocol.ops import StepKind, StepRetry
+from durable_endpoints.protocol.runs import Complete, Fail
 from durable_endpoints.protocol.step_ids import HANDLER_STEP
 from durable_endpoints.reply import Reply
 
@@ -78,12 +77,8 @@ class Ending:
         if execution.departure is not None or self._begun:
             return False
         self._begun = True
-        response = None if self.capture.too_large else self.capture.response()
-        if response is not None and self.capture.is_detached:
-            response = with_whole_location(response, self._door.snapshot["path"])
-        answer = self._answer(response, self.capture.status)
         try:
-            await self._session.complete(answer)
+            await self._session.end(self._completion())
         except EngineError as error:
             self._begun = False
             execution.break_off(error)
@@ -98,23 +93,24 @@ class Ending:
         self._finish(_COMPLETED)
         return True
 
-    def _answer(self, response: StoredResponse | None, status: int) -> Answer:
-        """What is kept of a response (None: one that is too large), as the options say."""
-        options = self._execution.options
-        omitted = "" if response is not None else "too_large"
-        until_delivered = False
-        if options.omit_response_body and response is not None:
+    def _completion(self) -> Complete:
+        """What is kept of the response, as the endpoint's options say."""
+        options, capture = self._execution.options, self.capture
+        if capture.too_large:
+            return Complete(
+                capture.status, None, "too_large", omit_request_body=options.omit_request_body
+            )
+        if options.omit_response_body and not capture.is_detached:
             # A client that is being answered needs no copy; one that will ask needs it once.
-            if self.capture.is_detached:
-                until_delivered = True
-            else:
-                response, omitted = None, "not_kept"
-        return Answer(
-            status_code=status,
-            response=response,
-            omitted=omitted,
-            until_delivered=until_delivered,
-            omit_request_body=options.omit_request_body,
+            return Complete(
+                capture.status, None, "not_kept", omit_request_body=options.omit_request_body
+            )
+        response = capture.response()
+        if capture.is_detached:
+            response = with_whole_location(response, self._door.snapshot["path"])
+        packed = self._door.engine.pack_response(self._session.id, response)
+        return Complete(
+            capture.status, packed, "", options.omit_response_body, options.omit_request_body
         )
 
     async def _see_to_it(self) -> None:
@@ -247,14 +243,21 @@ class Ending:
             raise error
 
     async def _fail_for_good(self, error: Exception, failure: bytes) -> None:
-        execution = self._execution
-        response, answer = None, None
+        execution, options = self._execution, self._execution.options
+        response, fail = None, Fail("exception", failure)
         if not self.capture.has_sent:
             response = await error_response(self._door.scope, error)
-            answer = self._answer(response, response.status)
+            fail = Fail(
+                "exception",
+                failure,
+                response.status,
+                self._door.engine.pack_response(self._session.id, response),
+                options.omit_response_body,
+                options.omit_request_body,
+            )
         self._begun = True
         try:
-            await self._session.fail("exception", failure, answer)
+            await self._session.end(fail)
         except EngineError as engine_error:
             self._begun = False
             execution.break_off(engine_error)

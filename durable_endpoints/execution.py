@@ -122,7 +122,7 @@ class Execution:
         self._parked: dict[str, _Parked] = {}
         self._activity = 0
         self._signals: list[Suspended] = []
-        session.listen(self)
+        session.listener = self
 
     # The handler
 

@@ -18,7 +18,7 @@ from durable_endpoints.engines.base import KeyHolder
 from durable_endpoints.inputs import content_kind, multipart_parts
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.protocol.messages import StoredRequest
-from durable_endpoints.requests import fingerprint, header
+from durable_endpoints.requests import fingerprint
 
 _MAX_LENGTH = 255
 
@@ -38,15 +38,12 @@ class BadKeyError(Exception):
 
 
 async def claim_of(
-    scope: Scope, snapshot: Scope, request: StoredRequest, options: EndpointOptions
-) -> Claim | None:
-    """The claim that a request makes, or None without the header. Raises `BadKeyError`.
+    raw: str, scope: Scope, request: StoredRequest, options: EndpointOptions
+) -> Claim:
+    """The claim that a request makes with the header value `raw`. Raises `BadKeyError`.
 
-    `scope` is the one that authentication has worked on, `snapshot` the one from before.
+    `scope` is the one that authentication has worked on.
     """
-    raw = header(snapshot["headers"], b"idempotency-key")
-    if raw is None:
-        return None
     key = raw.strip()
     if len(key) > 1 and key[0] == key[-1] == '"':
         key = key[1:-1]  # the draft's structured-field string; bare keys are more common

@@ -64,5 +64,3 @@ class Queues:
         if queue is None or queue.loop is not asyncio.get_running_loop():
             queue = self._queues[patience] = Queue(engine, patience)
         return queue
-
-

@@ -18,6 +18,7 @@ from durable_endpoints.engines.base import Reentry
 from durable_endpoints.errors import EngineError
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.ops import StepKind, StepRetry
+from durable_endpoints.protocol.runs import Fail
 from durable_endpoints.protocol.step_ids import HANDLER_STEP
 from durable_endpoints.requests import scope_of
 
@@ -47,7 +48,7 @@ class Pass:
         The application may go on after that, with background tasks for instance.
         """
         session = self.reentry.session
-        name = f"run {session.run_id} ({self.reentry.function_id})"
+        name = f"run {session.id} ({self.reentry.function_id})"
         app = self._application.engine.spawn(self._enter(), name)
         app.add_done_callback(lambda _: self.leave())
         try:
@@ -75,7 +76,7 @@ class Pass:
         scope[REENTRY_KEY] = self
         scope[PUBLIC_SCOPE_KEY] = {
             "reentry": True,
-            "run_id": session.run_id,
+            "run_id": session.id,
             "started_at": session.began_at,
         }
         await self._application.entrance(scope, self.body.receive, self.send)
@@ -103,7 +104,7 @@ class Pass:
         )
         logger.warning(
             "run %s (%s): %s; try %d of %d",
-            session.run_id,
+            session.id,
             self.reentry.function_id,
             failure.message,
             attempt,
@@ -111,10 +112,10 @@ class Pass:
         )
         try:
             if attempt > retries:
-                await session.fail("refused_before_handler", failure.encode(), None)
+                await session.end(Fail("refused_before_handler", failure.encode()))
             else:
                 session.record(StepRetry(HANDLER_STEP, StepKind.HANDLER, failure.encode(), attempt))
                 await session.suspend()
         except EngineError as engine_error:
-            logger.error("run %s: %s", session.run_id, engine_error)
+            logger.error("run %s: %s", session.id, engine_error)
             await session.abandon()

@@ -77,6 +77,11 @@ def header(headers: Headers, name: bytes) -> str | None:
     return None
 
 
+def printable(text: str) -> str:
+    """The text without what no database could hold: paths may come with broken UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 def fingerprint(request: StoredRequest, form: list[tuple[str, str, bytes]] | None) -> str:
     """A digest of what makes two requests the same: method, path, query, content type, body.
 

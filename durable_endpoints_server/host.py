@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError
 from durable_endpoints.protocol.ops import StepRecord
+from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints_server.clock import Clock, SystemClock
 from durable_endpoints_server.dispatcher import Dispatcher
 from durable_endpoints_server.engine.facts import Change, RequestSeen, ResponseDelivered, RunEnded
-from durable_endpoints_server.engine.model import NewRun, Policy, Run, Status
+from durable_endpoints_server.engine.model import Policy, Run, Status
 from durable_endpoints_server.engine.transitions import Cancel, Decision, Retry, decide, register
 from durable_endpoints_server.events import EventService
 from durable_endpoints_server.inbox import Inbox
@@ -171,7 +172,7 @@ class Host:
         while True:
             live = self.live_run(run_id)
             if live is not None and isinstance(command, Cancel):
-                await live.end(command)
+                await live.stop(command)
                 return True
             run = await self.store.run(run_id)
             if run is None:

@@ -5,29 +5,25 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, cast
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError, StorageError
 from durable_endpoints.protocol.ops import (
     SendEvent,
-    Sleep,
     StepKind,
     StepOp,
     StepRecord,
-    StepRetry,
     StepState,
-    WaitForEvent,
 )
+from durable_endpoints.protocol.runs import Complete, Fail, Listener
 from durable_endpoints_server.clock import Alarm
-from durable_endpoints_server.engine.facts import RunEnded, StepResolved, StepWritten
+from durable_endpoints_server.engine.facts import Fact, RunEnded, StepResolved, StepWritten
 from durable_endpoints_server.engine.model import Run
 from durable_endpoints_server.engine.transitions import (
     Cancel,
     Command,
-    Complete,
     Decision,
     Expire,
-    Fail,
     Release,
     Resolve,
     Suspend,
@@ -39,30 +35,36 @@ if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
 
 
-class Listener(Protocol):
-    """The execution's side: what it is told while it runs, on its own event loop."""
-
-    def resolved(self, step: StepRecord) -> bool:
-        """An open step was resolved, or its retry is due. Returns whether the handler will see
-        it in this execution; if not, another execution follows at once."""
-        ...
-
-    def stopped(self, reason: str) -> None:
-        """The run ended, or belongs to somebody else: stop, nothing more will be written."""
-        ...
-
-
 class LiveRun:
     """One execution and its lease.
 
-    All methods are for the event loop on which the execution runs; `offer` and `end` may be
+    All methods are for the event loop on which the execution runs; `offer` and `stop` may be
     awaited from any. Each command is decided on the state in memory, which is exact, because
     nobody else writes the run while this execution holds the lease; the fence in the store makes
     sure of it.
     """
 
+    __slots__ = (
+        "_alarms",
+        "_host",
+        "_lane",
+        "_left",
+        "_loop",
+        "_missed",
+        "_open",
+        "_tasks",
+        "_ticket",
+        "_used_events",
+        "id",
+        "listener",
+        "memo",
+        "run",
+        "was_refused",
+    )
+
     def __init__(self, host: Host, decision: Decision, memo: Sequence[StepRecord]) -> None:
         self.run: Run = decision.run
+        self.id = self.run.id
         self.memo = memo
         self.listener: Listener | None = None
         self._host = host
@@ -71,7 +73,7 @@ class LiveRun:
         self._ticket: Ticket = host.store.submit(decision.change, self._lane)
         self._open = {step.id.hash: step for step in memo if not step.is_final}
         self._alarms: dict[str, Alarm] = {}
-        self._lookups: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._left = False
         self._missed = False
         self.was_refused = False
@@ -81,8 +83,14 @@ class LiveRun:
             self._alarms[""] = host.clock.call_at(self.run.deadline, self._expire)
 
     @property
-    def id(self) -> str:
-        return self.run.id
+    def generation(self) -> int:
+        """The fencing number of this execution."""
+        return self.run.generation
+
+    @property
+    def began_at(self) -> int:
+        """When the original request came."""
+        return self.run.began_at
 
     # What the execution records
 
@@ -92,16 +100,16 @@ class LiveRun:
         Raises `LostRunError` when the run is no longer this execution's, `LimitError` when `op`
         passes a limit; then nothing was recorded.
         """
-        fact = self._apply(op)
-        assert isinstance(fact, StepWritten | StepResolved)
+        fact = cast("StepWritten", self._apply(op))
         step = fact.step
-        if step.is_final:
-            self._open.pop(step.id.hash, None)
+        key = step.id.hash
+        if step.state >= StepState.DONE:
+            if key in self._open:
+                del self._open[key]
+            if step.kind is StepKind.SEND:
+                self._settle_soon(op)
         else:
-            self._open[step.id.hash] = step
-        if isinstance(op, SendEvent):
-            self._ticket.then(lambda: self._host.events.settle_soon(op.event.id))
-        elif isinstance(op, WaitForEvent | Sleep | StepRetry):
+            self._open[key] = step
             self.watch(step)
         return step
 
@@ -132,8 +140,8 @@ class LiveRun:
 
     async def suspend(self) -> None:
         """Nothing can go on before an open step is resolved. Returns when that is on disk."""
-        while self._lookups:
-            await asyncio.wait(self._lookups)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
         if self._missed:
             await self.release("resolved")
         else:
@@ -143,12 +151,8 @@ class LiveRun:
         """Give the run back: another execution shall begin at once."""
         await self._leave(Release(reason))
 
-    async def complete(self, command: Complete) -> None:
-        """Keep the response. Returns when it, and every step before it, is on disk."""
-        await self._leave(command)
-
-    async def fail(self, command: Fail) -> None:
-        """Keep the failure, likewise."""
+    async def end(self, command: Complete | Fail) -> None:
+        """End the run. Returns when that, and every step before it, is on disk."""
         await self._leave(command)
 
     async def abandon(self) -> None:
@@ -163,8 +167,9 @@ class LiveRun:
         await self.acknowledge()
 
     def _announce(self, ended: RunEnded | None) -> None:
-        run, announce = self.run, self._host.announce
-        due = min((step.due for step in self._open.values() if step.due is not None), default=None)
+        run, announce, due = self.run, self._host.announce, None
+        if self._open and ended is None:
+            due = min((s.due for s in self._open.values() if s.due is not None), default=None)
         self._ticket.then(lambda: announce(run, ended, due))
 
     # What others want of a run that is being executed
@@ -182,10 +187,10 @@ class LiveRun:
             self._resolve(key, value, event_id)
         return not self._left
 
-    async def end(self, command: Cancel | Expire) -> None:
+    async def stop(self, command: Cancel | Expire) -> None:
         """End the run from outside, and stop the execution."""
         if asyncio.get_running_loop() is not self._loop:
-            end = self.end(command)
+            end = self.stop(command)
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(end, self._loop))
         if not self._left:
             fact = self._apply(command)
@@ -218,6 +223,10 @@ class LiveRun:
         if self.listener is None or not self.listener.resolved(step):
             self._missed = True
 
+    def _settle_soon(self, op: StepOp) -> None:
+        assert isinstance(op, SendEvent)
+        self._ticket.then(lambda: self._host.events.settle_soon(op.event.id))
+
     def _due(self, key: str) -> None:
         self._alarms.pop(key, None)
         step = self._open.get(key)
@@ -243,9 +252,9 @@ class LiveRun:
             pass  # the execution meets the same failure, and ends with it
 
     def _expire(self) -> None:
-        self._spawn(self.end(Expire()), f"time out {self.id}")
+        self._spawn(self.stop(Expire()), f"time out {self.id}")
 
-    def _apply(self, command: Command) -> object:
+    def _apply(self, command: Command) -> Fact:
         """Decide, queue the write, and return the first fact of it."""
         if self._left:
             raise LostRunError(f"run {self.id} is no longer this execution's")
@@ -265,13 +274,14 @@ class LiveRun:
         if self._left:
             return
         self._left = True
-        for alarm in self._alarms.values():
-            alarm.cancel()
-        self._alarms.clear()
+        if self._alarms:
+            for alarm in self._alarms.values():
+                alarm.cancel()
+            self._alarms.clear()
         self._host.forget(self)
         self.listener = None
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         task = self._host.tasks.spawn(coroutine, name)
-        self._lookups.add(task)
-        task.add_done_callback(self._lookups.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -12,33 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
 from durable_endpoints.protocol.ops import NewEvent, StepOp, StepRecord
-
-
-class Registration(NamedTuple):
-    """A request that is to become a run. Times in milliseconds."""
-
-    run_id: str
-    function_id: str
-    version: str
-    request: StoredRequest
-    retries: int
-    max_runtime: int | None
-    omit_request_body: bool
-    key: str | None
-    key_scope: str
-    fingerprint: str
-    elapsed: int
-
-
-class Answer(NamedTuple):
-    """What the client got, or would have got, to be kept."""
-
-    status_code: int
-    response: StoredResponse | None
-    omitted: str
-    """Why `response` is None: `too_large`, `not_kept`; else empty."""
-    until_delivered: bool
-    omit_request_body: bool
+from durable_endpoints.protocol.runs import Complete, Fail, Listener, NewRun
 
 
 class KeyHolder(NamedTuple):
@@ -65,39 +39,64 @@ class Outcome(NamedTuple):
     path: str
 
 
-class SessionListener(Protocol):
-    """The execution, as its session sees it."""
-
-    def resolved(self, step: StepRecord) -> bool:
-        """An open step was resolved, or its retry is due; whether the handler will see it now."""
-        ...
-
-    def stopped(self, reason: str) -> None:
-        """The run is `cancelled`, `timed_out` or `lost`: nothing more will be written."""
-        ...
-
-
 class Session(Protocol):
-    """One execution's hold on a run. See the embedded engine's `LiveRun` for the details."""
+    """One execution's hold on a run."""
 
     @property
-    def run_id(self) -> str: ...
-    @property
-    def generation(self) -> int: ...
-    @property
-    def began_at(self) -> int: ...
-    @property
-    def memo(self) -> Sequence[StepRecord]: ...
+    def id(self) -> str:
+        """The run's id."""
+        ...
 
-    def listen(self, listener: SessionListener) -> None: ...
-    def record(self, op: StepOp) -> StepRecord: ...
-    def watch(self, step: StepRecord) -> None: ...
-    async def acknowledge(self) -> None: ...
-    async def suspend(self) -> None: ...
-    async def release(self, reason: str) -> None: ...
-    async def complete(self, answer: Answer) -> None: ...
-    async def fail(self, reason: str, error: bytes | None, answer: Answer | None) -> None: ...
-    async def abandon(self) -> None: ...
+    @property
+    def generation(self) -> int:
+        """The fencing number of this execution."""
+        ...
+
+    @property
+    def began_at(self) -> int:
+        """When the original request came, on the engine's clock."""
+        ...
+
+    @property
+    def memo(self) -> Sequence[StepRecord]:
+        """What earlier executions left, in order of completion."""
+        ...
+
+    listener: Listener | None
+
+    def record(self, op: StepOp) -> StepRecord:
+        """Send `op` on its way to the disk, and return the step as it now is.
+
+        Raises `LostRunError` or `LimitError`; then nothing was recorded.
+        """
+        ...
+
+    def watch(self, step: StepRecord) -> None:
+        """Let a step that an earlier execution opened be resolved in this one."""
+        ...
+
+    async def acknowledge(self) -> None:
+        """Return once everything recorded so far is on disk.
+
+        Raises `LostRunError` or `StorageError`: then some of it is not, and never will be.
+        """
+        ...
+
+    async def suspend(self) -> None:
+        """End this execution until an open step is resolved."""
+        ...
+
+    async def release(self, reason: str) -> None:
+        """End this execution, and let another one begin at once."""
+        ...
+
+    async def end(self, command: Complete | Fail) -> None:
+        """End the run. Returns when that, and every step before it, is on disk."""
+        ...
+
+    async def abandon(self) -> None:
+        """The store failed: let another execution begin once it works again."""
+        ...
 
 
 class Reentry(NamedTuple):
@@ -160,9 +159,22 @@ class Engine(Protocol):
         """Return when a new run may begin. Raises `EngineClosedError` while draining."""
         ...
 
-    def register(self, registration: Registration) -> Session:
+    @property
+    def is_admitting(self) -> bool:
+        """Whether a new run may begin at once, without asking `admit`."""
+        ...
+
+    def register(self, new: NewRun) -> Session:
         """Begin a run. `Session.acknowledge` says when it is on disk, and raises `LostRunError`
         if its idempotency key was taken meanwhile."""
+        ...
+
+    def pack_request(self, run_id: str, request: StoredRequest) -> bytes:
+        """The request as this engine keeps it for re-entry: sealed."""
+        ...
+
+    def pack_response(self, run_id: str, response: StoredResponse) -> bytes:
+        """The response as this engine keeps it."""
         ...
 
     async def key_holder(self, key: str) -> KeyHolder | None:

@@ -11,7 +11,7 @@ import atexit
 import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,22 @@ import orjson
 from ulid import ULID
 
 from durable_endpoints.engines.base import (
-    Answer,
     Executor,
     KeyHolder,
     Outcome,
     Reentry,
-    Registration,
     Session,
-    SessionListener,
 )
 from durable_endpoints.errors import ConfigurationError, EngineClosedError
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
-from durable_endpoints.protocol.ops import NewEvent, StepRecord
-from durable_endpoints.sealing import Keyring, key_file
+from durable_endpoints.protocol.ops import NewEvent
+from durable_endpoints.protocol.runs import Fail, NewRun
+from durable_endpoints.sealing import Keyring, UnsealError, key_file
 from durable_endpoints.settings import Settings
 from durable_endpoints_server.clock import Clock, SystemClock
 from durable_endpoints_server.engine.facts import RequestSeen
-from durable_endpoints_server.engine.model import NewRun, Policy
-from durable_endpoints_server.engine.transitions import Complete, Fail
+from durable_endpoints_server.engine.model import Policy
 from durable_endpoints_server.host import Host, HostOptions
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.store.base import Ended, Entry, Store
@@ -165,33 +162,25 @@ class EmbeddedEngine:
         if self._host is not None:
             self._host.dispatcher.set_executor(self._execute)
 
+    @property
+    def is_admitting(self) -> bool:
+        host = self._host
+        return host is not None and not host.draining and not host.dispatcher.alone
+
     async def admit(self) -> None:
         if self.host.draining:
             raise EngineClosedError("this server is shutting down")
         if self.host.dispatcher.alone:
             await self.host.dispatcher.admit()
 
-    def register(self, registration: Registration) -> Session:
+    def register(self, new: NewRun) -> Session:
+        return self.host.register(new)
 
-        request = registration.request
-        run_id = registration.run_id
-        new = NewRun(
-            id=run_id,
-            function_id=registration.function_id,
-            version=registration.version,
-            method=request.method,
-            path=_printable(request.path),
-            request=self.keyring.seal(run_id, "request", request.pack()),
-            root_path=_printable(request.root_path),
-            retries=registration.retries,
-            max_runtime=registration.max_runtime,
-            omit_request_body=registration.omit_request_body,
-            key=registration.key,
-            key_scope=registration.key_scope,
-            fingerprint=registration.fingerprint,
-            elapsed=registration.elapsed,
-        )
-        return EmbeddedSession(self.host.register(new), self.keyring)
+    def pack_request(self, run_id: str, request: StoredRequest) -> bytes:
+        return self.keyring.seal(run_id, "request", request.pack())
+
+    def pack_response(self, run_id: str, response: StoredResponse) -> bytes:
+        return self.keyring.seal(run_id, "response", response.pack())
 
     async def key_holder(self, key: str) -> KeyHolder | None:
         holder = await self.host.store.key_holder(key)
@@ -258,20 +247,17 @@ class EmbeddedEngine:
 
     async def _execute(self, live: LiveRun, entry: Entry) -> None:
         """Hand a claimed run to the application it came from."""
-        session = EmbeddedSession(live, self.keyring)
         if entry.request is None:
-            await session.fail("request_missing", None, None)
+            await live.end(Fail("request_missing", None))
             return
         try:
             packed = self.keyring.unseal(live.id, "request", entry.request)
-        except EngineClosedError:
-            raise
-        except Exception as error:
-            await session.fail("request_sealed", failures.describe(error).encode(), None)
+        except UnsealError as error:
+            await live.end(Fail("request_sealed", failures.describe(error).encode()))
             return
         request = StoredRequest.unpack(packed)
         executor = self._executor_for(request.root_path)
-        await executor(Reentry(session, live.run.function_id, request))
+        await executor(Reentry(live, live.run.function_id, request))
 
     def _executor_for(self, root_path: str) -> Executor:
         """The application that sees requests under this root path; with one application, that."""
@@ -279,83 +265,6 @@ class EmbeddedEngine:
             if known == root_path:
                 return executor
         return self._executors[0][1]
-
-
-class EmbeddedSession:
-    """A `Session` on a `LiveRun`: the same methods, and the answer is sealed on its way in."""
-
-    __slots__ = (
-        "_keyring",
-        "_live",
-        "abandon",
-        "acknowledge",
-        "record",
-        "release",
-        "suspend",
-        "watch",
-    )
-
-    def __init__(self, live: LiveRun, keyring: Keyring) -> None:
-        self._live = live
-        self._keyring = keyring
-        self.record = live.record
-        self.watch = live.watch
-        self.acknowledge = live.acknowledge
-        self.suspend = live.suspend
-        self.release = live.release
-        self.abandon = live.abandon
-
-    @property
-    def run_id(self) -> str:
-        return self._live.id
-
-    @property
-    def generation(self) -> int:
-        return self._live.run.generation
-
-    @property
-    def began_at(self) -> int:
-        return self._live.run.began_at
-
-    @property
-    def memo(self) -> Sequence[StepRecord]:
-        return self._live.memo
-
-    def listen(self, listener: SessionListener) -> None:
-        self._live.listener = listener
-
-    async def complete(self, answer: Answer) -> None:
-
-        await self._live.complete(
-            Complete(
-                answer.status_code,
-                self._sealed(answer.response),
-                answer.omitted,
-                answer.until_delivered,
-                answer.omit_request_body,
-            )
-        )
-
-    async def fail(self, reason: str, error: bytes | None, answer: Answer | None) -> None:
-
-        if answer is None:
-            await self._live.fail(Fail(reason, error))
-            return
-        await self._live.fail(
-            Fail(
-                reason,
-                error,
-                answer.status_code,
-                self._sealed(answer.response),
-                answer.until_delivered,
-                answer.omit_request_body,
-            )
-        )
-
-    def _sealed(self, response: StoredResponse | None) -> bytes | None:
-        if response is None:
-            return None
-        return self._keyring.seal(self._live.id, "response", response.pack())
 
 
 _shared: dict[Path, EmbeddedEngine] = {}
@@ -413,7 +322,3 @@ def _make_folder(folder: Path) -> None:
             (folder / ".gitignore").write_text("*\n", "utf-8")
     except OSError as error:
         raise ConfigurationError(f"the folder {folder} cannot be made: {error.strerror}") from error
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")

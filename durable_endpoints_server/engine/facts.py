@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from durable_endpoints.protocol.ops import Alternative, StepRecord
+from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.step_ids import StepId
-from durable_endpoints_server.engine.model import Event, NewRun, Run, Status
+from durable_endpoints_server.engine.model import Event, Run, Status
 
 
 class RunCreated(NamedTuple):

@@ -65,32 +65,10 @@ class Run(NamedTuple):
     memo_bytes: int
     last_order: int
 
-
-class NewRun(NamedTuple):
-    """A run to be registered: what is stored once and never changes."""
-
-    id: str
-    function_id: str
-    version: str
-    method: str
-    path: str
-    request: bytes
-    """The packed original request, sealed by whoever registers the run; opaque here."""
-    root_path: str = ""
-    retries: int = 3
-    max_runtime: int | None = None
-    omit_request_body: bool = False
-    key: str | None = None
-    """The caller's Idempotency-Key, unique among the runs that are kept."""
-    key_scope: str = ""
-    """A digest of who the caller is: only they may repeat the key."""
-    fingerprint: str = ""
-    """A digest of the request: a repeat of the key must be a repeat of the request."""
-    labels: bytes | None = None
-    parent_run: str | None = None
-    parent_step: str | None = None
-    elapsed: int = 0
-    """How long before its registration the request began, in milliseconds."""
+    def with_usage(self, steps: int, memo_bytes: int, last_order: int) -> Run:
+        """The same run with other counts. Every step does this, so it is made cheap: the counts
+        are the last three fields."""
+        return tuple.__new__(Run, (*self[:-3], steps, memo_bytes, last_order))
 
 
 class Event(NamedTuple):

@@ -17,11 +17,12 @@ makes a WAITING run READY; a READY run is claimed by an execution with the next 
                     └──complete, fail──> COMPLETED, FAILED
     any state but a final one ──cancel──> CANCELLED, ──expire──> FAILED (timed_out)
 
-`ALLOWED` says in which states a command makes sense. It is used twice: `decide` refuses a command
-whose state does not fit, and the same set becomes the fence of the write, so that a decision made
-on an outdated state is refused by the store. The generation grows with every claim and with every
-resolution while no execution runs, so of two decisions made on the same state only one is written,
-and the other is made again. That is the whole of the concurrency control: no lock protects a run.
+`RULES` says what each command does, and in which states. That set is used twice: `decide` refuses a
+command whose state does not fit, and the same set becomes the fence of the write, so that a
+decision made on an outdated state is refused by the store. The generation grows with every claim
+and with every resolution while no execution runs, so of two decisions made on the same state only
+one is written, and the other is made again. That is the whole of the concurrency control: no lock
+protects a run.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from durable_endpoints.protocol.ops import (
     StepState,
     WaitForEvent,
 )
+from durable_endpoints.protocol.runs import Complete, Fail, NewRun
 from durable_endpoints_server.engine.backoff import backoff
 from durable_endpoints_server.engine.facts import (
     AttemptFailed,
@@ -58,7 +60,7 @@ from durable_endpoints_server.engine.facts import (
     WaitOpened,
     states,
 )
-from durable_endpoints_server.engine.model import Event, NewRun, Policy, Run, Status
+from durable_endpoints_server.engine.model import Event, Policy, Run, Status
 
 
 class Suspend(NamedTuple):
@@ -69,27 +71,6 @@ class Release(NamedTuple):
     """Give up the lease, and let the next execution begin at once: a shutdown, a lost client."""
 
     reason: str
-
-
-class Complete(NamedTuple):
-    """The handler's response exists."""
-
-    status_code: int
-    response: bytes | None
-    omitted: str = ""
-    until_delivered: bool = False
-    omit_request_body: bool = False
-
-
-class Fail(NamedTuple):
-    """The handler failed for good, with what the application answered, if it answered."""
-
-    reason: str
-    error: bytes | None
-    status_code: int | None = None
-    response: bytes | None = None
-    until_delivered: bool = False
-    omit_request_body: bool = False
 
 
 class Claim(NamedTuple):
@@ -149,33 +130,6 @@ class Decision(NamedTuple):
     change: Change
 
 
-def _set(*statuses: Status) -> int:
-    return states(*statuses)
-
-
-_RUNNING = _set(Status.RUNNING)
-_NOT_FINAL = _set(Status.RUNNING, Status.WAITING, Status.READY, Status.PARKED)
-
-ALLOWED: Final[Mapping[type, int]] = {
-    StepDone: _RUNNING,
-    StepFailed: _RUNNING,
-    StepRetry: _RUNNING,
-    Sleep: _RUNNING,
-    WaitForEvent: _RUNNING,
-    SendEvent: _RUNNING,
-    Suspend: _RUNNING,
-    Release: _RUNNING,
-    Complete: _RUNNING,
-    Fail: _RUNNING,
-    Interrupt: _RUNNING,
-    Claim: _set(Status.READY),
-    Resolve: _set(Status.RUNNING, Status.WAITING, Status.READY),
-    Expire: _NOT_FINAL,
-    Cancel: _NOT_FINAL,
-    Retry: _set(Status.PARKED),
-}
-
-
 def register(new: NewRun, owner: str, lease_until: int | None, now: int) -> Decision:
     """A request was accepted: its run exists, and the request itself executes it."""
     began_at = now - new.elapsed
@@ -208,11 +162,11 @@ def decide(run: Run, command: Command, now: int, policy: Policy, chance: float =
     `LostRunError` when the run's state does not allow the command, and `LimitError` when the
     command would pass a limit of `policy`.
     """
-    kind = type(command)
-    allowed = ALLOWED[kind]
+    allowed, rule = RULES[type(command)]
     if not allowed >> run.status & 1:
-        raise LostRunError(f"run {run.id} is {run.status.label}: {kind.__name__} is not possible")
-    after, facts = _RULES[kind](run, command, now, policy, chance)
+        name = type(command).__name__
+        raise LostRunError(f"run {run.id} is {run.status.label}: {name} is not possible")
+    after, facts = rule(run, command, now, policy, chance)
     return Decision(after, Change(run.id, Fence(run.generation, allowed), facts))
 
 
@@ -397,23 +351,34 @@ def _retry(run: Run, op: Retry, now: int, policy: Policy, chance: float) -> _Out
     return after, (RunChanged(after),)
 
 
-_RULES: Final[Mapping[type, Callable[[Run, Any, int, Policy, float], _Outcome]]] = {
-    StepDone: _step_done,
-    StepFailed: _step_failed,
-    StepRetry: _step_retry,
-    Sleep: _sleep,
-    WaitForEvent: _wait,
-    SendEvent: _send_event,
-    Suspend: _suspend,
-    Release: _release,
-    Complete: _complete,
-    Fail: _fail,
-    Expire: _expire,
-    Cancel: _cancel,
-    Claim: _claim,
-    Resolve: _resolve,
-    Interrupt: _interrupt,
-    Retry: _retry,
+class Rule(NamedTuple):
+    """What a command does, and in which states it may."""
+
+    allowed: int
+    """A set of states, as `Fence` has it."""
+    apply: Callable[[Run, Any, int, Policy, float], _Outcome]
+
+
+_RUNNING = states(Status.RUNNING)
+_NOT_FINAL = states(Status.RUNNING, Status.WAITING, Status.READY, Status.PARKED)
+
+RULES: Final[Mapping[type, Rule]] = {
+    StepDone: Rule(_RUNNING, _step_done),
+    StepFailed: Rule(_RUNNING, _step_failed),
+    StepRetry: Rule(_RUNNING, _step_retry),
+    Sleep: Rule(_RUNNING, _sleep),
+    WaitForEvent: Rule(_RUNNING, _wait),
+    SendEvent: Rule(_RUNNING, _send_event),
+    Suspend: Rule(_RUNNING, _suspend),
+    Release: Rule(_RUNNING, _release),
+    Complete: Rule(_RUNNING, _complete),
+    Fail: Rule(_RUNNING, _fail),
+    Interrupt: Rule(_RUNNING, _interrupt),
+    Claim: Rule(states(Status.READY), _claim),
+    Resolve: Rule(states(Status.RUNNING, Status.WAITING, Status.READY), _resolve),
+    Expire: Rule(_NOT_FINAL, _expire),
+    Cancel: Rule(_NOT_FINAL, _cancel),
+    Retry: Rule(states(Status.PARKED), _retry),
 }
 
 
@@ -459,11 +424,8 @@ def _account(run: Run, data: bytes, policy: Policy, new: bool) -> Run:
         )
     if new and run.steps >= policy.max_steps:
         raise LimitError(f"the run has {run.steps} steps, the most there may be (max_steps)")
-    return run._replace(
-        steps=run.steps + 1 if new else run.steps,
-        memo_bytes=run.memo_bytes + size,
-        last_order=run.last_order + 1,
-    )
+    steps = run.steps + 1 if new else run.steps
+    return run.with_usage(steps, run.memo_bytes + size, run.last_order + 1)
 
 
 def _check_wait(wait: int, policy: Policy) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from durable_endpoints.protocol.ops import StepRecord
+from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints_server.engine.facts import (
     AttemptFailed,
     Change,
@@ -29,7 +30,7 @@ from durable_endpoints_server.engine.facts import (
     Sweep,
     WaitOpened,
 )
-from durable_endpoints_server.engine.model import Event, NewRun, Run, Status, Wait
+from durable_endpoints_server.engine.model import Event, Run, Status, Wait
 from durable_endpoints_server.store.base import (
     Arrival,
     AttemptRecord,

@@ -17,6 +17,7 @@ from durable_endpoints.protocol.ops import (
     StepState,
     WaitForEvent,
 )
+from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints_server.engine.facts import (
     Change,
@@ -31,7 +32,7 @@ from durable_endpoints_server.engine.facts import (
     Sweep,
     states,
 )
-from durable_endpoints_server.engine.model import Event, NewRun, Policy, Run, Status
+from durable_endpoints_server.engine.model import Event, Policy, Run, Status
 from durable_endpoints_server.engine.transitions import (
     Cancel,
     Claim,

@@ -13,11 +13,12 @@ from durable_endpoints.protocol.ops import (
     StepState,
     WaitForEvent,
 )
+from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints_server.engine.facts import EventUsed, RunEnded, StepResolved, StepWritten
-from durable_endpoints_server.engine.model import NewRun, Policy, Run, Status
+from durable_endpoints_server.engine.model import Policy, Run, Status
 from durable_endpoints_server.engine.transitions import (
-    ALLOWED,
+    RULES,
     Cancel,
     Claim,
     Command,
@@ -77,9 +78,9 @@ COMMANDS: list[Command] = [
 @pytest.mark.parametrize("status", list(Status), ids=lambda status: status.label)
 def test_the_table_decides_what_is_possible(command: Command, status: Status) -> None:
     run = running(status=status)
-    if ALLOWED[type(command)] >> status & 1:
+    if RULES[type(command)].allowed >> status & 1:
         decision = decide(run, command, 2_000, POLICY)
-        assert decision.change.fence == (run.generation, ALLOWED[type(command)])
+        assert decision.change.fence == (run.generation, RULES[type(command)].allowed)
         assert decision.change.facts
     else:
         with pytest.raises(LostRunError):
@@ -88,8 +89,8 @@ def test_the_table_decides_what_is_possible(command: Command, status: Status) ->
 
 def test_no_command_leaves_a_final_state() -> None:
     final = {status for status in Status if status.is_final}
-    for allowed in ALLOWED.values():
-        assert not any(allowed >> status & 1 for status in final)
+    for rule in RULES.values():
+        assert not any(rule.allowed >> status & 1 for status in final)
 
 
 def test_the_generation_grows_with_every_claim_and_every_resolution_of_an_idle_run() -> None:
