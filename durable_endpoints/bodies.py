@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from durable_endpoints._context import current
-from durable_endpoints.calls import call
+from durable_endpoints.calls import call, call_in_thread, is_async
 from durable_endpoints.errors import (
     ConfigurationError,
     LimitError,
@@ -63,19 +63,6 @@ def step_options(retries: int | None, timeout: Duration | None) -> StepOptions:
     return StepOptions(retries, seconds)
 
 
-class Finished(NamedTuple):
-    """The step has its result."""
-
-    value: Any
-
-
-class Attempt(NamedTuple):
-    """The body shall be run."""
-
-    number: int
-    """From 1."""
-
-
 def recall(execution: Execution, step: StepId, kind: StepKind) -> StepRecord | None:
     """What is remembered of a step that is being called. Raises `StepIdError` on a mismatch."""
     record = execution.memo.get(step.hash)
@@ -91,7 +78,10 @@ def recall(execution: Execution, step: StepId, kind: StepKind) -> StepRecord | N
 
 
 def begin(execution: Execution, step: StepId) -> None:
-    """Note that a step is in use. Raises when it cannot be begun."""
+    """Note that a step is in use, until its name is discarded from `in_use`.
+
+    Raises when it cannot be begun.
+    """
     execution.check_open()
     if step.name in execution.in_use:
         raise StepIdError(
@@ -101,79 +91,76 @@ def begin(execution: Execution, step: StepId) -> None:
     execution.in_use.add(step.name)
 
 
-async def enter(execution: Execution, step: StepId) -> Finished | Attempt:
-    """Recall a step, or wait until its body may run.
+async def first_attempt(execution: Execution, record: StepRecord | None) -> int:
+    """The number of the try that comes next, when its time has come."""
+    if record is None:
+        execution.count_step()
+        return 1
+    if record.due is not None:
+        execution.session.watch(record)
+        await execution.park(record)
+    return record.attempt + 1
 
-    Whoever gets an `Attempt` runs the body, reports by `succeed`, `fail` or `Execution.end_body`,
-    and in the end discards the step's name from `in_use`.
-    """
-    record = recall(execution, step, StepKind.RUN)
-    if record is not None and record.is_final:
-        return Finished(await execution.take(record))
-    begin(execution, step)
-    try:
-        number = 1
-        if record is None:
-            execution.count_step()
-        else:
-            number = record.attempt + 1
-            if record.due is not None:
-                execution.session.watch(record)
-                await execution.park(record)
-        return await _start(execution, step, number)
-    except BaseException:
-        execution.in_use.discard(step.name)
-        raise
+
+async def start(execution: Execution, step: StepId, attempt: int) -> None:
+    """Return when the body may run."""
+    if not execution.try_start():
+        await execution.start_body()
+    if execution.hooks:
+        info = StepInfo(str(step), attempt)
+        await notify([hook.before_step(execution.info, info) for hook in execution.hooks])
 
 
 async def succeed(
-    execution: Execution, step: StepId, attempt: Attempt, value: Any, elapsed: int
-) -> Finished:
-    """The body returned: record that. Raises `StepValueError` if JSON cannot hold the value."""
+    execution: Execution, step: StepId, attempt: int, value: Any, elapsed: int
+) -> Any:
+    """The body returned: record that, and return what a replay will get.
+
+    Raises `StepValueError` if JSON cannot hold the value.
+    """
     execution.end_body()
     try:
         encoded, decoded = round_trip(value)
     except NotJsonError as error:
         raise StepValueError(f"the result of step {str(step)!r} cannot be kept: {error}") from None
-    execution.record(StepDone(step, StepKind.RUN, encoded, attempt.number, elapsed))
-    execution.last_step = str(step)
+    execution.record(StepDone(step, StepKind.RUN, encoded, attempt, elapsed))
+    execution.last_step = step
     execution.check_open()
-    await _after(execution, step, attempt, Result("completed"))
-    return Finished(decoded)
+    if execution.hooks:
+        await _after(execution, step, attempt, Result("completed"))
+    return decoded
 
 
 async def fail(
     execution: Execution,
     step: StepId,
-    attempt: Attempt,
+    attempt: int,
     error: Exception,
     elapsed: int,
     options: StepOptions,
-) -> Attempt:
-    """The body raised `error`: record that, and return when it may be tried again.
+) -> int:
+    """The body raised `error`: record that, and return the next try's number when its time has
+    come.
 
-    Raises `StepError` when it may not, and `error` itself when it is a mistake in the code.
+    Raises `StepError` when there is none, and `error` itself when it is a mistake in the code.
     """
     execution.end_body()
     execution.check_open()
-    number = attempt.number
-    final = is_final(error, number, _retries(execution, options))
-    await _after(execution, step, attempt, Result("failed" if final else "retrying", error))
+    final = is_final(error, attempt, _retries(execution, options))
+    if execution.hooks:
+        await _after(execution, step, attempt, Result("failed" if final else "retrying", error))
     if isinstance(error, UsageError | LimitError):
         raise error
     description = failures.describe(error)
     encoded = description.encode()
-    execution.last_step = str(step)
+    execution.last_step = step
     if final:
-        execution.record(StepFailed(step, StepKind.RUN, encoded, number, elapsed))
-        raise StepError(str(step), description.name, description.message, number) from error
-    record = execution.record(
-        StepRetry(
-            step, StepKind.RUN, encoded, number, elapsed, delay_of(error, execution.engine.now())
-        )
-    )
-    await execution.park(record)
-    return await _start(execution, step, number + 1)
+        execution.record(StepFailed(step, StepKind.RUN, encoded, attempt, elapsed))
+        raise StepError(str(step), description.name, description.message, attempt) from error
+    delay = delay_of(error, execution.engine.now())
+    op = StepRetry(step, StepKind.RUN, encoded, attempt, elapsed, delay)
+    await execution.park(execution.record(op))
+    return attempt + 1
 
 
 def delay_of(error: BaseException, now: int) -> int | None:
@@ -195,27 +182,28 @@ async def run_step(
     kwargs: dict[str, Any],
 ) -> Any:
     """A whole step, on the event loop."""
-    entered = False
+    record = recall(execution, step, StepKind.RUN)
+    if record is not None and record.is_final:
+        return await execution.take(record)
+    begin(execution, step)
     try:
-        turn = await enter(execution, step)
-        while isinstance(turn, Attempt):
-            entered = True
+        attempt = await first_attempt(execution, record)
+        while True:
+            await start(execution, step, attempt)
             began = time.perf_counter_ns()
             try:
                 value = await _run_body(execution, step, options, body, args, kwargs)
             except Exception as error:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                turn = await fail(execution, step, turn, error, elapsed, options)
+                attempt = await fail(execution, step, attempt, error, elapsed, options)
             except BaseException:
                 execution.end_body()
                 raise
             else:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                turn = await succeed(execution, step, turn, value, elapsed)
-        return turn.value
+                return await succeed(execution, step, attempt, value, elapsed)
     finally:
-        if entered:
-            execution.in_use.discard(step.name)
+        execution.in_use.discard(step.name)
 
 
 async def _run_body(
@@ -230,9 +218,11 @@ async def _run_body(
     scope, place = StepScope(execution, step), current.place
     current.place = scope
     try:
-        if options.timeout is None:
-            return await call(body, *args, **kwargs)
-        return await _within(options.timeout, step, call(body, *args, **kwargs))
+        if options.timeout is not None:
+            return await _within(options.timeout, step, call(body, *args, **kwargs))
+        if is_async(body):
+            return await body(*args, **kwargs)
+        return await call_in_thread(body, *args, **kwargs)
     finally:
         current.place = place
         scope.ended = True
@@ -250,18 +240,9 @@ async def _within(timeout: float, step: StepId, awaitable: Awaitable[Any]) -> An
         raise
 
 
-async def _start(execution: Execution, step: StepId, number: int) -> Attempt:
-    await execution.start_body()
-    if execution.hooks:
-        info = StepInfo(str(step), number)
-        await notify([hook.before_step(execution.info, info) for hook in execution.hooks])
-    return Attempt(number)
-
-
-async def _after(execution: Execution, step: StepId, attempt: Attempt, result: Result) -> None:
-    if execution.hooks:
-        info = StepInfo(str(step), attempt.number)
-        await notify([hook.after_step(execution.info, info, result) for hook in execution.hooks])
+async def _after(execution: Execution, step: StepId, attempt: int, result: Result) -> None:
+    info = StepInfo(str(step), attempt)
+    await notify([hook.after_step(execution.info, info, result) for hook in execution.hooks])
 
 
 def _retries(execution: Execution, options: StepOptions) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import anyio.to_thread
@@ -19,6 +20,8 @@ def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling `function` gives a coroutine."""
+    if type(function) is FunctionType and function.__code__.co_flags & inspect.CO_COROUTINE:
+        return True
     function = unwrap(function)
     return inspect.iscoroutinefunction(function) or (
         not inspect.isfunction(function)
@@ -33,12 +36,17 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 async def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call `function` and await what it gives; a plain one runs in a worker thread.
+    """Call `function` and await what it gives; a plain one runs in a worker thread."""
+    if is_async(function):
+        return await function(*args, **kwargs)
+    return await call_in_thread(function, *args, **kwargs)
+
+
+async def call_in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a plain function in a worker thread.
 
     A cancelled call does not wait for its thread, which cannot be stopped.
     """
-    if is_async(function):
-        return await function(*args, **kwargs)
     bound = functools.partial(function, *args, **kwargs)
     result = await anyio.to_thread.run_sync(bound, abandon_on_cancel=True)
     # `lambda: fetch(1)` is a plain function that gives a coroutine.

@@ -199,7 +199,7 @@ class Ending:
             elif execution.departure is Departure.BROKEN:
                 result = Result("lost", execution.error)
                 await self._session.abandon()
-                await reply.unavailable(str(execution.error), execution.last_step)
+                await reply.unavailable(str(execution.error), str(execution.last_step or ""))
             else:
                 if execution.departure is Departure.LOST:
                     result = Result("lost", execution.error)

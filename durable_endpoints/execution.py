@@ -94,7 +94,7 @@ class Execution:
         self.hooks = hooks
         self.inputs = inputs
         self.token: EventLoopToken | None = None
-        """How the threads of a plain handler reach this event loop."""
+        """How the threads of a plain handler reach this event loop; None for an `async` one."""
         self.ids = StepIds()
         self.memo = Memo(session.memo)
         self.departure: Departure | None = None
@@ -102,19 +102,19 @@ class Execution:
         """Why the run has ended, or is lost: what the session said."""
         self.error: EngineError | None = None
         """What the engine failed with."""
-        self.last_step = ""
+        self.last_step: StepId | None = None
         """The step whose body ended last, for whoever has to explain a failure after it."""
         self.on_departure: Callable[[], None] | None = None
         self.in_use: set[str] = set()
         """Names of steps that were called and have not ended."""
         self._loop = asyncio.get_running_loop()
         self._main: asyncio.Task[Any] | None = None
-        self._in_thread = False
         self._handler_ended = False
         self._closed = False
         self._draining = False
         self._max_steps = engine.max_steps
         self._steps = len(self.memo)
+        self._inherited = unacknowledged
         self._recorded = unacknowledged
         self._acknowledged = 0
         self._bodies: set[asyncio.Task[Any]] = set()
@@ -151,7 +151,6 @@ class Execution:
 
     def run_handler_in_thread(self, handler: Callable[[], Any]) -> Any:
         """The same for a plain handler, in its worker thread."""
-        self._in_thread = True
         try:
             result = handler()
         except BaseException as error:
@@ -175,7 +174,7 @@ class Execution:
         if self.departure is not None:
             tasks |= self._bodies
         for task in tasks:
-            if task is not None and task is not self._main and not self._in_thread:
+            if task is not None and task is not self._main and self.token is None:
                 task.cancel()
 
     def _report_swallowed(self, what: str) -> None:
@@ -211,17 +210,6 @@ class Execution:
         self._recorded += 1
         return record
 
-    async def acknowledge(self) -> None:
-        """Return once everything recorded until now is on disk."""
-        recorded = self._recorded
-        if self._acknowledged >= recorded:
-            return
-        try:
-            await self.session.acknowledge()
-        except EngineError as error:
-            raise self.break_off(error) from None
-        self._acknowledged = max(self._acknowledged, recorded)
-
     # Bodies
 
     def check_open(self) -> None:
@@ -243,22 +231,34 @@ class Execution:
             raise LimitError(f"a run may have {self._max_steps:,} steps at the most (max_steps)")
         self._steps += 1
 
-    async def start_body(self) -> None:
-        """Return when the body of a step may begin: what came before it is on disk."""
-        self.check_open()
-        if self._acknowledged < self._recorded and (
-            self.options.checkpoint == "each" or not self._acknowledged
-        ):
-            self._running += 1
-            try:
-                await self.acknowledge()
-            finally:
-                self._running -= 1
-            self.check_open()
-        if self._draining:
-            await self._park("", for_handover=True)
+    def try_start(self) -> bool:
+        """Begin a body at once, if nothing has to be waited for before."""
+        if self._acknowledged < self._required or self._draining:
+            return False
         self._running += 1
         self._activity += 1
+        return True
+
+    async def start_body(self) -> None:
+        """Begin a body as soon as that is possible: what came before it is on disk."""
+        while not self.try_start():
+            if self._draining:
+                await self._park("", for_handover=True)
+            recorded = self._recorded
+            self._running += 1
+            try:
+                await self.session.acknowledge()
+            except EngineError as error:
+                raise self.break_off(error) from None
+            finally:
+                self._running -= 1
+            self._acknowledged = max(self._acknowledged, recorded)
+            self.check_open()
+
+    @property
+    def _required(self) -> int:
+        """How much of what was recorded must be on disk before the next body begins."""
+        return self._recorded if self.options.checkpoint == "each" else self._inherited
 
     def end_body(self) -> None:
         """A body has ended, in whatever way."""
@@ -297,7 +297,7 @@ class Execution:
     async def _park(self, key: str, for_handover: bool = False) -> StepRecord:
         task = asyncio.current_task()
         future: asyncio.Future[StepRecord] = self._loop.create_future()
-        is_direct = self._in_thread or task is self._main
+        is_direct = self.token is not None or task is self._main
         key = key or f"handover {id(future)}"
         self._parked[key] = _Parked(future, task, is_direct, for_handover)
         self._activity += 1

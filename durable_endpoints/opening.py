@@ -55,7 +55,8 @@ async def send(execution: Execution, op: SendEvent) -> str:
         return str(await execution.take(record))
     begin(execution, op.step)
     try:
-        await execution.start_body()
+        if not execution.try_start():
+            await execution.start_body()
         try:
             execution.record(op)
         finally:

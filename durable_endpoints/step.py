@@ -18,14 +18,13 @@ from durable_endpoints.bodies import StepOptions, run_step, step_options
 from durable_endpoints.calls import call
 from durable_endpoints.errors import StepError, UsageError
 from durable_endpoints.events import Event, new_event
-from durable_endpoints.execution import Execution
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.durations import Duration, parse_duration, parse_instant
 from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
 from durable_endpoints.protocol.values import encode
 from durable_endpoints.sync_step import SyncStep
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
-from durable_endpoints.where import expect_event_loop, here, name_step, required
+from durable_endpoints.where import here_on_loop, name_step, required
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,7 +58,7 @@ class StepRunner:
         Raises `UsageError` for a name in use, a result or an annotation that is not JSON, and a
         call outside a run or inside another step. Outside any request it just calls `fn`.
         """
-        execution = _execution(f"step.run({id!r})")
+        execution = here_on_loop("step.run", id)
         if execution is None:
             return _call_outside(id, fn, args, kwargs)
         check_annotation(id, fn)
@@ -86,7 +85,7 @@ class Step(StepRunner):
         """Go on after `duration` (`"30s"`, `"1h30m"`, a `timedelta`, seconds), however long that
         is and whatever happens to this process. Never ends early."""
         milliseconds = parse_duration(duration)
-        execution = _execution(f"step.sleep({id!r})")
+        execution = here_on_loop("step.sleep", id)
         if execution is None:
             return asyncio.sleep(milliseconds / 1_000)
         return opening.sleep(execution, Sleep(name_step(execution, id), duration=milliseconds))
@@ -94,7 +93,7 @@ class Step(StepRunner):
     def sleep_until(self, id: str, when: datetime | str) -> Coroutine[Any, Any, None]:
         """Go on at `when`: a `datetime` with a time zone, or ISO 8601 text with one."""
         instant = parse_instant(when)
-        execution = _execution(f"step.sleep_until({id!r})")
+        execution = here_on_loop("step.sleep_until", id)
         if execution is None:
             return asyncio.sleep(max(0, instant / 1_000 - time.time()))
         return opening.sleep(execution, Sleep(name_step(execution, id), until=instant))
@@ -116,8 +115,8 @@ class Step(StepRunner):
         `event.data` (needs the extra `cel`). An event that came since the request began counts.
         """
         milliseconds = parse_duration(timeout)
-        what = f"step.wait_for_event({id!r})"
-        execution = required(_execution(what), what)
+        what = "step.wait_for_event"
+        execution = required(here_on_loop(what, id), what, id)
         step = name_step(execution, id)
         alternative = alternative_of("", event, match, if_exp, execution.inputs)
         return opening.wait(
@@ -139,8 +138,8 @@ class Step(StepRunner):
         own. The others are waited for no longer.
         """
         milliseconds = parse_duration(timeout)
-        what = f"step.wait_for_any({id!r})"
-        execution = required(_execution(what), what)
+        what = "step.wait_for_any"
+        execution = required(here_on_loop(what, id), what, id)
         step = name_step(execution, id)
         alternatives = alternatives_of(events, match, execution.inputs)
         op = WaitForEvent(step, StepKind.WAIT_ANY, alternatives, milliseconds)
@@ -160,20 +159,13 @@ class Step(StepRunner):
         It is kept in the same write as the step. `event_id` deduplicates it (default: one made of
         the run's and the step's), `ts` says when it happened, in epoch milliseconds.
         """
-        execution = _execution(f"step.send_event({id!r})")
+        execution = here_on_loop("step.send_event", id)
         if execution is None:
             return sending.send_event(name, data, id=event_id, ts=ts)
         step = name_step(execution, id)
         default_id = f"{execution.info.run_id}:{step.hash}"
         event = new_event(name, data, event_id if event_id is not None else default_id, ts)
         return opening.send(execution, SendEvent(step, event, encode(event.id)))
-
-
-def _execution(what: str) -> Execution | None:
-    execution = here(what)
-    if execution is not None:
-        expect_event_loop(what)
-    return execution
 
 
 async def _call_outside(

@@ -17,11 +17,13 @@ from durable_endpoints import opening, sending
 from durable_endpoints._context import current
 from durable_endpoints.annotations import check_annotation
 from durable_endpoints.bodies import (
-    Attempt,
     StepOptions,
-    enter,
+    begin,
     fail,
+    first_attempt,
+    recall,
     run_step,
+    start,
     step_options,
     succeed,
 )
@@ -35,7 +37,7 @@ from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEv
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.values import encode
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
-from durable_endpoints.where import expect_thread, here, name_step, required
+from durable_endpoints.where import here_in_thread, name_step, required
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,13 +51,13 @@ class SyncRunner:
 
     def run(self, id: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """As `step.run`, for a plain function, in the calling thread."""
-        what = f"step.sync.run({id!r})"
-        execution = here(what)
         if is_async(fn):
-            raise UsageError(f"{what}: {fn!r} is a coroutine function; await step.run for it")
+            raise UsageError(
+                f"step.sync.run({id!r}): {fn!r} is a coroutine function; await step.run for it"
+            )
+        execution = here_in_thread("step.sync.run", id)
         if execution is None:
             return _call_outside(id, fn, *args, **kwargs)
-        expect_thread(what)
         check_annotation(id, fn)
         step = name_step(execution, id)
         if self._options.timeout is not None:
@@ -79,7 +81,7 @@ class SyncStep(SyncRunner):
     def sleep(self, id: str, duration: Duration) -> None:
         """As `step.sleep`."""
         milliseconds = parse_duration(duration)
-        execution = _execution(f"step.sync.sleep({id!r})")
+        execution = here_in_thread("step.sync.sleep", id)
         if execution is None:
             time.sleep(milliseconds / 1_000)
         else:
@@ -89,7 +91,7 @@ class SyncStep(SyncRunner):
     def sleep_until(self, id: str, when: datetime | str) -> None:
         """As `step.sleep_until`."""
         instant = parse_instant(when)
-        execution = _execution(f"step.sync.sleep_until({id!r})")
+        execution = here_in_thread("step.sync.sleep_until", id)
         if execution is None:
             time.sleep(max(0, instant / 1_000 - time.time()))
         else:
@@ -106,8 +108,8 @@ class SyncStep(SyncRunner):
     ) -> Event | None:
         """As `step.wait_for_event`."""
         milliseconds = parse_duration(timeout)
-        what = f"step.sync.wait_for_event({id!r})"
-        execution = required(_execution(what), what)
+        what = "step.sync.wait_for_event"
+        execution = required(here_in_thread(what, id), what, id)
         step = name_step(execution, id)
         alternative = alternative_of("", event, match, if_exp, execution.inputs)
         op = WaitForEvent(step, StepKind.WAIT, (alternative,), milliseconds)
@@ -124,8 +126,8 @@ class SyncStep(SyncRunner):
     ) -> tuple[str, Event] | None:
         """As `step.wait_for_any`."""
         milliseconds = parse_duration(timeout)
-        what = f"step.sync.wait_for_any({id!r})"
-        execution = required(_execution(what), what)
+        what = "step.sync.wait_for_any"
+        execution = required(here_in_thread(what, id), what, id)
         step = name_step(execution, id)
         alternatives = alternatives_of(events, match, execution.inputs)
         op = WaitForEvent(step, StepKind.WAIT_ANY, alternatives, milliseconds)
@@ -142,7 +144,7 @@ class SyncStep(SyncRunner):
         ts: int | None = None,
     ) -> str:
         """As `step.send_event`."""
-        execution = _execution(f"step.sync.send_event({id!r})")
+        execution = here_in_thread("step.sync.send_event", id)
         if execution is None:
             return sending.send_event_blocking(name, data, id=event_id, ts=ts)
         step = name_step(execution, id)
@@ -150,13 +152,6 @@ class SyncStep(SyncRunner):
         event = new_event(name, data, event_id if event_id is not None else default_id, ts)
         sent: str = _on_loop(execution, opening.send, SendEvent(step, event, encode(event.id)))
         return sent
-
-
-def _execution(what: str) -> Execution | None:
-    execution = here(what)
-    if execution is not None:
-        expect_thread(what)
-    return execution
 
 
 def _on_loop(
@@ -174,24 +169,26 @@ def _run(
     kwargs: dict[str, Any],
 ) -> Any:
     """A whole step, in the caller's thread."""
-    turn = _on_loop(execution, enter, step)
-    if not isinstance(turn, Attempt):
-        return turn.value
+    record = recall(execution, step, StepKind.RUN)
+    if record is not None and record.is_final:
+        return _on_loop(execution, Execution.take, record)
+    begin(execution, step)
     try:
-        while isinstance(turn, Attempt):
+        attempt = _on_loop(execution, first_attempt, record)
+        while True:
+            _on_loop(execution, start, step, attempt)
             began = time.perf_counter_ns()
             try:
                 value = _run_body(execution, step, body, args, kwargs)
             except Exception as error:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                turn = _on_loop(execution, fail, step, turn, error, elapsed, options)
+                attempt = _on_loop(execution, fail, step, attempt, error, elapsed, options)
             except BaseException:
                 execution.end_body_soon()
                 raise
             else:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                turn = _on_loop(execution, succeed, step, turn, value, elapsed)
-        return turn.value
+                return _on_loop(execution, succeed, step, attempt, value, elapsed)
     finally:
         execution.in_use.discard(step.name)
 

@@ -10,10 +10,10 @@ from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.protocol.step_ids import MAX_NAME_LENGTH, StepId
 
 
-def here(what: str) -> Execution | None:
+def here(what: str, id: str) -> Execution | None:
     """The execution in which the calling code stands, or None outside any request.
 
-    Raises `NotInRunError` or `NestedStepError` where `what` cannot be done.
+    Raises `NotInRunError` or `NestedStepError` where the step `id`, a `what`, cannot be.
     """
     place = current.place
     if place is None:
@@ -21,13 +21,36 @@ def here(what: str) -> Execution | None:
     if isinstance(place, StepScope):
         state = "after" if place.ended else "inside"
         raise NestedStepError(
-            f"{what} is called {state} the body of step {str(place.step)!r}: a step is the unit "
-            "that is remembered, so it cannot contain another; call one after the other, or call "
-            "the inner function directly"
+            f"{what}({id!r}) is called {state} the body of step {str(place.step)!r}: a step is the "
+            "unit that is remembered, so it cannot contain another; call one after the other, or "
+            "call the inner function directly"
         )
     execution: Execution | None = place.execution
     if execution is None:
-        raise NotInRunError(f"{what} is called outside a run: {place.explanation}")
+        raise NotInRunError(f"{what}({id!r}) is called outside a run: {place.explanation}")
+    return execution
+
+
+def here_on_loop(what: str, id: str) -> Execution | None:
+    """The same for a step that is awaited. Raises `UsageError` where it cannot be."""
+    execution = here(what, id)
+    if execution is not None and execution.token is not None and not on_event_loop():
+        raise UsageError(
+            f"{what}({id!r}) is called in a plain `def` handler, which cannot await it: write "
+            f"{what.replace('step.', 'step.sync.', 1)}({id!r}) there, or make the handler "
+            "`async def`"
+        )
+    return execution
+
+
+def here_in_thread(what: str, id: str) -> Execution | None:
+    """The same for a step that blocks. Raises `UsageError` where that would block everybody."""
+    execution = here(what, id)
+    if execution is not None and on_event_loop():
+        raise UsageError(
+            f"{what}({id!r}) would block the event loop: write "
+            f"`await {what.replace('step.sync.', 'step.', 1)}({id!r})` in an `async def`"
+        )
     return execution
 
 
@@ -38,10 +61,10 @@ def name_step(execution: Execution, name: str) -> StepId:
     return execution.ids.next(name)
 
 
-def required(execution: Execution | None, what: str) -> Execution:
+def required(execution: Execution | None, what: str, id: str) -> Execution:
     """The execution of a call that means nothing without one."""
     if execution is None:
-        raise NotInRunError(f"{what} is called outside a request: nothing would ever wake it")
+        raise NotInRunError(f"{what}({id!r}) is called outside a request: nothing would wake it")
     return execution
 
 
@@ -52,21 +75,3 @@ def on_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def expect_event_loop(what: str) -> None:
-    """Raise `UsageError` when an awaitable step is called where it cannot be awaited."""
-    if not on_event_loop():
-        raise UsageError(
-            f"{what} is called in a plain `def` handler, which cannot await it: write "
-            f"{what.replace('step.', 'step.sync.', 1)} there, or make the handler `async def`"
-        )
-
-
-def expect_thread(what: str) -> None:
-    """Raise `UsageError` when a blocking step is called where it would block the event loop."""
-    if on_event_loop():
-        raise UsageError(
-            f"{what} would block the event loop: write "
-            f"`await {what.replace('step.sync.', 'step.', 1)}` in an `async def`"
-        )
