@@ -54,22 +54,20 @@ class Capture:
         """Whether any of the response has been passed on."""
         self.is_complete = False
 
-    async def take(self, message: Message) -> bool:
-        """Take what the application sends. True when the response is complete: whatever is held
-        back then waits for `release`."""
+    def take(self, message: Message) -> bool:
+        """Take what the application sends. Whether something may be passed on now, by `release`;
+        what completes the response may only after that was recorded."""
         if self.is_muted or self.is_complete:
             return False
         kind = message["type"]
         if kind == "http.response.start":
             self._begin(message)
-        elif kind != "http.response.body":
-            if not self.is_detached:
-                await self._send(message)
-        elif self._add(message):
+            return False
+        self._held.append(message)
+        if kind != "http.response.body":
             return True
-        elif self._promised is None or self._size < self._promised:
-            await self.release()
-        return False
+        self._add(message)
+        return self.is_complete or self._promised is None or self._size < self._promised
 
     @property
     def started(self) -> bool:
@@ -115,14 +113,11 @@ class Capture:
             if name.lower() == b"content-length" and value.isdigit():
                 self._promised = int(value)
 
-    def _add(self, message: Message) -> bool:
-        """Keep a part of the body. Whether it is the last one."""
+    def _add(self, message: Message) -> None:
         chunk = message.get("body", b"")
         self._size += len(chunk)
         if self.too_large:
             self._chunks.clear()
         elif not self._is_head:
             self._chunks.append(chunk)
-        self._held.append(message)
         self.is_complete = not message.get("more_body", False)
-        return self.is_complete

@@ -125,7 +125,8 @@ class Door:
 
     async def send(self, message: Message) -> None:
         """What the application sends."""
-        if self.ending is not None:
-            await self.ending.send(message)
+        ending = self.ending
+        if ending is not None:
+            await ending.send(message)
         elif self.refusal is None:
             await self.send_out(message)

@@ -68,8 +68,9 @@ class Ending:
 
     async def send(self, message: Message) -> None:
         """The application's `send`."""
-        if await self.capture.take(message) and await self._complete():
-            await self.capture.release()
+        capture = self.capture
+        if capture.take(message) and (not capture.is_complete or await self._complete()):
+            await capture.release()
 
     async def _complete(self) -> bool:
         """The application's response is complete: keep it. Whether its end may be sent."""

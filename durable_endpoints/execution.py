@@ -215,8 +215,9 @@ class Execution:
     def check_open(self) -> None:
         """Raise unless steps are possible now."""
         if self.departure is not None:
-            if self._handler_ended and asyncio.current_task() is not self._main:
-                raise asyncio.CancelledError("the run is suspended")  # a task left behind
+            left_behind = self._handler_ended and self.token is None
+            if left_behind and asyncio.current_task() is not self._main:
+                raise asyncio.CancelledError("the run is suspended")
             raise Suspended
         if self._closed or self._handler_ended:
             raise NotInRunError(

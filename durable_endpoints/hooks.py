@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 logger = logging.getLogger("durable_endpoints")
 
 
-@dataclass(frozen=True)
-class RunInfo:
+class RunInfo(NamedTuple):
     """The run as hooks see it."""
 
     run_id: str
@@ -22,8 +20,7 @@ class RunInfo:
     """Whether the engine re-entered the endpoint; False in the client's own request."""
 
 
-@dataclass(frozen=True)
-class StepInfo:
+class StepInfo(NamedTuple):
     """A step whose body runs as hooks see it."""
 
     name: str
@@ -31,8 +28,7 @@ class StepInfo:
     """From 1."""
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """How an execution or a try of a step ended."""
 
     outcome: Literal["completed", "failed", "suspended", "lost", "retrying"]

@@ -30,18 +30,20 @@ waits that the first is there."""
 class Memo:
     """What is remembered of a run's steps at the start of an execution, and since."""
 
+    __slots__ = ("_asked", "_next", "_place", "_records", "_taken", "_turn")
+
     def __init__(self, records: Iterable[StepRecord]) -> None:
-        self._records = {record.id.hash: record for record in records}
-        final = sorted(
-            (record for record in self._records.values() if record.is_final),
-            key=lambda record: record.order,
-        )
-        self._sequence = [record.id.hash for record in final]
-        self._place = {key: place for place, key in enumerate(self._sequence)}
-        self._taken: set[int] = set()
+        self._records: dict[str, StepRecord] = {}
+        self._place: dict[str, int] = {}
+        """Each final step's place in the order of completion."""
         self._next = 0
+        """The first place whose result was not handed out yet."""
+        self._taken: set[int] = set()
         self._asked: list[tuple[int, asyncio.Future[None]]] = []
         self._turn = 0
+        if records:
+            for record in sorted(records, key=lambda record: record.order):
+                self.update(record)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -51,12 +53,11 @@ class Memo:
         return self._records.get(key)
 
     def update(self, record: StepRecord) -> None:
-        """A step was resolved before the handler asked for it."""
+        """Something is remembered of a step, or more than before."""
         key = record.id.hash
         self._records[key] = record
-        if record.is_final and key not in self._place:
-            self._place[key] = len(self._sequence)
-            self._sequence.append(key)
+        if record.is_final:
+            self._place.setdefault(key, len(self._place))
 
     @property
     def is_handing_out(self) -> bool:

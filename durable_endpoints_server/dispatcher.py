@@ -89,6 +89,11 @@ class Dispatcher:
         """Serve until cancelled."""
         loop = asyncio.get_running_loop()
         self._bell.listen()
+        # Whatever was under way on an event loop before this one went with it.
+        self._queue.clear()
+        self._quarantine.clear()
+        self._queued.clear()
+        self._running, self.alone = 0, False
         while True:
             # Wakes are immediate; looking into the store now and then is the safety net.
             self._more = True

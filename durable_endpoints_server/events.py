@@ -73,6 +73,10 @@ class EventService:
         self._host.tasks.spawn(self._settle(event), f"match event {event.id}")
         return event.id
 
+    def restart(self) -> None:
+        """Whatever was being matched on an event loop before this one went with it."""
+        self._unsettled.clear()
+
     async def catch_up(self) -> None:
         """Return once every event received until now has resolved what it resolves."""
         if self.read_inbox is not None:

@@ -76,6 +76,7 @@ class Host:
         self._loop = loop
         self.tasks = TaskSet()
         self._services = services = TaskSet()
+        self.events.restart()
         try:
             lost = await self.recovery.interrupt_lost_runs()
         except BaseException:

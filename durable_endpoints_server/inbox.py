@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("durable_endpoints")
 
 _PAGE = 100
+_PAUSE = 0.01
 
 
 class Inbox:
@@ -27,11 +28,12 @@ class Inbox:
     def __init__(self, host: Host, interval: float) -> None:
         self._host = host
         self._interval = interval
-        self._reading = asyncio.Lock()
+        self._is_reading = False
         host.events.read_inbox = self.read
 
     async def run(self) -> None:
         """Look every `interval` seconds until cancelled."""
+        self._is_reading = False
         while True:
             await asyncio.sleep(self._interval)
             try:
@@ -41,17 +43,23 @@ class Inbox:
 
     async def read(self) -> None:
         """Carry out everything that is there."""
-        async with self._reading:
+        while self._is_reading:  # noqa: ASYNC110 (waited for on any event loop)
+            await asyncio.sleep(_PAUSE)
+        self._is_reading = True
+        try:
             while messages := await self._host.store.inbox(_PAGE):
                 for message in messages:
-                    try:
-                        await self._carry_out(message)
-                    except (ValueError, KeyError, TypeError) as error:
-                        logger.error(
-                            "message %d of the inbox makes no sense: %s", message.id, error
-                        )
-                    taken = Change("", None, (InboxTaken(message.id),))
-                    await self._host.store.submit(taken).wait()
+                    await self._take(message)
+        finally:
+            self._is_reading = False
+
+    async def _take(self, message: InboxMessage) -> None:
+        try:
+            await self._carry_out(message)
+        except (ValueError, KeyError, TypeError) as error:
+            logger.error("message %d of the inbox makes no sense: %s", message.id, error)
+        taken = Change("", None, (InboxTaken(message.id),))
+        await self._host.store.submit(taken).wait()
 
     async def _carry_out(self, message: InboxMessage) -> None:
         data = orjson.loads(message.data)
