@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import anyio.lowlevel
-from ulid import ULID
 
 from durable_endpoints.body import RequestBody
 from durable_endpoints.door import Door
@@ -15,6 +14,7 @@ from durable_endpoints.errors import EngineError, LostRunError
 from durable_endpoints.execution import Execution, Suspended
 from durable_endpoints.hooks import RunInfo, notify
 from durable_endpoints.idempotency import BadKeyError, Claim, claim_of, conflict
+from durable_endpoints.ids import new_run_id
 from durable_endpoints.inputs import run_input
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.protocol.messages import StoredRequest
@@ -69,7 +69,7 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
             claim = await claim_of(key, door.scope, request, options)
             if (holder := await engine.key_holder(claim.key)) is not None:
                 raise _repeat(door, claim, holder, options)
-        run_id = str(ULID())
+        run_id = new_run_id()
         session = engine.register(
             NewRun(
                 run_id,

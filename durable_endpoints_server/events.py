@@ -59,7 +59,7 @@ class EventService:
             if arrival.known:
                 self._unsettled.discard(event.id)
                 return event.id
-            received = Change("", None, (EventReceived(event, settled=False),))
+            received = Change((EventReceived(event, settled=False),))
             ticket = self._host.store.submit(received)
             resolved = self._resolve_idle(event, self._matching(event, arrival.matches))
             await ticket.wait()
@@ -126,7 +126,7 @@ class EventService:
                 for live in lives:
                     await live.written()
                 await asyncio.sleep(_PAUSE if lives else 0)
-            self._host.store.submit(Change("", None, (EventSettled(event.id),)))
+            self._host.store.submit(Change((EventSettled(event.id),)))
         except StorageError as error:
             logger.error("event %s could not be matched yet: %s", event.id, error)
             self._host.recovery.settle_soon()

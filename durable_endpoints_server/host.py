@@ -191,11 +191,11 @@ class Host:
 
     def delivered(self, run_id: str) -> None:
         """A response that was kept only until delivered has reached somebody."""
-        self.store.submit(Change("", None, (ResponseDelivered(run_id),)))
+        self.store.submit(Change((ResponseDelivered(run_id),)))
 
     def track(self, seen: RequestSeen) -> None:
         """Keep a line about a request. Nobody waits for it, and nobody misses one that is lost."""
         try:
-            self.store.submit(Change("", None, (seen,)))
+            self.store.submit(Change((seen,)))
         except EngineError:
             pass

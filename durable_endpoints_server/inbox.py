@@ -58,7 +58,7 @@ class Inbox:
             await self._carry_out(message)
         except (ValueError, KeyError, TypeError) as error:
             logger.error("message %d of the inbox makes no sense: %s", message.id, error)
-        taken = Change("", None, (InboxTaken(message.id),))
+        taken = Change((InboxTaken(message.id),))
         await self._host.store.submit(taken).wait()
 
     async def _carry_out(self, message: InboxMessage) -> None:

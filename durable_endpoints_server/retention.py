@@ -46,5 +46,5 @@ class Sweeper:
             now - _RESPONSE_RETENTION,
         )
         while await host.store.is_sweepable(*instants):
-            await host.store.submit(Change("", None, (Sweep(*instants, _LIMIT),))).wait()
+            await host.store.submit(Change((Sweep(*instants, _LIMIT),))).wait()
             await asyncio.sleep(_PAUSE)

@@ -147,19 +147,8 @@ Fact = (
 )
 
 
-class Fence(NamedTuple):
-    """The condition of a change: the run is at this generation, in one of these states."""
-
-    generation: int
-    states: int
-    """A set of `Status`, one bit each."""
-
-    def admits(self, run: Run) -> bool:
-        return run.generation == self.generation and bool(self.states >> run.status & 1)
-
-
 def states(*statuses: Status) -> int:
-    """A set of states as `Fence` wants it."""
+    """A set of states, one bit each."""
     bits = 0
     for status in statuses:
         bits |= 1 << status
@@ -167,8 +156,14 @@ def states(*statuses: Status) -> int:
 
 
 class Change(NamedTuple):
-    """Facts about one run (or none: an event, a tracked request), to be written together."""
+    """Facts to be written together, if the fence holds: if the run is at this generation, and in
+    one of these states. Without a generation there is no fence, and perhaps no run."""
 
-    run_id: str
-    fence: Fence | None
     facts: tuple[Fact, ...]
+    run_id: str = ""
+    generation: int | None = None
+    states: int = 0
+
+    def admits(self, run: Run) -> bool:
+        """Whether the fence holds for `run`."""
+        return run.generation == self.generation and bool(self.states >> run.status & 1)

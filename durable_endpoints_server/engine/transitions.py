@@ -51,7 +51,6 @@ from durable_endpoints_server.engine.facts import (
     EventReceived,
     EventUsed,
     Fact,
-    Fence,
     RunChanged,
     RunCreated,
     RunEnded,
@@ -134,25 +133,25 @@ def register(new: NewRun, owner: str, lease_until: int | None, now: int) -> Deci
     """A request was accepted: its run exists, and the request itself executes it."""
     began_at = now - new.elapsed
     run = Run(
-        id=new.id,
-        function_id=new.function_id,
-        status=Status.RUNNING,
-        generation=1,
-        owner=owner,
-        lease_until=lease_until,
-        began_at=began_at,
-        deadline=None if new.max_runtime is None else began_at + new.max_runtime,
-        ready_at=None,
-        ended_at=None,
-        reason="",
-        interruptions=0,
-        lone_interruptions=0,
-        omit_request_body=new.omit_request_body,
-        steps=0,
-        memo_bytes=0,
-        last_order=0,
+        new.id,
+        new.function_id,
+        Status.RUNNING,
+        1,  # generation
+        owner,
+        lease_until,
+        began_at,
+        None if new.max_runtime is None else began_at + new.max_runtime,
+        None,  # ready_at
+        None,  # ended_at
+        "",  # reason
+        0,  # interruptions
+        0,  # lone_interruptions
+        new.omit_request_body,
+        0,  # steps
+        0,  # memo_bytes
+        0,  # last_order
     )
-    return Decision(run, Change(run.id, None, (RunCreated(run, new),)))
+    return Decision(run, Change((RunCreated(run, new),), run.id))
 
 
 def decide(run: Run, command: Command, now: int, policy: Policy, chance: float = 0.5) -> Decision:
@@ -167,7 +166,7 @@ def decide(run: Run, command: Command, now: int, policy: Policy, chance: float =
         name = type(command).__name__
         raise LostRunError(f"run {run.id} is {run.status.label}: {name} is not possible")
     after, facts = rule(run, command, now, policy, chance)
-    return Decision(after, Change(run.id, Fence(run.generation, allowed), facts))
+    return Decision(after, Change(facts, run.id, run.generation, allowed))
 
 
 # Each rule returns the run as it will be, and the facts that make it so.
@@ -355,7 +354,7 @@ class Rule(NamedTuple):
     """What a command does, and in which states it may."""
 
     allowed: int
-    """A set of states, as `Fence` has it."""
+    """A set of states, one bit each: see `states`."""
     apply: Callable[[Run, Any, int, Policy, float], _Outcome]
 
 

@@ -14,10 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from durable_endpoints.protocol.errors import EngineClosedError, StorageError
-from durable_endpoints_server.engine.facts import Change
 from durable_endpoints_server.store.base import Lane, RefusedError
 
 
@@ -33,26 +32,29 @@ class WriteError(Exception):
 _HEALTHY = 5.0
 """Seconds for which a success says something about the next write."""
 
-Write = Callable[[Sequence[Change]], Collection[int]]
+T = TypeVar("T")
+
+Write = Callable[[Sequence[T]], Collection[int]]
 """Writes changes in order, atomically, and returns the positions of those whose fence failed."""
 
 
-class GroupCommit:
-    """Queues changes, and writes them in groups on a thread of its own."""
+class GroupCommit(Generic[T]):
+    """Queues changes, in whatever form the store writes them, and writes them in groups on a
+    thread of its own."""
 
-    def __init__(self, write: Write, name: str) -> None:
+    def __init__(self, write: Write[T], name: str) -> None:
         self._write = write
         self._lock = threading.Lock()
-        self._open = _Batch()
+        self._open: _Batch[T] = _Batch()
         self._writing = False
         self._kicker: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._last_success = time.monotonic()
-        self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Batch[T] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, change: Change, lane: Lane | None) -> CommitTicket:
+    def submit(self, change: T, lane: Lane | None) -> CommitTicket:
         """Add `change` to the next batch. Must be called on a running event loop."""
         with self._lock:
             if self._closed:
@@ -89,7 +91,7 @@ class GroupCommit:
         if batch is not None:
             self._queue.put(batch)
 
-    def _next_batch(self) -> _Batch | None:
+    def _next_batch(self) -> _Batch[T] | None:
         if self._writing or not self._open.changes:
             return None
         batch, self._open = self._open, _Batch()
@@ -98,12 +100,12 @@ class GroupCommit:
 
     def _work(self) -> None:
         while (batch := self._queue.get()) is not None:
-            next_batch: _Batch | None = batch
+            next_batch: _Batch[T] | None = batch
             while next_batch is not None:
                 self._commit(next_batch)
                 next_batch = self._finish(next_batch)
 
-    def _commit(self, batch: _Batch) -> None:
+    def _commit(self, batch: _Batch[T]) -> None:
         """Write a batch, without the changes of lanes that failed before."""
         positions = [
             n for n, lane in enumerate(batch.lanes) if lane is None or lane.failure is None
@@ -115,7 +117,7 @@ class GroupCommit:
         if positions:
             self._write_positions(batch, positions)
 
-    def _write_positions(self, batch: _Batch, positions: list[int]) -> None:
+    def _write_positions(self, batch: _Batch[T], positions: list[int]) -> None:
         try:
             refused = self._write([batch.changes[n] for n in positions])
         except WriteError as error:
@@ -141,7 +143,7 @@ class GroupCommit:
                 batch.failures[positions[index]] = RefusedError()
             self._last_success = time.monotonic()
 
-    def _finish(self, batch: _Batch) -> _Batch | None:
+    def _finish(self, batch: _Batch[T]) -> _Batch[T] | None:
         """Tell everybody, once per event loop, and take the next batch."""
         with self._lock:
             batch.finished = True
@@ -165,7 +167,7 @@ class CommitTicket:
     __slots__ = ("_batch", "_committer", "_lane", "_position")
 
     def __init__(
-        self, committer: GroupCommit, batch: _Batch, position: int, lane: Lane | None
+        self, committer: GroupCommit[Any], batch: _Batch[Any], position: int, lane: Lane | None
     ) -> None:
         self._committer = committer
         self._batch = batch
@@ -205,11 +207,11 @@ class _Waiter(NamedTuple):
     position: int
 
 
-class _Batch:
+class _Batch(Generic[T]):
     __slots__ = ("changes", "failures", "finished", "lanes", "waiters")
 
     def __init__(self) -> None:
-        self.changes: list[Change] = []
+        self.changes: list[T] = []
         self.lanes: list[Lane | None] = []
         self.waiters: list[_Waiter] = []
         self.failures: dict[int, Exception | None] = {}
@@ -222,7 +224,7 @@ class _Batch:
             lane.failure = error
 
 
-def _wake(batch: _Batch, waiters: list[_Waiter]) -> None:
+def _wake(batch: _Batch[Any], waiters: list[_Waiter]) -> None:
     """Resolve what waits on this loop; a waiter that was cancelled meanwhile is passed over."""
     for waiter in waiters:
         failure = batch.failures.get(waiter.position)

@@ -98,9 +98,9 @@ class MemoryStore:
         self._inbox[number] = InboxMessage(number, at, kind, data)
 
     def _admits(self, change: Change) -> bool:
-        if change.fence is not None:
+        if change.generation is not None:
             row = self._rows.get(change.run_id)
-            return row is not None and change.fence.admits(row.run)
+            return row is not None and change.admits(row.run)
         for fact in change.facts:
             if isinstance(fact, RunCreated) and (
                 fact.run.id in self._rows or (fact.new.key or "") in self._keys

@@ -32,7 +32,10 @@ from durable_endpoints_server.store.sqlite_rows import WIDTH, Cells, rows_of
 
 Synchronous = Literal["full", "normal"]
 
-_ROWS_PER_STATEMENT: Final = 96
+_SIZES: Final = (*range(1, 33), *range(36, 65, 4), *range(72, 129, 8), *range(160, 513, 32))
+"""Rows of the statements that are used."""
+_CELLS_PER_STATEMENT: Final = 512 * WIDTH
+_NOTHING: Final = (None,) * WIDTH
 _ROW: Final = "(" + ",".join("?" * WIDTH) + ")"
 
 
@@ -50,7 +53,7 @@ class SqliteStore(SqliteReader):
         self._commits = GroupCommit(self._write, "durable-endpoints-writer")
 
     def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
-        return self._commits.submit(change, lane)
+        return self._commits.submit(rows_of(change), lane)
 
     @property
     def is_healthy(self) -> bool:
@@ -81,26 +84,30 @@ class SqliteStore(SqliteReader):
             connection.execute(text("sqlite_writes.sql"))
         return connection
 
-    def _write(self, changes: Sequence[Change]) -> Collection[int]:
-        rows = rows_of(changes)
+    def _write(self, changes: Sequence[list[Cells]]) -> Collection[int]:
+        cells: list[Any] = []
+        for n, rows in enumerate(changes):
+            for row in rows:
+                cells += row
+                cells.append(n)
         self._refused = []
         try:
-            if len(rows) <= _ROWS_PER_STATEMENT:
-                self._insert(rows)
+            if len(cells) <= _CELLS_PER_STATEMENT:
+                self._insert(cells)
             else:
                 with self._writer:
-                    for start in range(0, len(rows), _ROWS_PER_STATEMENT):
-                        self._insert(rows[start : start + _ROWS_PER_STATEMENT])
+                    for start in range(0, len(cells), _CELLS_PER_STATEMENT):
+                        self._insert(cells[start : start + _CELLS_PER_STATEMENT])
         except apsw.Error as error:
             common = isinstance(error, COMMON_ERRORS)
             raise WriteError(translate(error, self._path), common) from error
         return set(self._refused) if self._refused else ()
 
-    def _insert(self, rows: Sequence[Cells]) -> None:
-        cells: list[Any] = []
-        for row in rows:
-            cells += row
-        self._writer.execute(_insert_statement(len(rows)), cells)
+    def _insert(self, cells: list[Any]) -> None:
+        rows = len(cells) // WIDTH
+        size = next(size for size in _SIZES if size >= rows)
+        # Rows of no kind fill up, so that there are few different statements to prepare.
+        self._writer.execute(_insert_statement(size), [*cells, *_NOTHING * (size - rows)])
 
     def _note_refusal(self, *arguments: Any) -> int:
         self._refused.append(arguments[0])

@@ -40,18 +40,15 @@ Cells = tuple[Any, ...]
 _Rows = tuple[tuple[int, Cells], ...]
 
 
-def rows_of(changes: Sequence[Change]) -> list[Cells]:
-    """One row per fact, in order, as wide as the view."""
-    rows: list[Cells] = []
-    for n, change in enumerate(changes):
-        fence = change.fence
-        generation, states = (None, 0) if fence is None else fence
-        for fact in change.facts:
-            for kind, cells in _ENCODERS[type(fact)](fact):
-                rows.append(
-                    (kind, n, change.run_id, generation, states, *cells, *_PADDING[len(cells)])
-                )
-    return rows
+def rows_of(change: Change) -> list[Cells]:
+    """One row per fact, in order, without the last cell: the change's place in its batch, which
+    is not known yet."""
+    facts, run_id, generation, states = change
+    return [
+        (kind, run_id, generation, states, *cells, *_PADDING[len(cells)])
+        for fact in facts
+        for kind, cells in _ENCODERS[type(fact)](fact)
+    ]
 
 
 _PADDING: Final = [(None,) * (_LETTERS - used) for used in range(_LETTERS + 1)]

@@ -10,7 +10,7 @@
 -- written whole or not at all.
 
 create temp view writes (
-    kind, n, run_id, generation, states, a, b, c, d, e, f, g, h, i, j, k, l, m, o, p, q, r, s
+    kind, run_id, generation, states, a, b, c, d, e, f, g, h, i, j, k, l, m, o, p, q, r, s, n
 ) as select 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
 
 create temp trigger write_run_created instead of insert on writes when new.kind = 1 begin

@@ -23,7 +23,6 @@ from durable_endpoints_server.engine.facts import (
     Change,
     EventReceived,
     EventSettled,
-    Fence,
     InboxTaken,
     RequestSeen,
     ResponseDelivered,
@@ -233,14 +232,11 @@ async def test_a_stale_generation_writes_nothing(store: Store) -> None:
 async def test_a_change_is_written_whole_or_not_at_all(store: Store) -> None:
     history = await History(store).begin()
     await history.do(Suspend())
-    change = Change(
-        "run-1",
-        Fence(1, states(Status.RUNNING)),
-        (
-            StepWritten(decide_step(history.run)),
-            RunChanged(history.run._replace(reason="never")),
-        ),
+    facts = (
+        StepWritten(decide_step(history.run)),
+        RunChanged(history.run._replace(reason="never")),
     )
+    change = Change(facts, "run-1", 1, states(Status.RUNNING))
     assert await refused(store, change)
     entry = await store.entry("run-1")
     assert entry is not None
@@ -340,7 +336,7 @@ async def test_an_end_closes_waits_and_timers(store: Store) -> None:
 async def test_a_response_kept_until_delivered_goes_when_it_is(store: Store) -> None:
     history = await History(store).begin()
     await history.do(Complete(200, b"secret", until_delivered=True))
-    await store.submit(Change("", None, (ResponseDelivered("run-1"),))).wait()
+    await store.submit(Change((ResponseDelivered("run-1"),))).wait()
     ended = await store.ended("run-1")
     assert ended is not None
     assert (ended.response, ended.omitted, ended.status_code) == (None, "delivered", 200)
@@ -349,7 +345,7 @@ async def test_a_response_kept_until_delivered_goes_when_it_is(store: Store) -> 
 async def test_a_response_that_is_kept_stays_when_delivered(store: Store) -> None:
     history = await History(store).begin()
     await history.do(Complete(200, b"public"))
-    await store.submit(Change("", None, (ResponseDelivered("run-1"),))).wait()
+    await store.submit(Change((ResponseDelivered("run-1"),))).wait()
     ended = await store.ended("run-1")
     assert ended is not None
     assert ended.response == b"public"
@@ -419,7 +415,7 @@ async def test_an_event_finds_matching_waits(store: Store) -> None:
 
 async def test_an_event_is_received_once(store: Store) -> None:
     event = Event("e1", "e", b"{}", T0, T0)
-    change = Change("", None, (EventReceived(event, settled=False),))
+    change = Change((EventReceived(event, settled=False),))
     assert not await refused(store, change)
     assert await refused(store, change)
     assert (await store.arrival(event)).known
@@ -427,7 +423,7 @@ async def test_an_event_is_received_once(store: Store) -> None:
 
 async def test_an_event_is_used_once_by_a_run(store: Store) -> None:
     event = Event("e1", "e", b"{}", T0, T0)
-    await store.submit(Change("", None, (EventReceived(event, settled=False),))).wait()
+    await store.submit(Change((EventReceived(event, settled=False),))).wait()
     history = await History(store).begin()
     await history.record(wait_for("w1"))
     await history.do(Suspend())
@@ -446,7 +442,7 @@ async def test_an_event_is_used_once_by_a_run(store: Store) -> None:
 async def test_unused_events_since(store: Store) -> None:
     for n, at in enumerate((10, 30, 20)):
         event = Event(f"e{n}", "e", b'"\xc3\xa9"', 0, at)
-        await store.submit(Change("", None, (EventReceived(event, settled=True),))).wait()
+        await store.submit(Change((EventReceived(event, settled=True),))).wait()
     await History(store).begin()
     events = await store.unused_events("run-1", ["e", "f"], 20)
     assert [(event.id, event.received_at) for event in events] == [("e2", 20), ("e1", 30)]
@@ -456,8 +452,8 @@ async def test_unused_events_since(store: Store) -> None:
 async def test_unsettled_events(store: Store) -> None:
     for n in (1, 2):
         event = Event(f"e{n}", "e", b"{}", 0, n)
-        await store.submit(Change("", None, (EventReceived(event, settled=False),))).wait()
-    await store.submit(Change("", None, (EventSettled("e1"),))).wait()
+        await store.submit(Change((EventReceived(event, settled=False),))).wait()
+    await store.submit(Change((EventSettled("e1"),))).wait()
     assert [event.id for event in await store.unsettled_events(10)] == ["e2"]
 
 
@@ -525,14 +521,14 @@ async def test_list_runs(store: Store) -> None:
 async def test_tracked_requests(store: Store) -> None:
     for n in (1, 2):
         seen = RequestSeen(T0 + n, "GET", "/x", 200, 1_500, None)
-        await store.submit(Change("", None, (seen,))).wait()
+        await store.submit(Change((seen,))).wait()
     newest, _ = await store.requests(10)
     assert newest == (T0 + 2, "GET", "/x", 200, 1_500, None)
 
 
 async def test_the_inbox_of_a_store_that_nobody_wrote_to(store: Store) -> None:
     assert await store.inbox(10) == []
-    await store.submit(Change("", None, (InboxTaken(1),))).wait()
+    await store.submit(Change((InboxTaken(1),))).wait()
 
 
 async def test_retention(store: Store) -> None:
@@ -544,13 +540,13 @@ async def test_retention(store: Store) -> None:
     live = await History(store, "live").begin()
     for n, at in ((1, 10), (2, 20)):
         event = Event(f"e{n}", "e", b"{}", 0, T0 + at)
-        await store.submit(Change("", None, (EventReceived(event, settled=True),))).wait()
+        await store.submit(Change((EventReceived(event, settled=True),))).wait()
         seen = RequestSeen(T0 + at, "GET", "/x", 200, 1, None)
-        await store.submit(Change("", None, (seen,))).wait()
+        await store.submit(Change((seen,))).wait()
     assert not await store.is_sweepable(T0, T0, T0)
     assert await store.is_sweepable(T0 + 15, T0, T0)
     sweep = Sweep(T0 + 15, T0 + 15, T0 + 15, 100)
-    await store.submit(Change("", None, (sweep,))).wait()
+    await store.submit(Change((sweep,))).wait()
     assert not await store.is_sweepable(T0 + 15, T0 + 15, T0 + 15)
     assert await store.entry("old") is None
     assert await store.attempts("old") == []
@@ -566,7 +562,7 @@ async def test_undelivered_responses_are_dropped_after_a_while(store: Store) -> 
     history = await History(store).begin()
     await history.do(Complete(200, b"secret", until_delivered=True), T0 + 10)
     assert await store.is_sweepable(0, 0, T0 + 11)
-    await store.submit(Change("", None, (Sweep(0, 0, T0 + 11, 10),))).wait()
+    await store.submit(Change((Sweep(0, 0, T0 + 11, 10),))).wait()
     assert not await store.is_sweepable(0, 0, T0 + 11)
     ended = await store.ended("run-1")
     assert ended is not None

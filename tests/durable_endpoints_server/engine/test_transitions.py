@@ -80,8 +80,10 @@ def test_the_table_decides_what_is_possible(command: Command, status: Status) ->
     run = running(status=status)
     if RULES[type(command)].allowed >> status & 1:
         decision = decide(run, command, 2_000, POLICY)
-        assert decision.change.fence == (run.generation, RULES[type(command)].allowed)
-        assert decision.change.facts
+        change = decision.change
+        assert (change.run_id, change.generation) == (run.id, run.generation)
+        assert change.states == RULES[type(command)].allowed
+        assert change.facts
     else:
         with pytest.raises(LostRunError):
             decide(run, command, 2_000, POLICY)
