@@ -13,7 +13,7 @@ from durable_endpoints.engines.base import KeyHolder, Reentry, Session
 from durable_endpoints.errors import EngineError, LostRunError
 from durable_endpoints.execution import Execution, Suspended
 from durable_endpoints.hooks import RunInfo, notify
-from durable_endpoints.idempotency import BadKeyError, Claim, claim_of, conflict
+from durable_endpoints.idempotency import NO_CLAIM, BadKeyError, Claim, claim_of, conflict
 from durable_endpoints.ids import new_run_id
 from durable_endpoints.inputs import run_input
 from durable_endpoints.options import EndpointOptions
@@ -83,7 +83,7 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
                 options.max_runtime,
                 options.omit_request_body,
                 door.age(),
-                *(claim or ()),
+                *(claim or NO_CLAIM),
             )
         )
         for value in door.remembered:

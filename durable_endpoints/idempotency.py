@@ -33,6 +33,10 @@ class Claim(NamedTuple):
     """A digest of the request."""
 
 
+NO_CLAIM = (None, "", "")
+"""What stands in the place of a claim in the run of a request without a key."""
+
+
 class BadKeyError(Exception):
     """The header is there, but no key."""
 

@@ -226,10 +226,9 @@ def _ask_for(path: Path, kind: str, run_id: str, done: Callable[[Status], bool])
         click.echo(f"No application serves {path} now. It will {kind} the run when one starts.")
         return
     deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
-        status = _status(path, run_id)
-        if done(status):
-            click.echo(f"{run_id} is {status.label} now.")
-            return
+    while not done(status := _status(path, run_id)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    click.echo(f"The application was asked to {kind} {run_id}; it is {status.label} still.")
+    if done(status):
+        click.echo(f"{run_id} is {status.label} now.")
+    else:
+        click.echo(f"The application was asked to {kind} {run_id}; it is {status.label} still.")
