@@ -33,6 +33,7 @@ class Server:
         folder: Path,
         *options: str,
         app: str = "tests.chaos.app:app",
+        alive: str = "/alive",
         program: tuple[str, ...] = ("-m", "uvicorn"),
         **env: str,
     ) -> None:
@@ -44,6 +45,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self._options = options
         self._app = app
+        self._alive = f"{self.url}{alive}"
         self._program = program
         self._env = {
             **os.environ,
@@ -87,7 +89,7 @@ class Server:
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             try:
-                httpx.get(f"{self.url}/alive", timeout=1)
+                httpx.get(self._alive, timeout=1)
                 return
             except httpx.TransportError:
                 assert self.process is not None

@@ -1,0 +1,41 @@
+"""Each example, started and used as its first lines say."""
+
+from __future__ import annotations
+
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from tests.chaos.process import Server
+
+
+def test_quickstart_survives_a_kill(tmp_path: Path) -> None:
+    with Server(tmp_path, app="examples.quickstart:app", alive="/docs") as server:
+        headers = {"idempotency-key": "one"}
+        url = f"{server.url}/report/whales"
+        first = httpx.post(url, headers=headers, timeout=30)
+        assert first.status_code == 303
+        server.kill()
+        server.start()
+        answer = httpx.post(url, headers=headers, timeout=30, follow_redirects=True)
+        assert answer.json() == {"report": "whales are large. whales are old"}
+
+
+def test_approval_answers_when_the_link_is_opened(tmp_path: Path) -> None:
+    with (
+        Server(tmp_path, app="examples.approval:app", alive="/approve/nothing") as server,
+        ThreadPoolExecutor() as threads,
+        httpx.Client(timeout=30, follow_redirects=True) as client,
+    ):
+        expense = {"id": "e1", "amount": 120}
+        waiting = threads.submit(client.post, f"{server.url}/expenses", json=expense)
+        link = None
+        while link is None:
+            time.sleep(0.02)
+            link = re.search(r"^Approve: (\S+)$", server.log(), re.MULTILINE)
+        assert not waiting.done()
+        assert client.get(link[1]).text == "Thank you."
+        assert waiting.result().json() == {"paid": True, "receipt": "receipt-e1"}
