@@ -4,8 +4,8 @@
     curl -L localhost:8000/expenses --json '{"id": "e1", "amount": 120}'
 
 prints nothing yet. The server's output shows the link to open; then curl prints the handler's
-answer. The request waits for three days if need be; curl itself is told after seven minutes that the
-run still goes on (202), and where to ask again.
+answer. The request waits for three days if need be; curl itself is told after seven minutes that
+the run still goes on (202), and where to ask again.
 """
 
 from __future__ import annotations

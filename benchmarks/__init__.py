@@ -1,0 +1,1 @@
+"""What durability costs, measured: `python -m benchmarks`."""

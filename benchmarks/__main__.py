@@ -1,0 +1,40 @@
+"""`python -m benchmarks`: all measurements, or those that are named."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from benchmarks import context, long_runs, over_http, sleepers, wakes
+
+MEASUREMENTS: dict[str, Callable[[Path], None]] = {
+    "context": context.measure,
+    "steps": long_runs.measure,
+    "wakes": wakes.measure,
+    "sleepers": sleepers.measure,
+}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(["http", *MEASUREMENTS]))
+@click.option("--rounds", default=10, show_default=True, help="Of the HTTP measurement.")
+@click.option("--seconds", default=1.0, show_default=True, help="Per round and variant.")
+def main(names: tuple[str, ...], rounds: int, seconds: float) -> None:
+    """Measure NAMES, by default everything. Databases are made in the current folder's file system
+    if it has room, because a temporary folder may be in memory, where an fsync costs nothing."""
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
+    with tempfile.TemporaryDirectory(prefix=".benchmarks-", dir=".") as name:
+        folder = Path(name).absolute()
+        if not names or "http" in names:
+            over_http.measure(folder, rounds, seconds)
+        for measurement, measure in MEASUREMENTS.items():
+            if not names or measurement in names:
+                measure(folder)
+
+
+main()

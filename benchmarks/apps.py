@@ -1,0 +1,109 @@
+"""The applications that are measured: one handler, with and without durability.
+
+Each is a factory for `uvicorn --factory benchmarks.apps:each`. All of them freeze the garbage
+collector's heap after their start, as docs/performance.md recommends.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+from starlette.responses import PlainTextResponse, Response
+
+from benchmarks.floor import Floor, three_steps
+from durable_endpoints import DurableEndpointsMiddleware, endpoint, endpoint_proxy, step
+from durable_endpoints.options import Checkpoint
+
+BODY = b'{"number": 41}'
+ANSWER = b'{"value":44}'
+
+
+class Order(BaseModel):
+    number: int
+
+
+def increase(value: int) -> int:
+    return value + 1
+
+
+async def increase_async(value: int) -> int:
+    return value + 1
+
+
+@asynccontextmanager
+async def frozen(app: FastAPI) -> AsyncIterator[None]:
+    gc.collect()
+    gc.freeze()
+    yield
+
+
+def bare() -> FastAPI:
+    """No durability at all: three calls."""
+    app = FastAPI(lifespan=frozen)
+
+    @app.post("/run")
+    async def run(order: Order) -> dict[str, int]:
+        value = order.number
+        for _ in range(3):
+            value = await increase_async(value)
+        return {"value": value}
+
+    return app
+
+
+def floor() -> FastAPI:
+    """The same commits with no SDK."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.floor = Floor(os.environ["DURABLE_ENDPOINTS_DATABASE"])
+        async with frozen(app):
+            yield
+        app.state.floor.close()
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.post("/run")
+    async def run(order: Order, request: Request) -> dict[str, int]:
+        return await three_steps(app.state.floor, await request.body(), order.number)
+
+    return app
+
+
+def each() -> FastAPI:
+    """Every step on disk before the next begins."""
+    return _durable("each")
+
+
+def background() -> FastAPI:
+    """All steps on disk before the answer leaves."""
+    return _durable("background")
+
+
+def _durable(checkpoint: Checkpoint) -> FastAPI:
+    app = FastAPI(lifespan=frozen)
+    app.add_middleware(DurableEndpointsMiddleware, checkpoint=checkpoint)
+    app.mount("/wait", endpoint_proxy())
+
+    @app.post("/run")
+    @endpoint
+    async def run(order: Order) -> dict[str, int]:
+        value = order.number
+        for number in range(3):
+            value = await step.run(f"step-{number}", increase_async, value)
+        return {"value": value}
+
+    @app.get("/nap")
+    @endpoint
+    async def nap() -> Response:
+        """Answers with the instant at which it ended, for who waits at `/wait`."""
+        await step.sleep("nap", "30ms")
+        return PlainTextResponse(str(time.monotonic_ns()))
+
+    return app

@@ -1,0 +1,89 @@
+"""Ten thousand sleeping runs: how late they wake up, and what they cost while they sleep."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from benchmarks.in_process import call, durable_app
+from benchmarks.report import heading, percentile, table
+from durable_endpoints import endpoint, step
+
+SLEEPERS = 10_000
+DUE = 1_000
+_FAR = 86_400_000
+_LEAD = 6_000
+"""Milliseconds in which `DUE` runs can be put to sleep before the first is due."""
+
+
+class Sleepers:
+    """An endpoint that sleeps until an instant of its query, and notes how late it went on."""
+
+    def __init__(self) -> None:
+        self.lags: list[float] = []
+        self.route = Route("/{until:int}", endpoint(self._handle))
+
+    async def _handle(self, request: Request) -> Response:
+        until = request.path_params["until"]
+        await step.sleep_until("nap", datetime.fromtimestamp(until / 1_000, UTC))
+        self.lags.append(time.time() * 1_000 - until)
+        if len(self.lags) == DUE:
+            self._all_awake.set()
+        return PlainTextResponse("awake")
+
+    async def lag(self, app: ASGIApp, spread: int) -> list[float]:
+        """How late `DUE` runs are that are due within `spread` milliseconds."""
+        self.lags = []
+        self._all_awake = asyncio.Event()
+        first = int(time.time() * 1_000) + _LEAD
+        instants = [first + number * spread // DUE for number in range(DUE)]
+        await put_to_sleep(app, instants)
+        assert time.time() * 1_000 < first, "this machine is too slow for the lead it gets"
+        await self._all_awake.wait()
+        return self.lags
+
+
+async def put_to_sleep(app: ASGIApp, instants: list[int]) -> None:
+    for start in range(0, len(instants), 50):
+        turn = instants[start : start + 50]
+        answers = await asyncio.gather(*(call(app, f"/{instant}") for instant in turn))
+        assert all(answer["status"] == 303 for answer in answers)
+
+
+def resident() -> float:
+    """This process's memory in MB."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+async def measure_all(folder: Path) -> None:
+    sleepers = Sleepers()
+    async with durable_app(folder / "sleepers.db", sleepers.route) as app:
+        far = int(time.time() * 1_000) + _FAR
+        await put_to_sleep(app, [far] * 500)  # caches are warm after these
+        before = resident()
+        await put_to_sleep(app, [far + number for number in range(SLEEPERS)])
+        after = resident()
+        gc.freeze()
+        rows = []
+        for name, spread in ((f"{DUE:,} due within 1 s", 1_000), (f"{DUE:,} due at once", 0)):
+            lags = await sleepers.lag(app, spread)
+            assert min(lags) >= 0, "a sleep ended early"
+            rows.append((name, *(f"{percentile(lags, percent):.1f}" for percent in (50, 95, 100))))
+    heading(f"Sleeping runs, in process, beside {SLEEPERS:,} that sleep on")
+    table(("lag in ms", "p50", "p95", "max"), rows)
+    print(f"memory of {SLEEPERS:,} sleepers: {after - before:+.1f} MB (of {after:.0f} MB)")
+
+
+def measure(folder: Path) -> None:
+    asyncio.run(measure_all(folder))
