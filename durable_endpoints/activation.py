@@ -78,7 +78,7 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
                 request.method,
                 printable(request.path),
                 engine.pack_request(run_id, request),
-                printable(request.root_path),
+                printable(application.root_path(door.snapshot)),
                 options.retries,
                 options.max_runtime,
                 options.omit_request_body,

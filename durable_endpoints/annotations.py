@@ -1,4 +1,4 @@
-"""What a step function says it returns: for now, results are plain JSON values.
+"""What a step is given to call, and what that says it returns: for now, plain JSON values.
 
 A step annotated with more than that (a model, a datetime, a tuple) would return something else
 after a replay than what its annotation promises, so it is refused when it is called.
@@ -6,11 +6,21 @@ after a replay than what its annotation promises, so it is refused when it is ca
 
 from __future__ import annotations
 
+import inspect
 import types
-from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    Sequence,
+)
 from typing import (
     Any,
     Literal,
+    NewType,
     NoReturn,
     NotRequired,
     Required,
@@ -24,32 +34,50 @@ from typing import (
 from weakref import WeakKeyDictionary
 
 from durable_endpoints.calls import unwrap
-from durable_endpoints.errors import StepValueError
+from durable_endpoints.errors import StepValueError, UsageError
 
 _MISSING = object()
 _PLAIN = frozenset({None, type(None), bool, int, float, str, list, dict, object, Any, NoReturn})
 _CONTAINERS = frozenset({list, dict, Sequence, Mapping, MutableSequence, MutableMapping})
+_AWAITABLE = frozenset({Awaitable, Coroutine})
 _TRANSPARENT = frozenset({Union, types.UnionType, Required, NotRequired})
 
-_verdicts: WeakKeyDictionary[types.CodeType, str] = WeakKeyDictionary()
+_verdicts: WeakKeyDictionary[types.CodeType, tuple[Any, str]] = WeakKeyDictionary()
+"""By the code of a function: closures share it. The annotation that was judged, and the verdict."""
 
 
-def check_annotation(step: str, function: Callable[..., Any]) -> None:
-    """Raise `StepValueError` if `function` is annotated to return more than JSON."""
+def check_function(step: str, function: Callable[..., Any]) -> None:
+    """Raise `UsageError` for what is no function, and `StepValueError` for one that is annotated to
+    return more than JSON."""
     function = unwrap(function)
+    if not callable(function):
+        _refuse(step, function)
     annotation = getattr(function, "__annotations__", {}).get("return", _MISSING)
     code = getattr(function, "__code__", None)
     if annotation is _MISSING or code is None:
         return
-    problem = _verdicts.get(code)
-    if problem is None:
-        problem = _verdicts[code] = _problem_of(function)
+    judged, problem = _verdicts.get(code, (_MISSING, ""))
+    if judged is _MISSING or judged != annotation:
+        problem = _problem_of(function)
+        _verdicts[code] = annotation, problem
     if problem:
         raise StepValueError(
             f"step {step!r}: its function says it returns {problem}, and only JSON values (dicts, "
             "lists, strings, numbers, booleans, None) can be remembered: return such a value, for "
             'instance model.model_dump(mode="json"), and build the rest from it outside the step'
         )
+
+
+def _refuse(step: str, given: Any) -> NoReturn:
+    if inspect.iscoroutine(given):
+        given.close()
+        what = f"the coroutine of {given.__qualname__}(…), which would run at once"
+    else:
+        what = repr(given)
+    raise UsageError(
+        f"step {step!r} was given {what}: pass the function itself, and its arguments after it, "
+        f"as in step.run({step!r}, function, argument)"
+    )
 
 
 def _problem_of(function: Callable[..., Any]) -> str:
@@ -69,6 +97,10 @@ def _is_json(annotation: Any) -> bool:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return all(type(value) in (str, int, bool, type(None)) for value in arguments)
+    if origin in _AWAITABLE:  # a plain function that returns a coroutine
+        return _is_json(arguments[-1])
+    if isinstance(annotation, NewType):
+        return _is_json(annotation.__supertype__)
     if origin in _CONTAINERS or origin in _TRANSPARENT:
         return all(_is_json(argument) for argument in arguments)
     if hasattr(annotation, "__metadata__"):  # Annotated[X, …]

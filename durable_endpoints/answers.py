@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
 
 import orjson
 from starlette.responses import Response
@@ -23,6 +23,9 @@ from durable_endpoints.protocol.messages import Headers, StoredResponse
 
 RUN_STATUS = "Durable-Run-Status"
 STEP_EXECUTED = "Durable-Step-Executed"
+
+_URL = "%:/?#[]@!$&'()*+,;=~"
+"""What stays as it is in a URL that somebody else wrote; all but ASCII is encoded."""
 
 _PRIVATE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 
@@ -66,14 +69,18 @@ async def redirect_url(
     `Host` header has a say in it. `root_path` is the prefix that a proxy took off.
     """
     if setting is not None and not isinstance(setting, str):
-        return str(await call_here(setting, run_id, token))
+        made = await call_here(setting, run_id, token)
+        if not isinstance(made, str) or not made:
+            raise TypeError(f"async_redirect_url gave {made!r}, not a URL")
+        return quote(made, safe=_URL)
     url = setting if setting is not None else proxy_path
     if "://" not in url:
         prefix = public_url if public_url is not None else root_path
         url = url if public_url is None and _is_below(url, root_path) else prefix + url
     parts = urlsplit(url)
     query = urlencode({"runId": run_id, "token": token})
-    return urlunsplit(parts._replace(query=f"{parts.query}&{query}" if parts.query else query))
+    whole = parts._replace(query=f"{parts.query}&{query}" if parts.query else query)
+    return quote(urlunsplit(whole), safe=_URL)
 
 
 def outcome_problem(outcome: Outcome) -> Response:
@@ -116,8 +123,9 @@ async def send_stored(
 def with_whole_location(response: StoredResponse, path: str) -> StoredResponse:
     """Resolve a relative `Location` against the request's own path, because the client will read
     it at another one (RFC 9110 §10.2.2)."""
+    base = quote(path.encode("utf-8", "surrogateescape"))
     headers = [
-        (name, urljoin(path, value.decode("latin-1")).encode("latin-1"))
+        (name, urljoin(base, value.decode("latin-1")).encode("latin-1"))
         if name.lower() == b"location"
         else (name, value)
         for name, value in response.headers

@@ -18,7 +18,7 @@ from durable_endpoints.options import EndpointOptions
 from durable_endpoints.patience import Queues
 from durable_endpoints.proxy import EndpointProxy
 from durable_endpoints.reentry import Pass
-from durable_endpoints.routes import RouteTable, path_in_app
+from durable_endpoints.routes import RouteTable, path_in_app, root_template
 from durable_endpoints.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Application:
         self._engine = engine
         self._entrance = entrance
         self._started_on: asyncio.AbstractEventLoop | None = None
-        self._root_path: str | None = None
+        self._root_paths: set[str] = set()
+        """Templates of the root paths under which it was reached: several, if it is mounted."""
         self._inside: set[Door] = set()
         self._draining = False
 
@@ -88,8 +89,8 @@ class Application:
         """The engine, running. Where no lifespan started it, the first request does."""
         if self.running_engine() is None:
             await self.engine.start()
-            if self._started_on is None and self._root_path is not None:
-                self.engine.add_executor(self._root_path, self._execute)
+            for root_path in self._root_paths if self._started_on is None else ():
+                self.engine.add_executor(root_path, self._execute, is_whole=False)
             self._started_on = asyncio.get_running_loop()
         return self.engine
 
@@ -102,8 +103,8 @@ class Application:
         """The application has started: whatever was left by an earlier process goes on."""
         self.state = state
         self._started_on = asyncio.get_running_loop()
-        self._root_path = self._root_path or ""
-        self.engine.add_executor(self._root_path, self._execute)
+        self._root_paths.add("")
+        self.engine.add_executor("", self._execute, is_whole=True)
 
     # Shutting down
 
@@ -148,10 +149,20 @@ class Application:
                 inside = app is not None and _contains(app, self._middleware)
                 self._entrance = app if inside else self._middleware
             self.routes = RouteTable(self.entrance, EndpointProxy)
-            self.wait_paths = (self.proxy_path, BUILT_IN_PROXY, BUILT_IN_PROXY + "/")
-        if self._root_path is None and scope["type"] == "http":
-            self._root_path = scope.get("root_path", "")
+            self.wait_paths = tuple(
+                path + slash for path in (self.proxy_path, BUILT_IN_PROXY) for slash in ("", "/")
+            )
+            if scope["type"] == "http":
+                self._root_paths.add(root_template(scope))
         return self.routes
+
+    def root_path(self, scope: Scope) -> str:
+        """Where the application stands, for a request that it has not routed yet."""
+        template = root_template(scope)
+        if template not in self._root_paths:
+            self._root_paths.add(template)
+            self.engine.add_executor(template, self._execute, is_whole=False)
+        return template
 
     @property
     def entrance(self) -> ASGIApp:
@@ -165,17 +176,13 @@ class Application:
         return mounted if mounted is not None else BUILT_IN_PROXY
 
     def serves_wait(self, scope: Scope) -> bool:
-        """Whether the request is for the built-in `/wait`. One for the mounted proxy gets the
-        slash that a mount wants, so that nobody is redirected just for that."""
-        path = path_in_app(scope["path"], scope.get("root_path", ""))
-        if path.rstrip("/") == BUILT_IN_PROXY:
-            return True
-        routes = self.see(scope)
-        if path == routes.proxy_path and routes.proxy_is_mount:
-            scope["path"] += "/"
-            if scope.get("raw_path"):
-                scope["raw_path"] += b"/"
-        return False
+        """Whether the request is for `/wait`, the built-in one or the mounted proxy.
+
+        The middleware answers for the proxy: what stands between them has had its say when the
+        stored response was made.
+        """
+        path = path_in_app(scope["path"], scope.get("root_path", "")).rstrip("/")
+        return path in (BUILT_IN_PROXY, self.proxy_path)
 
     def options_of(self, endpoint: Endpoint) -> EndpointOptions:
         """What was given to `@endpoint`, and for the rest the defaults of this application."""
@@ -190,11 +197,6 @@ class Application:
         root_path = door.snapshot.get("root_path", "")
         return routes.function_id(endpoint.wrapper, door.scope, root_path)
 
-    def retries_of(self, function_id: str) -> int:
-        """The retries of an endpoint that a re-entry did not reach."""
-        found = self.routes.endpoint(function_id) if self.routes is not None else None
-        return self.options_of(found).retries if found is not None else self.defaults.retries
-
     def entered(self, door: Door) -> None:
         """A run is being executed."""
         self._inside.add(door)
@@ -205,9 +207,12 @@ class Application:
         """It is not any more."""
         self._inside.discard(door)
 
-    async def track(self, scope: Scope, status: int, run_id: str | None, elapsed: int) -> None:
-        """Keep a line about a request that is over; `elapsed` in microseconds."""
-        template = getattr(scope.get("route"), "path_format", None) or scope["path"]
+    async def track(
+        self, scope: Scope, root_path: str, status: int, run_id: str | None, elapsed: int
+    ) -> None:
+        """Keep a line about a request that is over; `elapsed` in microseconds. `root_path` is the
+        application's own, from before routing."""
+        template = self.see(scope).template(scope, root_path)
         try:
             engine = await self.started_engine()
             engine.track(scope["method"], template, status, elapsed, run_id)

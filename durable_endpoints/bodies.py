@@ -23,7 +23,7 @@ from durable_endpoints.errors import (
     StepValueError,
     UsageError,
 )
-from durable_endpoints.execution import Execution, StepScope
+from durable_endpoints.execution import CancelledInsideError, Execution, StepScope
 from durable_endpoints.hooks import Result, StepInfo, notify
 from durable_endpoints.options import MAX_RETRIES
 from durable_endpoints.protocol import failures
@@ -77,12 +77,13 @@ def recall(execution: Execution, step: StepId, kind: StepKind) -> StepRecord | N
     return record
 
 
-def begin(execution: Execution, step: StepId) -> None:
+async def begin(execution: Execution, step: StepId) -> None:
     """Note that a step is in use, until its name is discarded from `in_use`.
 
     Raises when it cannot be begun.
     """
-    execution.check_open()
+    if not execution.is_open:
+        await execution.refuse()
     if step.name in execution.in_use:
         raise StepIdError(
             f"step {step.name!r} is called again while it is still running: two steps at the same "
@@ -91,15 +92,20 @@ def begin(execution: Execution, step: StepId) -> None:
     execution.in_use.add(step.name)
 
 
-async def first_attempt(execution: Execution, record: StepRecord | None) -> int:
-    """The number of the try that comes next, when its time has come."""
-    if record is None:
-        execution.count_step()
-        return 1
-    if record.due is not None:
-        execution.session.watch(record)
-        await execution.park(record)
-    return record.attempt + 1
+async def first_attempt(execution: Execution, step: StepId, record: StepRecord | None) -> int:
+    """Begin a step with a body: the number of the try that comes next, when its time has come."""
+    await begin(execution, step)
+    try:
+        if record is None:
+            execution.count_step()
+            return 1
+        if record.due is not None:
+            execution.session.watch(record)
+            await execution.park(record)
+        return record.attempt + 1
+    except BaseException:
+        execution.in_use.discard(step.name)
+        raise
 
 
 async def start(execution: Execution, step: StepId, attempt: int) -> None:
@@ -119,13 +125,16 @@ async def succeed(
     Raises `StepValueError` if JSON cannot hold the value.
     """
     execution.end_body()
+    if execution.is_closed:
+        await execution.refuse(has_run=True)
     try:
         encoded, decoded = round_trip(value)
     except NotJsonError as error:
         raise StepValueError(f"the result of step {str(step)!r} cannot be kept: {error}") from None
     execution.record(StepDone(step, StepKind.RUN, encoded, attempt, elapsed))
     execution.last_step = step
-    execution.check_open()
+    if not execution.is_open:
+        await execution.refuse(has_run=True)
     if execution.hooks:
         await _after(execution, step, attempt, Result("completed"))
     return decoded
@@ -145,11 +154,12 @@ async def fail(
     Raises `StepError` when there is none, and `error` itself when it is a mistake in the code.
     """
     execution.end_body()
-    execution.check_open()
+    if execution.is_closed or execution.departure is not None:
+        await execution.refuse(has_run=True)
     final = is_final(error, attempt, _retries(execution, options))
     if execution.hooks:
         await _after(execution, step, attempt, Result("failed" if final else "retrying", error))
-    if isinstance(error, UsageError | LimitError):
+    if isinstance(error, UsageError | ConfigurationError | LimitError):
         raise error
     description = failures.describe(error)
     encoded = description.encode()
@@ -170,7 +180,8 @@ def delay_of(error: BaseException, now: int) -> int | None:
 
 def is_final(error: BaseException, attempt: int, retries: int) -> bool:
     """Whether the `attempt`-th try, having failed with `error`, was the last one."""
-    return isinstance(error, NonRetriableError | UsageError | LimitError) or attempt > retries
+    mistakes = UsageError | ConfigurationError | LimitError
+    return isinstance(error, NonRetriableError | mistakes) or attempt > retries
 
 
 async def run_step(
@@ -185,9 +196,8 @@ async def run_step(
     record = recall(execution, step, StepKind.RUN)
     if record is not None and record.is_final:
         return await execution.take(record)
-    begin(execution, step)
+    attempt = await first_attempt(execution, step, record)
     try:
-        attempt = await first_attempt(execution, record)
         while True:
             await start(execution, step, attempt)
             began = time.perf_counter_ns()
@@ -215,6 +225,7 @@ async def _run_body(
     kwargs: dict[str, Any],
 ) -> Any:
     task = execution.enter_task()
+    cancelled_before = task.cancelling()
     scope, place = StepScope(execution, step), current.place
     current.place = scope
     try:
@@ -223,6 +234,10 @@ async def _run_body(
         if is_async(body):
             return await body(*args, **kwargs)
         return await call_in_thread(body, *args, **kwargs)
+    except asyncio.CancelledError as error:
+        if task.cancelling() > cancelled_before or execution.departure is not None:
+            raise
+        raise CancelledInsideError(f"step {str(step)!r}") from error
     finally:
         current.place = place
         scope.ended = True

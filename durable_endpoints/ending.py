@@ -21,9 +21,9 @@ from starlette.types import Message
 from durable_endpoints.answers import with_whole_location
 from durable_endpoints.bodies import delay_of, is_final
 from durable_endpoints.capture import Capture
-from durable_endpoints.errors import EngineError, LostRunError, StepError
+from durable_endpoints.errors import EngineError, LimitError, LostRunError, StepError
 from durable_endpoints.execution import Departure, Execution
-from durable_endpoints.failing import error_response
+from durable_endpoints.failing import error_response, is_handled
 from durable_endpoints.hooks import Result, notify
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.ops import StepKind, StepRetry
@@ -63,14 +63,25 @@ class Ending:
         if reply.is_given:
             self.capture.is_detached = True
         execution.on_departure = self._on_departure
+        execution.on_given_up = self._leave_behind
 
     # A complete response
 
     async def send(self, message: Message) -> None:
         """The application's `send`."""
         capture = self.capture
-        if capture.take(message) and (not capture.is_complete or await self._complete()):
+        if not capture.take(message):
+            return
+        if capture.is_complete and self._may_be_a_failure():
+            return  # `conclude` tells
+        if not capture.is_complete or await self._complete():
             await capture.release()
+
+    def _may_be_a_failure(self) -> bool:
+        """Whether this response may be what a mounted application makes of an exception that
+        nothing in it handles: then it raises it again, once the response is out."""
+        error = self._execution.escaped
+        return isinstance(error, Exception) and not is_handled(self._door.scope, error)
 
     async def _complete(self) -> bool:
         """The application's response is complete: keep it. Whether its end may be sent."""
@@ -141,7 +152,10 @@ class Ending:
     async def conclude(self, error: BaseException | None) -> None:
         """The application returned, or raised `error`. Raises what the server shall see."""
         execution = self._execution
-        if self.capture.is_complete and execution.departure is None:
+        is_complete = self.capture.is_complete and execution.departure is None
+        if is_complete and not self._begun and error is None and await self._complete():
+            await self.capture.release()
+        if is_complete and self._begun and execution.departure is None:
             if error is not None:
                 raise error  # of a background task, say: the response is out, so it is only logged
             return
@@ -149,6 +163,10 @@ class Ending:
             if isinstance(error, Exception) or error is None:
                 await self._handler_failed(error or RuntimeError("the application did not answer"))
                 return
+            if self._door.reentry is not None and not execution.is_draining:
+                # A middleware that has no patience: without the budget of retries, for ever.
+                await self._handler_failed(RuntimeError(f"{type(error).__name__} from outside"))
+                raise error
             # Cancelled from outside, or the process is being ended.
             execution.depart(Departure.HANDOVER)
             await asyncio.shield(self._depart())
@@ -161,16 +179,21 @@ class Ending:
         """From here on the application is not heard; if it does not end soon, not waited for."""
         self.capture.is_muted = True
         loop = asyncio.get_running_loop()
-        loop.call_later(_UNWIND_GRACE, self._leave_behind)
+        loop.call_later(_UNWIND_GRACE, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self._begun:
+            self._execution.give_up()
 
     def _leave_behind(self) -> None:
         if not self._begun:
             logger.error(
-                "run %s (%s): the handler has not ended %g s after it was unwound: its client is "
-                "answered without it",
+                "run %s (%s): the handler does not give way to what unwinds it%s: it is left where "
+                "it is, and its client is answered without it. Catch Exception rather than "
+                "BaseException or asyncio.CancelledError around steps",
                 self._execution.info.run_id,
                 self._execution.info.function_id,
-                _UNWIND_GRACE,
+                self._execution.swallower(),
             )
             self._departing = self._door.engine.spawn(self._depart(), "answer a client")
 
@@ -225,9 +248,17 @@ class Ending:
             await self._fail_for_good(error, failure)
             return
         delay = delay_of(error, self._door.engine.now())
+        # Steps that run beside it are heard out, or they would run again beside themselves.
+        await execution.bodies_end()
+        if execution.departure is not None:
+            await self._depart()
+            return
         try:
             op = StepRetry(HANDLER_STEP, StepKind.HANDLER, failure, attempt, 0, delay)
             self._session.record(op)
+        except LimitError as limit:
+            await self._fail_for_good(limit, failures.describe(limit).encode())
+            return
         except EngineError as engine_error:
             execution.break_off(engine_error)
         logger.warning(

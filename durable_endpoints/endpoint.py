@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar, overload
 
 import anyio.from_thread
 from starlette.requests import HTTPConnection
+from starlette.websockets import WebSocket
 
 from durable_endpoints._context import current
 from durable_endpoints.activation import activate
@@ -133,6 +134,8 @@ def _decorate(handler: Callable[..., Any], given: dict[str, Any]) -> Callable[..
         wrapper.__qualname__ = name_of(handler)
         wrapper.__module__ = inner.__module__
         wrapper.__doc__ = inner.__doc__
+    elif not hasattr(handler, "__name__"):
+        wrapper.__name__ = type(handler).__name__  # a callable object: what FastAPI calls it
     setattr(wrapper, MARK, described)
     described.wrapper = wrapper
     note_decorated(inner)
@@ -153,12 +156,27 @@ def _check_handler(handler: Any) -> None:
         raise ConfigurationError(f"@endpoint decorates a handler, not {inner!r}")
     if hasattr(inner, MARK):
         raise ConfigurationError(f"{name_of(inner)} is decorated with @endpoint twice")
+    if any(_is_websocket(annotation) for annotation in _annotations(inner)):
+        raise ConfigurationError(
+            f"{name_of(inner)} is a WebSocket handler: a conversation cannot be sent in again. Do "
+            "the durable work in an HTTP endpoint"
+        )
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
         raise ConfigurationError(
             f"{name_of(inner)} is a generator: its body runs after the response has begun, when "
             "nothing can be suspended or tried again. Do the durable work in a handler that "
             "returns its response"
         )
+
+
+def _annotations(function: Any) -> Iterable[Any]:
+    return getattr(function, "__annotations__", {}).values()
+
+
+def _is_websocket(annotation: Any) -> bool:
+    if isinstance(annotation, str):
+        return annotation.rpartition(".")[2] == "WebSocket"
+    return isinstance(annotation, type) and issubclass(annotation, WebSocket)
 
 
 def _async_wrapper(described: Endpoint) -> Callable[..., Any]:
@@ -202,8 +220,9 @@ def _door(described: Endpoint, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return None
     if isinstance(place, Outside):
         raise ConfigurationError(
-            f"{described.name} was reached by a route that the application's route table does not "
-            "show, so its request body was not recorded: mount the handler with endpoint_app()"
+            f"{described.name} was called in a request that is not for a decorated handler. If "
+            "another handler calls it, decorate that one, or call the work inside it. If its route "
+            "is one that the application's route table does not show, mount it with endpoint_app()"
         )
     if place.is_over:
         raise NotInRunError(f"{described.name} is called after its request is over")

@@ -110,15 +110,21 @@ class RetryAfterError(DurableEndpointsError):
     """Raise it in a step or a handler: try again, but not before `retry_after`.
 
     `retry_after` is a duration from now (`"30s"`, seconds, a `timedelta`) or a `datetime` with a
-    time zone, as an HTTP `Retry-After` header may give either (RFC 9110 §10.2.3).
+    time zone, as an HTTP `Retry-After` header may give either (RFC 9110 §10.2.3). Anything
+    else is a `UsageError`.
     """
 
     def __init__(self, message: str, retry_after: Duration | datetime | timedelta) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        try:
+            self._instant = (
+                parse_instant(retry_after) if isinstance(retry_after, datetime) else None
+            )
+            self._delay = 0 if isinstance(retry_after, datetime) else parse_duration(retry_after)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"RetryAfterError(…, {retry_after!r}): {error}") from None
 
     def delay(self, now: int) -> int:
         """The wait in milliseconds, seen from `now` (epoch milliseconds)."""
-        if isinstance(self.retry_after, datetime):
-            return max(0, parse_instant(self.retry_after) - now)
-        return parse_duration(self.retry_after)
+        return self._delay if self._instant is None else max(0, self._instant - now)

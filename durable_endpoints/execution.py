@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from anyio.lowlevel import EventLoopToken
 
@@ -25,9 +25,12 @@ from durable_endpoints.hooks import Hook, RunInfo
 from durable_endpoints.memo import PATIENCE, Memo
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.protocol.ops import StepOp, StepRecord
-from durable_endpoints.protocol.step_ids import StepId, StepIds
+from durable_endpoints.protocol.step_ids import HANDLER_STEP, StepId, StepIds
 
 logger = logging.getLogger("durable_endpoints")
+
+_MAX_SIGNALS = 8
+"""How often a handler may catch what unwinds it and call a step again, before it is given up."""
 
 _MAIN_PATIENCE = 4
 """Turns to wait before departing when the handler itself waits: time for a task that it has just
@@ -46,6 +49,43 @@ class Departure(Enum):
 
 class Suspended(BaseException):
     """Unwinds a handler. Not an error: a handler that catches it changes nothing."""
+
+
+class CancelledInsideError(RuntimeError):
+    """User code raised `CancelledError` although nobody had cancelled it: it awaited something
+    that was. That is a failure like any other."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"CancelledError in {what}: something that it awaits was cancelled")
+
+
+class _Driven:
+    """Awaits a handler, until the execution gives it up: then its frames are left where they are.
+
+    A handler that catches everything, again and again, can be stopped in no other way.
+    """
+
+    __slots__ = ("_awaitable", "_execution")
+
+    def __init__(self, awaitable: Awaitable[Any], execution: Execution) -> None:
+        self._awaitable = awaitable
+        self._execution = execution
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        coroutine: Any = self._awaitable.__await__()
+        advance, argument = coroutine.send, None
+        while True:
+            try:
+                awaited = advance(argument)
+            except StopIteration as end:
+                return end.value
+            try:
+                argument = yield awaited
+                advance = coroutine.send
+            except BaseException as error:
+                if self._execution.is_given_up:
+                    raise Suspended from None
+                advance, argument = coroutine.throw, error
 
 
 class StepScope:
@@ -105,6 +145,7 @@ class Execution:
         self.last_step: StepId | None = None
         """The step whose body ended last, for whoever has to explain a failure after it."""
         self.on_departure: Callable[[], None] | None = None
+        self.on_given_up: Callable[[], None] | None = None
         self.in_use: set[str] = set()
         """Names of steps that were called and have not ended."""
         self._loop = asyncio.get_running_loop()
@@ -113,7 +154,7 @@ class Execution:
         self._closed = False
         self._draining = False
         self._max_steps = engine.max_steps
-        self._steps = len(self.memo)
+        self._steps = len(self.memo) - (self.memo.get(HANDLER_STEP.hash) is not None)
         self._inherited = unacknowledged
         self._recorded = unacknowledged
         self._acknowledged = 0
@@ -122,6 +163,11 @@ class Execution:
         self._parked: dict[str, _Parked] = {}
         self._activity = 0
         self._signals: list[Suspended] = []
+        self._quiet: asyncio.Future[None] | None = None
+        self.is_given_up = False
+        """Whether the handler does not give way, and is not waited for any more."""
+        self.escaped: BaseException | None = None
+        """What the handler itself raised, before anything outside it could make an answer of it."""
         session.listener = self
 
     # The handler
@@ -132,10 +178,13 @@ class Execution:
         assert main is not None
         before = main.cancelling()
         try:
-            result = await handler()
+            result = await _Driven(handler(), self)
         except BaseException as error:
             if self.departure is None:
-                raise
+                if isinstance(error, asyncio.CancelledError) and main.cancelling() <= before:
+                    error = CancelledInsideError("the handler")
+                self.escaped = error
+                raise error
             while main.cancelling() > before:
                 main.uncancel()
             if not isinstance(error, Suspended | asyncio.CancelledError | BaseExceptionGroup):
@@ -155,13 +204,17 @@ class Execution:
             result = handler()
         except BaseException as error:
             if self.departure is None:
-                raise
-            if not isinstance(error, Suspended):
+                if isinstance(error, asyncio.CancelledError):
+                    error = CancelledInsideError("the handler")
+                self.escaped = error
+                raise error
+            if not isinstance(error, Suspended) and self._signals:
                 self._report_swallowed(f"it raised {type(error).__name__} instead")
             raise Suspended from None
         else:
             if self.departure is not None:
-                self._report_swallowed("it ran to its end")
+                if self._signals:  # else it only ran on, while its run was ended elsewhere
+                    self._report_swallowed("it ran to its end")
                 raise Suspended
             return result
         finally:
@@ -184,11 +237,11 @@ class Execution:
             "rather than BaseException or asyncio.CancelledError around steps",
             self.info.run_id,
             self.info.function_id,
-            self._swallower(),
+            self.swallower(),
             what,
         )
 
-    def _swallower(self) -> str:
+    def swallower(self) -> str:
         """Where the signal was caught, if it can be told."""
         for signal in self._signals:
             trace = signal.__traceback__
@@ -212,19 +265,47 @@ class Execution:
 
     # Bodies
 
-    def check_open(self) -> None:
-        """Raise unless steps are possible now."""
-        if self.departure is not None:
-            left_behind = self._handler_ended and self.token is None
-            if left_behind and asyncio.current_task() is not self._main:
-                raise asyncio.CancelledError("the run is suspended")
-            raise Suspended
-        if self._closed or self._handler_ended:
+    @property
+    def is_closed(self) -> bool:
+        """Whether the response is on disk."""
+        return self._closed
+
+    @property
+    def is_open(self) -> bool:
+        """Whether steps are possible now. If not, `refuse`."""
+        return self.departure is None and not self._closed and not self._handler_ended
+
+    async def refuse(self, has_run: bool = False) -> NoReturn:
+        """Stop whoever wants a step that is not possible any more, or whose body `has_run` in vain.
+
+        What unwinds a handler can be caught. One that does so again and again would keep the event
+        loop to itself, so after some times it waits here for ever, and is given up.
+        """
+        stray = self.token is None and asyncio.current_task() is not self._main
+        if stray and self._handler_ended and (has_run or self.departure is not None):
+            raise asyncio.CancelledError("the handler has ended")
+        if self.departure is None:
             raise NotInRunError(
                 "the handler of this run has returned its response. Response iterators, background "
                 "tasks and tasks left behind run after that and cannot have steps: do the work in "
                 "a step before the handler returns"
             )
+        if len(self._signals) >= _MAX_SIGNALS:
+            self.give_up()
+            await self._loop.create_future()
+        signal = Suspended()
+        self._signals.append(signal)
+        raise signal
+
+    def give_up(self) -> None:
+        """Wait no longer for the handler to give way: leave it where it is."""
+        if self.is_given_up:
+            return
+        self.is_given_up = True
+        if self._main is not None and not self._handler_ended:
+            self._main.cancel()
+        if self.on_given_up is not None:
+            self.on_given_up()
 
     def count_step(self) -> None:
         """One more step. Raises `LimitError` before its body runs, not after."""
@@ -254,7 +335,8 @@ class Execution:
             finally:
                 self._running -= 1
             self._acknowledged = max(self._acknowledged, recorded)
-            self.check_open()
+            if not self.is_open:
+                await self.refuse()
 
     @property
     def _required(self) -> int:
@@ -265,27 +347,40 @@ class Execution:
         """A body has ended, in whatever way."""
         self._running -= 1
         self._stir()
+        if self._quiet is not None and not self._running and not self._quiet.done():
+            self._quiet.set_result(None)
+
+    async def bodies_end(self) -> None:
+        """Return when no body runs any more, and what came of the last one is recorded."""
+        while self._running and self.departure is None:
+            self._quiet = self._loop.create_future()
+            await self._quiet
+            await asyncio.sleep(0)
+
+    def run_from_thread(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on this event loop, and wait for it in the calling thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def end_body_soon(self) -> None:
         """The same from a thread."""
         self._loop.call_soon_threadsafe(self.end_body)
 
-    def enter_task(self) -> asyncio.Task[Any] | None:
+    def enter_task(self) -> asyncio.Task[Any]:
         """Note that the current task runs a body, so that it can be stopped."""
         task = asyncio.current_task()
-        if task is not None:
-            self._bodies.add(task)
+        assert task is not None
+        self._bodies.add(task)
         return task
 
-    def leave_task(self, task: asyncio.Task[Any] | None) -> None:
-        if task is not None:
-            self._bodies.discard(task)
+    def leave_task(self, task: asyncio.Task[Any]) -> None:
+        self._bodies.discard(task)
 
     # Parking
 
     async def park(self, record: StepRecord) -> StepRecord:
         """Wait until an open step is resolved, or its retry is due."""
-        self.check_open()
+        if not self.is_open:
+            await self.refuse()
         return await self._park(record.id.hash)
 
     async def take(self, record: StepRecord) -> Any:
@@ -342,6 +437,8 @@ class Execution:
         self.departure = departure
         if self.on_departure is not None:
             self.on_departure()
+        if self._quiet is not None and not self._quiet.done():
+            self._quiet.set_result(None)
         if self._handler_ended:
             return
         direct = [p for p in self._parked.values() if p.is_direct and not p.future.done()]
@@ -357,6 +454,11 @@ class Execution:
         self.error = error
         self.depart(Departure.LOST if isinstance(error, LostRunError) else Departure.BROKEN)
         return Suspended()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server is about to end."""
+        return self._draining
 
     def drain(self) -> None:
         """The server is about to end: start no new body, and depart when those running are done."""

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import Message, Receive, Scope, Send
 
 from durable_endpoints.protocol.messages import Headers, StoredResponse
+
+logger = logging.getLogger("durable_endpoints")
+
+_PLAIN = (b"content-type", b"text/plain; charset=utf-8")
+
+
+def is_handled(scope: Scope, error: Exception) -> bool:
+    """Whether the application has a handler of its own for this kind of exception, or status."""
+    by_class, by_status = scope.get("starlette.exception_handlers", ({}, {}))
+    if isinstance(error, HTTPException) and error.status_code in by_status:
+        return True
+    return any(kind in by_class for kind in type(error).__mro__)
 
 
 async def error_response(scope: Scope, error: Exception) -> StoredResponse:
@@ -36,7 +50,8 @@ async def error_response(scope: Scope, error: Exception) -> StoredResponse:
         await ServerErrorMiddleware(fail, handler=handler, debug=False)(scope, receive, send)
     except Exception as raised:
         if raised is not error:
-            raise
+            logger.error("the application's handler for errors failed itself", exc_info=raised)
+            return StoredResponse(500, [_PLAIN], b"Internal Server Error")
     start = messages[0]
     headers: Headers = [(bytes(k), bytes(v)) for k, v in start.get("headers", [])]
     return StoredResponse(

@@ -15,7 +15,10 @@ from durable_endpoints.requests import header
 
 def run_input(request: StoredRequest, path_params: dict[str, Any]) -> dict[str, Any]:
     """Put the parts together. A body that cannot be parsed, and uploaded files, are no part."""
-    inputs = dict(path_params)
+    inputs = {
+        name: value if isinstance(value, str | int | float) else str(value)
+        for name, value in path_params.items()  # UUIDs, and what other convertors make
+    }
     query = request.query_string.decode("latin-1")
     inputs.update(parse_qsl(query, keep_blank_values=True))
     inputs.update(_body_input(request))

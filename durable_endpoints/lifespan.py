@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,7 +31,6 @@ async def run_lifespan(
         await application.start()
     except DurableEndpointsError as error:
         await fail_startup(error, send)
-        return
     first: list[Message] = [message]
     failed = True
 
@@ -60,10 +59,12 @@ async def run_lifespan(
                 await application.stop()
 
 
-async def fail_startup(error: DurableEndpointsError, send: Send) -> None:
-    """Tell the server that the application cannot start, and why."""
+async def fail_startup(error: DurableEndpointsError, send: Send) -> NoReturn:
+    """Tell the server that the application cannot start, and why; raises `error`, as Starlette
+    does, whose test client goes by that."""
     logger.error("durable-endpoints could not start: %s", error)
     await send({"type": "lifespan.startup.failed", "message": str(error)})
+    raise error
 
 
 @contextmanager

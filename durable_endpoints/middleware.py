@@ -123,7 +123,6 @@ class DurableEndpointsMiddleware:
             door = Door(application, scope, visit.body, send)
             door.reentry, door.on_left = visit.reentry, visit.leave
             await self._through(door, receive)
-            visit.was_reached = door.execution is not None
         elif scope["path"].endswith(application.wait_paths) and application.serves_wait(scope):
             await wait_for_run(application, scope, send)
         elif routes.may_be_durable(scope):
@@ -178,16 +177,16 @@ class DurableEndpointsMiddleware:
             nonlocal status, run_id
             if message["type"] == "http.response.start":
                 status = message["status"]
-                run_id = header(message["headers"], RUN_ID_HEADER)
+                run_id = header(message.get("headers", []), RUN_ID_HEADER)
             await send(message)
 
-        is_reentry = REENTRY_KEY in scope
+        is_reentry, root_path = REENTRY_KEY in scope, scope.get("root_path", "")
         try:
             await self._request(scope, receive, observe)
         finally:
             if not is_reentry:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                await self._application.track(scope, status, run_id, elapsed)
+                await self._application.track(scope, root_path, status, run_id, elapsed)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert self._mistake is not None

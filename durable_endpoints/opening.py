@@ -36,7 +36,7 @@ async def _open(execution: Execution, op: Sleep | WaitForEvent, kind: StepKind) 
     record = recall(execution, op.step, kind)
     if record is not None and record.is_final:
         return await execution.take(record)
-    begin(execution, op.step)
+    await begin(execution, op.step)
     try:
         if record is None:
             record = execution.record(op)
@@ -53,7 +53,7 @@ async def send(execution: Execution, op: SendEvent) -> str:
     record = recall(execution, op.step, StepKind.SEND)
     if record is not None and record.is_final:
         return str(await execution.take(record))
-    begin(execution, op.step)
+    await begin(execution, op.step)
     try:
         if not execution.try_start():
             await execution.start_body()

@@ -36,7 +36,7 @@ class Pass:
     def __init__(self, application: Application, reentry: Reentry) -> None:
         self.reentry = reentry
         self.body = StoredBody(reentry.request.body)
-        self.was_reached = False
+        self._was_reached = False
         """Whether the handler's own code was entered."""
         self._application = application
         self._status: int | None = None
@@ -50,18 +50,22 @@ class Pass:
         session = self.reentry.session
         name = f"run {session.id} ({self.reentry.function_id})"
         app = self._application.engine.spawn(self._enter(), name)
-        app.add_done_callback(lambda _: self.leave())
+        app.add_done_callback(lambda _: self._end())
         try:
             await self._left
         except asyncio.CancelledError:
             app.cancel()
             await asyncio.wait([app])
             raise
-        if not self.was_reached:
+        if not self._was_reached:
             await self._refused(app)
 
     def leave(self) -> None:
-        """The execution has left its run."""
+        """The execution, which was reached, has left its run."""
+        self._was_reached = True
+        self._end()
+
+    def _end(self) -> None:
         if not self._left.done():
             self._left.set_result(None)
 
@@ -96,7 +100,7 @@ class Pass:
         session = self.reentry.session
         known = [step for step in session.memo if step.id == HANDLER_STEP]
         attempt = known[0].attempt + 1 if known else 1
-        retries = self._application.retries_of(self.reentry.function_id)
+        retries = self.reentry.retries
         failure = failures.Failure(
             "ReentryRefused",
             f"the re-entry was refused before the handler was reached: {what}. Authentication that "

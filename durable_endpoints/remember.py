@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from durable_endpoints._context import current
-from durable_endpoints.annotations import check_annotation
+from durable_endpoints.annotations import check_function
 from durable_endpoints.calls import is_async, name_of
 from durable_endpoints.door import Door
 from durable_endpoints.errors import ConfigurationError, StepIdError, StepValueError
@@ -50,7 +50,7 @@ def remember(dependency: Callable[P, T]) -> Callable[P, T]:
     if not callable(dependency):
         raise ConfigurationError("remember() takes a function")
     name = f"remember:{getattr(dependency, '__module__', '')}.{name_of(dependency)}"
-    check_annotation(name, dependency)
+    check_function(name, dependency)
     if is_async(dependency):
 
         @functools.wraps(dependency)

@@ -46,6 +46,7 @@ def store_request(scope: Scope, body: bytes) -> StoredRequest:
         client=_pair(scope.get("client")),
         server=_pair(scope.get("server")),
         body=body,
+        path_params=scope.get("path_params", {}),
     )
 
 
@@ -66,6 +67,7 @@ def scope_of(request: StoredRequest, state: Mapping[str, Any]) -> Scope:
         "server": request.server,
         "state": dict(state),
         "extensions": {},
+        **({"path_params": dict(request.path_params)} if request.path_params else {}),
     }
 
 

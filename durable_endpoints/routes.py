@@ -33,7 +33,6 @@ class _Found(NamedTuple):
     template: str
     pattern: re.Pattern[str]
     endpoint: Any
-    is_mount: bool = False
 
 
 class RouteTable:
@@ -46,9 +45,9 @@ class RouteTable:
         self._pattern = _NEVER
         self._durable: list[_Found] = []
         self._by_wrapper: dict[int, list[_Found]] = {}
+        self._all: list[_Found] = []
         self.proxy_path: str | None = None
         """Where `endpoint_proxy()` is mounted, below the application's root path."""
-        self.proxy_is_mount = False
         self._walk_again()
 
     def _walk_again(self) -> None:
@@ -56,11 +55,11 @@ class RouteTable:
         self._durable = []
         self._by_wrapper = {}
         self.proxy_path = None
-        for found in _walk(self._routes, "", ""):
+        self._all = list(_walk(self._routes, "", ""))
+        for found in self._all:
             if isinstance(_innermost(found.endpoint), self._proxy_type):
                 if self.proxy_path is None and "{" not in found.template:
                     self.proxy_path = found.template.rstrip("/")
-                    self.proxy_is_mount = found.is_mount
             elif wrappers := _wrappers_in(found.endpoint):
                 self._durable.append(found)
                 for wrapper in wrappers:
@@ -97,20 +96,17 @@ class RouteTable:
             return f"{method} {scope['path']}"
         return f"{method} {scope.get('root_path', '')[len(root_path) :]}{template}"
 
-    def endpoint(self, function_id: str) -> Any:
-        """What `@endpoint` noted of the handler with this default id; None if there is none."""
-        for found in self._durable:
-            for wrapper in _wrappers_in(found.endpoint):
-                described = getattr(wrapper, MARK)
-                if function_id.endswith(f" {found.template}") or (
-                    described.given.get("function_id") == function_id
-                ):
-                    return described
-        return None
+    def template(self, scope: Scope, root_path: str) -> str:
+        """The whole route template of a request, for lists: the path itself if no route has it."""
+        path = path_in_app(scope["path"], root_path)
+        for found in self._all:
+            if found.pattern.match(path):
+                return found.template
+        return path
 
     def warn_about_swapped_decorators(self) -> None:
         """Name handlers that were decorated, but whose undecorated self is on the route."""
-        for found in _walk(self._routes, "", ""):
+        for found in self._all:
             for handler in _handlers(found.endpoint):
                 function = unwrap(handler)
                 if function in _decorated:
@@ -155,7 +151,7 @@ def _walk(routes: Iterable[Any], template: str, pattern: str) -> Iterator[_Found
             inner, below = _routes_of(plain.app), (template + path, pattern + _regex(path))
             yield from _walk(inner, *below)
             if not inner:
-                yield _Found(below[0], re.compile(below[1] + "(?:/.*)?$"), plain.app, True)
+                yield _Found(below[0], re.compile(below[1] + "(?:/.*)?$"), plain.app)
         elif path is not None and getattr(route, "endpoint", None) is not None:
             full = template + compile_path(path)[1]
             yield _Found(full, re.compile(pattern + _regex(path) + "$"), route.endpoint)
@@ -180,6 +176,22 @@ def _regex(path: str) -> str:
     """The pattern of a path template, without anchors and group names, so that it composes."""
     pattern = compile_path(path)[0].pattern.removeprefix("^").removesuffix("$")
     return re.sub(r"\(\?P<\w+>", "(?:", pattern)
+
+
+def root_template(scope: Scope) -> str:
+    """The root path of an application, with the names of its mounts' parameters in the place of
+    their values; `scope` is from before the application's own routing."""
+    root_path: str = scope.get("root_path", "")
+    params = scope.get("path_params")
+    if not root_path or not params:
+        return root_path
+    segments = root_path.split("/")
+    for name, value in reversed(params.items()):
+        for index in range(len(segments) - 1, -1, -1):
+            if segments[index] == str(value):
+                segments[index] = f"{{{name}}}"
+                break
+    return "/".join(segments)
 
 
 def path_in_app(path: str, root_path: str) -> str:

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, ParamSpec, TypeVar, overload
 
 from durable_endpoints import opening, sending
-from durable_endpoints.annotations import check_annotation
+from durable_endpoints.annotations import check_function
 from durable_endpoints.bodies import StepOptions, run_step, step_options
 from durable_endpoints.calls import call
 from durable_endpoints.errors import StepError, UsageError
@@ -24,7 +24,7 @@ from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEv
 from durable_endpoints.protocol.values import encode
 from durable_endpoints.sync_step import SyncStep
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
-from durable_endpoints.where import here_on_loop, name_step, required
+from durable_endpoints.where import checked, here_on_loop, name_step, required
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class StepRunner:
         execution = here_on_loop("step.run", id)
         if execution is None:
             return _call_outside(id, fn, args, kwargs)
-        check_annotation(id, fn)
+        check_function(id, fn)
         return run_step(execution, name_step(execution, id), self._options, fn, args, kwargs)
 
 
@@ -84,7 +84,7 @@ class Step(StepRunner):
     def sleep(self, id: str, duration: Duration) -> Coroutine[Any, Any, None]:
         """Go on after `duration` (`"30s"`, `"1h30m"`, a `timedelta`, seconds), however long that
         is and whatever happens to this process. Never ends early."""
-        milliseconds = parse_duration(duration)
+        milliseconds = checked(parse_duration, id, duration)
         execution = here_on_loop("step.sleep", id)
         if execution is None:
             return asyncio.sleep(milliseconds / 1_000)
@@ -92,7 +92,7 @@ class Step(StepRunner):
 
     def sleep_until(self, id: str, when: datetime | str) -> Coroutine[Any, Any, None]:
         """Go on at `when`: a `datetime` with a time zone, or ISO 8601 text with one."""
-        instant = parse_instant(when)
+        instant = checked(parse_instant, id, when)
         execution = here_on_loop("step.sleep_until", id)
         if execution is None:
             return asyncio.sleep(max(0, instant / 1_000 - time.time()))
@@ -114,7 +114,7 @@ class Step(StepRunner):
         is a CEL condition over the event under the name `async` and the run's input under
         `event.data` (needs the extra `cel`). An event that came since the request began counts.
         """
-        milliseconds = parse_duration(timeout)
+        milliseconds = checked(parse_duration, id, timeout)
         what = "step.wait_for_event"
         execution = required(here_on_loop(what, id), what, id)
         step = name_step(execution, id)
@@ -137,7 +137,7 @@ class Step(StepRunner):
         to `{"event": …, "match": …, "if_exp": …}`. `match` is for those that have none of their
         own. The others are waited for no longer.
         """
-        milliseconds = parse_duration(timeout)
+        milliseconds = checked(parse_duration, id, timeout)
         what = "step.wait_for_any"
         execution = required(here_on_loop(what, id), what, id)
         step = name_step(execution, id)

@@ -7,6 +7,7 @@ to the event loop.
 from __future__ import annotations
 
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
@@ -15,10 +16,9 @@ import anyio.from_thread
 
 from durable_endpoints import opening, sending
 from durable_endpoints._context import current
-from durable_endpoints.annotations import check_annotation
+from durable_endpoints.annotations import check_function
 from durable_endpoints.bodies import (
     StepOptions,
-    begin,
     fail,
     first_attempt,
     recall,
@@ -30,14 +30,14 @@ from durable_endpoints.bodies import (
 from durable_endpoints.calls import is_async
 from durable_endpoints.errors import StepError, UsageError
 from durable_endpoints.events import Event, new_event
-from durable_endpoints.execution import Execution, StepScope
+from durable_endpoints.execution import CancelledInsideError, Execution, StepScope
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.durations import Duration, parse_duration, parse_instant
 from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.values import encode
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
-from durable_endpoints.where import here_in_thread, name_step, required
+from durable_endpoints.where import checked, here_in_thread, name_step, required
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class SyncRunner:
         execution = here_in_thread("step.sync.run", id)
         if execution is None:
             return _call_outside(id, fn, *args, **kwargs)
-        check_annotation(id, fn)
+        check_function(id, fn)
         step = name_step(execution, id)
         if self._options.timeout is not None:
             # Only a thread of its own can be left behind when its time is over.
@@ -80,7 +80,7 @@ class SyncStep(SyncRunner):
 
     def sleep(self, id: str, duration: Duration) -> None:
         """As `step.sleep`."""
-        milliseconds = parse_duration(duration)
+        milliseconds = checked(parse_duration, id, duration)
         execution = here_in_thread("step.sync.sleep", id)
         if execution is None:
             time.sleep(milliseconds / 1_000)
@@ -90,7 +90,7 @@ class SyncStep(SyncRunner):
 
     def sleep_until(self, id: str, when: datetime | str) -> None:
         """As `step.sleep_until`."""
-        instant = parse_instant(when)
+        instant = checked(parse_instant, id, when)
         execution = here_in_thread("step.sync.sleep_until", id)
         if execution is None:
             time.sleep(max(0, instant / 1_000 - time.time()))
@@ -107,7 +107,7 @@ class SyncStep(SyncRunner):
         if_exp: str | None = None,
     ) -> Event | None:
         """As `step.wait_for_event`."""
-        milliseconds = parse_duration(timeout)
+        milliseconds = checked(parse_duration, id, timeout)
         what = "step.sync.wait_for_event"
         execution = required(here_in_thread(what, id), what, id)
         step = name_step(execution, id)
@@ -125,7 +125,7 @@ class SyncStep(SyncRunner):
         match: Match | None = None,
     ) -> tuple[str, Event] | None:
         """As `step.wait_for_any`."""
-        milliseconds = parse_duration(timeout)
+        milliseconds = checked(parse_duration, id, timeout)
         what = "step.sync.wait_for_any"
         execution = required(here_in_thread(what, id), what, id)
         step = name_step(execution, id)
@@ -157,7 +157,10 @@ class SyncStep(SyncRunner):
 def _on_loop(
     execution: Execution, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any
 ) -> Any:
-    return anyio.from_thread.run(function, execution, *args, token=execution.token)
+    if execution.token is not None:
+        return anyio.from_thread.run(function, execution, *args, token=execution.token)
+    # A thread that an `async` handler has started.
+    return execution.run_from_thread(function(execution, *args))
 
 
 def _run(
@@ -172,9 +175,8 @@ def _run(
     record = recall(execution, step, StepKind.RUN)
     if record is not None and record.is_final:
         return _on_loop(execution, Execution.take, record)
-    begin(execution, step)
+    attempt = _on_loop(execution, first_attempt, step, record)
     try:
-        attempt = _on_loop(execution, first_attempt, record)
         while True:
             _on_loop(execution, start, step, attempt)
             began = time.perf_counter_ns()
@@ -204,6 +206,8 @@ def _run_body(
     current.place = scope
     try:
         return body(*args, **kwargs)
+    except CancelledError as error:
+        raise CancelledInsideError(f"step {str(step)!r}") from error
     finally:
         current.place = place
         scope.ended = True

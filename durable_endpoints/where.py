@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 from durable_endpoints._context import current
 from durable_endpoints.errors import NestedStepError, NotInRunError, StepIdError, UsageError
@@ -59,6 +61,14 @@ def name_step(execution: Execution, name: str) -> StepId:
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_LENGTH:
         raise StepIdError(f"a step's id is a text of 1 to {MAX_NAME_LENGTH} letters, not {name!r}")
     return execution.ids.next(name)
+
+
+def checked(parse: Callable[[Any], int], id: str, value: Any) -> int:
+    """A duration or an instant that the step `id` was given. Raises `UsageError`."""
+    try:
+        return parse(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"step {id!r}: {error}") from None
 
 
 def required(execution: Execution | None, what: str, id: str) -> Execution:

@@ -27,6 +27,9 @@ logger = logging.getLogger("durable_endpoints")
 Executor = Callable[[LiveRun, Entry], Awaitable[None]]
 """Executes a run that was claimed, and returns when this execution has left it."""
 
+CanExecute = Callable[[Entry], bool]
+"""Whether an application is there that a run belongs to."""
+
 _PAGE = 1_000
 _RESCAN = 10.0
 """Seconds after which the store is asked for ready runs, even if nobody called."""
@@ -43,6 +46,7 @@ class Dispatcher:
         self._host = host
         self._capacity = capacity
         self._executor: Executor | None = None
+        self._can_execute: CanExecute = lambda entry: True
         self._queue: deque[str] = deque()
         self._queued: set[str] = set()
         self._quarantine: deque[str] = deque()
@@ -52,9 +56,10 @@ class Dispatcher:
         self.alone = False
         """Whether a run in quarantine is being executed, or waits for its quiet moment."""
 
-    def set_executor(self, executor: Executor) -> None:
-        """Runs may be executed from now on."""
-        self._executor = executor
+    def set_executor(self, executor: Executor, can_execute: CanExecute) -> None:
+        """Runs may be executed from now on, those that `can_execute` knows."""
+        self._executor, self._can_execute = executor, can_execute
+        self._more = True
         self.nudge()
 
     def wake(self, run: Run) -> None:
@@ -150,7 +155,7 @@ class Dispatcher:
             while (entry := await self._host.store.entry(run_id)) is not None:
                 if self._host.draining or self._host.live_run(run_id) is not None:
                     return
-                if entry.run.status is not Status.READY:
+                if entry.run.status is not Status.READY or not self._can_execute(entry):
                     return
                 live = self._claim(entry)
                 await executor(live, entry)

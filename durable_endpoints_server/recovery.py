@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError
+from durable_endpoints.protocol.ops import StepKind
 from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.engine.transitions import Interrupt, Release, decide
 from durable_endpoints_server.store.base import RefusedError, Ticket
@@ -105,7 +106,7 @@ class Recovery:
         entry = await self._host.store.entry(run_id)
         assert entry is not None
         exact = run._replace(
-            steps=len(entry.memo),
+            steps=sum(step.kind is not StepKind.HANDLER for step in entry.memo),
             memo_bytes=sum(len(step.value or b"") + len(step.error or b"") for step in entry.memo),
             last_order=max((step.order for step in entry.memo), default=0),
         )

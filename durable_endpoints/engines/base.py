@@ -105,6 +105,8 @@ class Reentry(NamedTuple):
     session: Session
     function_id: str
     request: StoredRequest
+    retries: int
+    """The endpoint's, when the run began."""
 
 
 Executor = Callable[[Reentry], Awaitable[None]]
@@ -151,8 +153,9 @@ class Engine(Protocol):
         """Run in the background, in an empty context, until `stop` at the latest."""
         ...
 
-    def add_executor(self, root_path: str, executor: Executor) -> None:
-        """An application is ready for re-entries of requests that it saw below `root_path`."""
+    def add_executor(self, root_path: str, executor: Executor, is_whole: bool) -> None:
+        """An application is ready for re-entries of runs that began below `root_path`, and if it
+        is the `whole` of what this process serves, of all that nobody else claims."""
         ...
 
     async def admit(self) -> None:

@@ -56,7 +56,8 @@ class EmbeddedEngine:
         self._opening = threading.Lock()
         self._host: Host | None = None
         self._keyring: Keyring | None = None
-        self._executors: list[tuple[str, Executor]] = []
+        self._executors: dict[str, Executor] = {}
+        self._default: Executor | None = None
         self._users = 0
         """How many applications run it for good."""
         self._close: Callable[[], None] | None = None
@@ -70,7 +71,7 @@ class EmbeddedEngine:
             self._users += 1
         await self.host.attach()
         if self._executors:
-            self.host.dispatcher.set_executor(self._execute)
+            self.host.dispatcher.set_executor(self._execute, self._can_execute)
 
     def begin_drain(self) -> None:
         if self._host is not None:
@@ -81,7 +82,7 @@ class EmbeddedEngine:
         if self._users or self._host is None:
             return
         host, self._host = self._host, None
-        self._executors = []
+        self._executors, self._default = {}, None
         await host.stop()
         if self._close is not None:
             self._close()
@@ -157,10 +158,12 @@ class EmbeddedEngine:
         clock = self.host.clock
         return clock.call_at(clock.now() + delay, callback).cancel
 
-    def add_executor(self, root_path: str, executor: Executor) -> None:
-        self._executors.append((root_path, executor))
+    def add_executor(self, root_path: str, executor: Executor, is_whole: bool) -> None:
+        self._executors.setdefault(root_path, executor)
+        if is_whole:
+            self._default = self._default or executor
         if self._host is not None:
-            self._host.dispatcher.set_executor(self._execute)
+            self._host.dispatcher.set_executor(self._execute, self._can_execute)
 
     @property
     def is_admitting(self) -> bool:
@@ -256,15 +259,18 @@ class EmbeddedEngine:
             await live.end(Fail("request_sealed", failures.describe(error).encode()))
             return
         request = StoredRequest.unpack(packed)
-        executor = self._executor_for(request.root_path)
-        await executor(Reentry(live, live.run.function_id, request))
+        executor = self._executor_for(entry)
+        assert executor is not None
+        await executor(Reentry(live, live.run.function_id, request, entry.retries))
 
-    def _executor_for(self, root_path: str) -> Executor:
-        """The application that sees requests under this root path; with one application, that."""
-        for known, executor in self._executors:
-            if known == root_path:
-                return executor
-        return self._executors[0][1]
+    def _can_execute(self, entry: Entry) -> bool:
+        return self._executor_for(entry) is not None
+
+    def _executor_for(self, entry: Entry) -> Executor | None:
+        """The application that the run began in: the one at its root path, else the one that has
+        this process to itself. A mounted application is not known before its first request; until
+        then its runs are left as they are, rather than handed to another."""
+        return self._executors.get(entry.root_path, self._default)
 
 
 _shared: dict[Path, EmbeddedEngine] = {}

@@ -6,6 +6,7 @@ that binary bodies are stored as they are. Header names and values are latin-1, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -27,9 +28,11 @@ class StoredRequest(NamedTuple):
     client: tuple[str, int] | None
     server: tuple[str, int | None] | None
     body: bytes
+    path_params: Mapping[str, Any] = {}
+    """Parameters of the mounts above the application, which only its parents can tell."""
 
     def pack(self) -> bytes:
-        head = {
+        head: dict[str, Any] = {
             "method": self.method,
             "scheme": self.scheme,
             "http_version": self.http_version,
@@ -41,6 +44,11 @@ class StoredRequest(NamedTuple):
             "client": self.client,
             "server": self.server,
         }
+        if self.path_params:
+            head["path_params"] = {
+                name: value if isinstance(value, int | float) else str(value)
+                for name, value in self.path_params.items()
+            }
         return _join(head, self.body)
 
     @classmethod
@@ -59,6 +67,7 @@ class StoredRequest(NamedTuple):
             client=(client[0], client[1]) if client else None,
             server=(server[0], server[1]) if server else None,
             body=body,
+            path_params=head.get("path_params", {}),
         )
 
 

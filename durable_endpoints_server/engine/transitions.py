@@ -220,7 +220,8 @@ def _step_retry(run: Run, op: StepRetry, now: int, policy: Policy, chance: float
         due=now + delay,
         began_at=began_at,
     )
-    after = _count(run, policy) if op.attempt == 1 else run
+    is_new = op.attempt == 1 and op.kind is not StepKind.HANDLER
+    after = _count(run, policy) if is_new else run
     return after, (
         StepWritten(step),
         AttemptFailed(op.step, op.attempt, began_at, now, op.error),

@@ -53,6 +53,10 @@ class Entry(NamedTuple):
     run: Run
     memo: list[StepRecord]
     request: bytes | None
+    retries: int
+    """The endpoint's, when the run began."""
+    root_path: str
+    """Which application it began in, where several share the engine."""
 
 
 class Ended(NamedTuple):

@@ -196,7 +196,7 @@ class MemoryStore:
         if row is None:
             return None
         memo = sorted(row.steps.values(), key=lambda step: step.order)
-        return Entry(row.run, memo, row.request)
+        return Entry(row.run, memo, row.request, row.new.retries, row.new.root_path)
 
     async def ended(self, run_id: str) -> Ended | None:
         row = self._rows.get(run_id)

@@ -57,8 +57,9 @@ class SqliteReader:
         row = await self._ask("entry", run_id=run_id)
         if row is None:
             return None
-        memo = [read_step(doc) for doc in orjson.loads(row[1])]
-        return Entry(read_run(orjson.loads(row[0])), memo, row[2])
+        doc, steps, request, retries, root_path = row
+        memo = [read_step(step) for step in orjson.loads(steps)]
+        return Entry(read_run(orjson.loads(doc)), memo, request, retries, root_path)
 
     async def ended(self, run_id: str) -> Ended | None:
         row = await self._ask("ended", run_id=run_id)

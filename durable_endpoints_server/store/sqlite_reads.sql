@@ -8,8 +8,11 @@ select doc from run_doc where id = :run_id
 select
     doc,
     (select json_group_array(json(doc) order by ord) from step_doc where run_id = :run_id),
-    (select data from payloads where run_id = :run_id and part = 'request')
-from run_doc where id = :run_id
+    (select data from payloads where run_id = :run_id and part = 'request'),
+    retries,
+    root_path
+from runs join run_doc using (id)
+where id = :run_id
 
 -- name: ended
 select
