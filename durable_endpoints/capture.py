@@ -32,6 +32,7 @@ class Capture:
         "is_complete",
         "is_detached",
         "is_muted",
+        "is_reentry",
     )
 
     def __init__(self, send: Send, run_id: str, method: str, limit: int) -> None:
@@ -49,7 +50,9 @@ class Capture:
         self.is_muted = False
         """Whether the application is not heard any more."""
         self.is_detached = False
-        """Whether the client has been answered otherwise: the response is only kept."""
+        """Whether the client has been, or will be, answered otherwise: the response is only kept."""
+        self.is_reentry = False
+        """Whether there is no client here at all."""
         self.has_sent = False
         """Whether any of the response has been passed on."""
         self.is_complete = False
@@ -94,6 +97,12 @@ class Capture:
     async def release(self) -> None:
         """Pass on what was held back."""
         held, self._held = self._held, []
+        if self.is_reentry:
+            if self.is_complete and self._start is not None:
+                # For the middlewares outside, which want to see a response; nobody reads it.
+                await self._send(self._start)
+                await self._send({"type": "http.response.body", "body": b""})
+            return
         if self.is_detached:
             return
         self.has_sent = True

@@ -60,8 +60,7 @@ class Ending:
         self._departing: asyncio.Task[None] | None = None
         """The departure, if it was not left to the application's own task."""
         self._begun = False
-        if reply.is_given:
-            self.capture.is_detached = True
+        self.capture.is_detached = self.capture.is_reentry = door.reentry is not None
         execution.on_departure = self._on_departure
         execution.on_given_up = self._leave_behind
 

@@ -84,8 +84,19 @@ class _Driven:
                 advance = coroutine.send
             except BaseException as error:
                 if self._execution.is_given_up:
+                    _throw_away(coroutine)
                     raise Suspended from None
                 advance, argument = coroutine.throw, error
+
+
+def _throw_away(coroutine: Any) -> None:
+    """Close it as far as it lets itself be closed."""
+    for _ in range(_MAX_SIGNALS):
+        try:
+            coroutine.close()
+        except BaseException:
+            continue  # "coroutine ignored GeneratorExit", or what it raised instead
+        return
 
 
 class StepScope:
@@ -279,7 +290,8 @@ class Execution:
         """Stop whoever wants a step that is not possible any more, or whose body `has_run` in vain.
 
         What unwinds a handler can be caught. One that does so again and again would keep the event
-        loop to itself, so after some times it waits here for ever, and is given up.
+        loop to itself, so after some times it waits here for ever, and is given up. A thread cannot
+        be given up; it is slowed down.
         """
         stray = self.token is None and asyncio.current_task() is not self._main
         if stray and self._handler_ended and (has_run or self.departure is not None):
@@ -292,7 +304,7 @@ class Execution:
             )
         if len(self._signals) >= _MAX_SIGNALS:
             self.give_up()
-            await self._loop.create_future()
+            await (self._loop.create_future() if self.token is None else asyncio.sleep(1))
         signal = Suspended()
         self._signals.append(signal)
         raise signal
@@ -306,6 +318,7 @@ class Execution:
             self._main.cancel()
         if self.on_given_up is not None:
             self.on_given_up()
+        self._signals = [signal.with_traceback(None) for signal in self._signals]
 
     def count_step(self) -> None:
         """One more step. Raises `LimitError` before its body runs, not after."""

@@ -21,16 +21,24 @@ logger = logging.getLogger("durable_endpoints")
 
 
 class Reply:
-    """Answers the client of one request, once. In a re-entry there is none to answer."""
+    """Answers the client of one request, once.
+
+    In a re-entry there is none, but middlewares outside want to see a response all the same.
+    """
 
     def __init__(self, door: Door, run_id: str) -> None:
         self._door = door
         self.run_id = run_id
-        self.is_given = door.reentry is not None
+        self.is_given = False
 
     async def later(self, options: EndpointOptions) -> None:
         """The run goes on: tell the client where its answer will be."""
-        if not self.is_given:
+        if self.is_given:
+            return
+        if self._door.reentry is not None:
+            headers = answers.durable_headers(self.run_id, "running")
+            await self._send(Response(status_code=202, headers=headers))
+        else:
             await self._send(await self._later(options))
 
     async def stored(self, response: StoredResponse) -> None:
