@@ -374,6 +374,7 @@ def test_a_parked_run_is_retried_by_the_application(runs: Runs) -> None:
         assert result.exit_code == 0
         assert f"{runs.waiting} is " in result.stdout
         assert "parked" not in result.stdout
+        wait_until_waiting(runs, runs.waiting)
         call("events", "send", "said", '{"to": "ada"}', database=runs.database)
         assert client.get(location).json() == {"to": "ada"}
     assert status_of(runs, runs.waiting) == "completed"
@@ -383,11 +384,10 @@ def test_a_retry_waits_for_the_next_application(runs: Runs) -> None:
     park(runs.database, runs.second)
     result = call("runs", "retry", runs.second, database=runs.database)
     assert "It will retry the run when one starts." in result.stdout
-    call("events", "send", "said", '{"to": "bob", "n": 2}', database=runs.database)
+    assert status_of(runs, runs.second) == "parked"
     with runs.serve() as client:
-        deadline = time.monotonic() + 10
-        while status_of(runs, runs.second) == "parked" and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until_waiting(runs, runs.second)
+        call("events", "send", "said", '{"to": "bob", "n": 2}', database=runs.database)
         assert client.get(runs.locations[runs.second]).json() == {"to": "bob", "n": 2}
 
 
@@ -402,6 +402,13 @@ def test_a_parked_run_can_be_cancelled(runs: Runs) -> None:
 def status_of(runs: Runs, run_id: str) -> str:
     full = json_of(call("runs", "show", run_id, "--json", database=runs.database))
     return str(full["status"])
+
+
+def wait_until_waiting(runs: Runs, run_id: str) -> None:
+    deadline = time.monotonic() + 10
+    while status_of(runs, run_id) != "waiting":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 # events send
