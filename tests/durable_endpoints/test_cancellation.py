@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from durable_endpoints import DurableEndpointsMiddleware, endpoint, endpoint_proxy, step
 from durable_endpoints.testing import VirtualEngine
 from durable_endpoints_server.engine.model import Status
-from tests.durable_endpoints.helpers import run_id_of
+from tests.durable_endpoints.helpers import follow, run_id_of
 
 pytestmark = pytest.mark.anyio
 
@@ -94,6 +94,7 @@ class Handler:
         return PlainTextResponse(f"{first}, {second}")
 
 
+ANSWER = "first, second"
 SLOW = ["in first", "between", "in second", "at the end"]
 
 
@@ -186,17 +187,31 @@ async def test_a_base_http_middleware_outside_answers_for_itself(
     assert handler.began == ["first", "second"]
 
 
-async def test_a_cancellation_in_a_reentry_is_an_interruption(engine: VirtualEngine) -> None:
+async def test_a_cancellation_in_a_reentry_is_tried_again(engine: VirtualEngine) -> None:
     """A middleware that is impatient with the re-entry, too, does not end the run."""
-
     handler = Handler("between")
     app = application(engine, handler, outside=ImpatientTwice)
     async with engine.client(app) as client:
         response = await client.get("/", headers={"idempotency-key": "k"})
         assert response.status_code == 303
-        answer = await asyncio.wait_for(client.get(response.headers["location"]), 5)
-        assert answer.text == "first, second"
+        assert (await follow(engine, client, response.headers["location"], "5s")).text == ANSWER
     assert handler.ended == ["first", "second"]
+
+
+async def test_a_middleware_that_never_lets_a_reentry_end(engine: VirtualEngine) -> None:
+    """The budget of retries ends it, or it would go round for ever."""
+
+    class Always(Impatient):
+        times = 10**9
+
+    handler = Handler("in first")
+    async with engine.client(application(engine, handler, outside=Always)) as client:
+        response = await client.get("/")
+        answer = await follow(engine, client, response.headers["location"], "1m")
+        assert answer.status_code == 500
+        run = await engine.run(run_id_of(response))
+        assert (run.status, run.reason) == (Status.FAILED, "exception")
+    assert handler.began == ["first"] * 5
 
 
 async def test_a_cancellation_while_it_waits_to_suspend(engine: VirtualEngine) -> None:
@@ -238,7 +253,10 @@ async def test_a_client_of_the_test_transport_that_is_cancelled(engine: VirtualE
     assert handler.began == ["first", "second"]
 
 
-async def test_a_handler_that_cancels_itself_is_executed_again(engine: VirtualEngine) -> None:
+async def test_a_handler_that_raises_a_cancellation_of_its_own_is_tried_again(
+    engine: VirtualEngine,
+) -> None:
+    """Nobody cancelled it: it awaited something that somebody else cancelled."""
     times: list[int] = []
 
     @endpoint
@@ -254,8 +272,9 @@ async def test_a_handler_that_cancels_itself_is_executed_again(engine: VirtualEn
         middleware=[Middleware(DurableEndpointsMiddleware, engine=engine)],
     )
     async with engine.client(app) as client:
-        assert (await client.get("/")).status_code == 303
-        assert await ended(engine, await only_run(engine)) is Status.COMPLETED
+        response = await client.get("/")
+        assert response.status_code == 303
+        assert (await follow(engine, client, response.headers["location"], "5s")).text == "done"
     assert len(times) == 2
 
 

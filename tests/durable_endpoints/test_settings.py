@@ -14,7 +14,6 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.testclient import TestClient
-from starlette.types import Message
 
 from durable_endpoints import DurableEndpointsMiddleware, endpoint, step
 from durable_endpoints.errors import ConfigurationError
@@ -197,23 +196,19 @@ def test_a_wrong_key_of_inngests_is_named_as_theirs() -> None:
 # In an application
 
 
-@pytest.mark.anyio
-async def test_a_wrong_setting_fails_the_start(tmp_path: Path) -> None:
+def test_a_wrong_setting_fails_the_start(tmp_path: Path) -> None:
     app = FastAPI()
     app.add_middleware(DurableEndpointsMiddleware, database=str(tmp_path / "runs.db"), max_steps=0)
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": "lifespan.startup"}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
-    (message,) = sent
-    assert message["type"] == "lifespan.startup.failed"
-    assert message["message"] == "max_steps=0: give a whole number of at least 1"
+    with pytest.raises(ConfigurationError, match="max_steps=0"), TestClient(app):
+        pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_setting_fails_the_start() -> None:
+    app = FastAPI()
+    app.add_middleware(DurableEndpointsMiddleware, max_stepz=5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="max_stepz"), TestClient(app):
+        pass
 
 
 def test_a_wrong_variable_fails_every_request_where_no_lifespan_runs(

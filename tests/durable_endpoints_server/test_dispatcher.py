@@ -59,6 +59,10 @@ def ready(store: FlakyStore, run_id: str, at: int = 1_000, interruptions: int = 
     return decision.run
 
 
+def anybody(entry: Entry) -> bool:
+    return True
+
+
 async def complete(live: LiveRun, entry: Entry) -> None:
     await live.end(Complete(200, b"done"))
 
@@ -82,7 +86,7 @@ async def test_what_was_ready_before_is_executed_longest_ready_first(
         ready(store, f"r{n}", at=n * 1_000)
     executions = Executions(complete)
     async with serving(store, clock) as host:
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         await until(lambda: len(executions.began) == 3 and host.is_quiet)
         assert executions.began == ["r1", "r2", "r3"]
         assert set((await statuses(store)).values()) == {Status.COMPLETED}
@@ -96,8 +100,23 @@ async def test_nothing_is_executed_before_there_is_an_executor(
     async with serving(store, clock) as host:
         await asyncio.sleep(0.02)
         assert (await statuses(store))["r"] is Status.READY
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         await until(lambda: executions.began)
+
+
+async def test_a_run_whose_application_is_not_there_waits_for_it(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    for run_id in ("here", "elsewhere"):
+        ready(store, run_id)
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, lambda entry: entry.run.id == "here")
+        await until(lambda: executions.began and host.is_quiet)
+        assert (await statuses(store))["elsewhere"] is Status.READY
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: len(executions.began) == 2)
+        assert executions.began == ["here", "elsewhere"]
 
 
 async def test_a_run_that_becomes_ready_is_executed_at_once(
@@ -105,7 +124,7 @@ async def test_a_run_that_becomes_ready_is_executed_at_once(
 ) -> None:
     executions = Executions(complete)
     async with serving(store, clock) as host:
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         await asyncio.sleep(0.01)
         run = ready(store, "r")
         host.announce(run, None, None)
@@ -118,7 +137,7 @@ async def test_a_run_that_is_announced_twice_is_executed_once(
     gate = asyncio.Event()
     executions = Executions(held_up(gate))
     async with serving(store, clock) as host:
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         run = ready(store, "r")
         for _ in range(3):
             host.announce(run, None, None)
@@ -140,7 +159,7 @@ async def test_so_many_at_once_and_no_more(store: FlakyStore, clock: VirtualCloc
 
     executions = Executions(leave)
     async with serving(store, clock, max_executions=4) as host:
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         await until(lambda: len(executions.began) == 20 and host.is_quiet)
         assert executions.most == 4
         assert executions.began == sorted(executions.began)
@@ -155,7 +174,7 @@ async def test_more_than_a_page_of_ready_runs_are_all_executed(
         runs = [ready(store, f"r{n:02}", at=n) for n in range(35)]
         for run in runs:
             host.announce(run, None, None)
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         await until(lambda: len(executions.began) == 35 and host.is_quiet)
         assert sorted(executions.began) == [run.id for run in runs]
 
@@ -166,7 +185,7 @@ async def test_a_run_that_nobody_announced_is_found(
     monkeypatch.setattr(module, "_RESCAN", 0.02)
     executions = Executions(complete)
     async with serving(store, clock) as host:
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         await asyncio.sleep(0.01)
         ready(store, "r")
         await until(lambda: executions.began == ["r"])
@@ -180,7 +199,7 @@ async def test_a_run_that_changed_meanwhile_is_not_executed(
         run = ready(store, "r")
         store.apply(decide(run, Cancel("cancelled"), 2_000, POLICY).change)
         host.announce(run, None, None)
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         await until(lambda: host.is_quiet)
         assert executions.began == []
 
@@ -211,7 +230,7 @@ async def test_a_claim_that_is_refused_is_looked_at_again(
             return original(change)
 
         store.apply = apply  # type: ignore[method-assign]
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         await until(lambda: len(executions.began) == 2 and host.is_quiet)
         assert (await statuses(store))["r"] is Status.COMPLETED
 
@@ -230,7 +249,7 @@ async def test_an_executor_that_raises_holds_up_nobody(
 
     executions = Executions(leave)
     async with serving(store, clock, max_executions=1) as host:
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         await until(lambda: len(executions.began) == 3 and host.is_quiet)
     assert "execute r0 failed" in caplog.text
 
@@ -238,7 +257,7 @@ async def test_an_executor_that_raises_holds_up_nobody(
 async def test_nothing_is_started_while_draining(store: FlakyStore, clock: VirtualClock) -> None:
     executions = Executions(complete)
     async with serving(store, clock) as host:
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         await asyncio.sleep(0.01)
         host.begin_drain()
         host.announce(ready(store, "r"), None, None)
@@ -259,7 +278,7 @@ async def test_a_store_that_is_away_delays_and_loses_nothing(
         await asyncio.sleep(0.01)
         run = ready(store, "r")
         store.is_away = True
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         host.announce(run, None, None)
         await asyncio.sleep(0.05)
         assert executions.began == []
@@ -289,7 +308,7 @@ async def test_the_poisoned_wait_for_a_quiet_moment_and_are_executed_alone(
 
     executions = Executions(leave)
     async with serving(store, clock) as host:
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         await until(lambda: len(executions.began) == 6 and host.is_quiet)
     assert executions.began[-1] == "poison"
     assert beside["poison"] == 1
@@ -308,7 +327,7 @@ async def test_several_poisoned_runs_are_executed_one_after_the_other(
 
     executions = Executions(leave)
     async with serving(store, clock) as host:
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         await until(lambda: len(executions.began) == 3 and host.is_quiet)
     assert executions.most == 1
     assert executions.began == ["p0", "p1", "p2"]
@@ -322,7 +341,7 @@ async def test_a_new_request_is_held_back_while_one_is_alone_but_not_for_long(
     ready(store, "poison", interruptions=3)
     executions = Executions(held_up(gate))
     async with serving(store, clock) as host:
-        host.dispatcher.set_executor(executions)
+        host.dispatcher.set_executor(executions, anybody)
         await until(lambda: executions.began)
         loop = asyncio.get_running_loop()
         began = loop.time()
