@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import Depends
+from fastapi import Depends, HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -396,3 +396,69 @@ async def test_a_remembered_value_within_the_limit_counts_as_a_step(engine: Virt
         assert (await client.get("/?steps=2")).status_code == 500
         await asyncio.sleep(0.01)
         assert engine.host.live == {}
+
+
+# Limits that are met outside the handler
+
+
+async def final(engine: VirtualEngine, run_id: str) -> Status:
+    async with asyncio.timeout(2):
+        while not (status := (await engine.run(run_id)).status).is_final:
+            await asyncio.sleep(0.005)
+    return status
+
+
+async def only_run(engine: VirtualEngine) -> str:
+    (line,) = await engine.store.list_runs(list(Status), None, 10)
+    return line.run.id
+
+
+async def test_a_handler_that_fails_at_its_last_step_ends() -> None:
+    engine = VirtualEngine(max_steps=2)
+
+    @endpoint(retries=1)
+    async def handler(request: Request) -> Response:
+        await step.run("a", lambda: 1)
+        await step.run("b", lambda: 1)
+        raise ValueError("no ink")
+
+    async with engine.client(one(engine, handler)) as client:
+        await client.get("/")
+        await engine.advance("1h")
+        assert await final(engine, await only_run(engine)) is Status.FAILED
+        assert engine.host.live == {}
+
+
+async def test_a_handler_that_asks_for_too_long_a_wait_fails() -> None:
+    engine = VirtualEngine()
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        raise RetryAfterError("come back in two years", "730d")
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await client.get("/")
+        assert response.status_code == 500
+        assert await final(engine, await only_run(engine)) is Status.FAILED
+
+
+async def test_a_reentry_that_is_refused_at_max_steps_ends() -> None:
+    engine = VirtualEngine(max_steps=1)
+    app = fast(engine)
+    seen: list[int] = []
+
+    def login() -> None:
+        seen.append(1)
+        if len(seen) > 1:
+            raise HTTPException(401)
+
+    @app.get("/")
+    @endpoint(retries=1)
+    async def handler(_: None = Depends(login)) -> int:
+        await step.sleep("nap", "1h")
+        return 1
+
+    async with engine.client(app) as client:
+        run_id = run_id_of(await client.get("/"))
+        await engine.advance("3h")
+        assert await final(engine, run_id) is Status.FAILED
