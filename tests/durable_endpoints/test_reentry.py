@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi import Depends, FastAPI, HTTPException
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -560,3 +561,18 @@ async def test_a_run_in_quarantine_is_executed_alone(engine: VirtualEngine) -> N
         for response in (poison, *others):
             assert (await client.get(response.headers["location"])).text == "ok"
     assert beside[3:] == [1, 1]
+
+
+async def test_a_reentry_with_a_background_task_logs_no_error(
+    engine: VirtualEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    @endpoint
+    async def handler(request: Request) -> Response:
+        await step.sleep("nap", "1h")
+        return PlainTextResponse("x", background=BackgroundTask(asyncio.sleep, 0.05))
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await client.get("/")
+        assert (await follow(engine, client, response.headers["location"], "1h")).text == "x"
+        await asyncio.sleep(0.1)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

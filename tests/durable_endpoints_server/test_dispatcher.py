@@ -1,0 +1,353 @@
+"""The dispatcher: what is ready is executed, some at a time, in order, and the poisoned alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from durable_endpoints.protocol.errors import LostRunError
+from durable_endpoints.protocol.runs import Complete
+from durable_endpoints.testing import VirtualClock
+from durable_endpoints_server import dispatcher as module
+from durable_endpoints_server.engine.facts import Change, RunChanged
+from durable_endpoints_server.engine.model import Run, Status
+from durable_endpoints_server.engine.transitions import (
+    Cancel,
+    Claim,
+    Interrupt,
+    Release,
+    decide,
+    register,
+)
+from durable_endpoints_server.live import LiveRun
+from durable_endpoints_server.store.base import Entry
+from tests.durable_endpoints_server.helpers import (
+    POLICY,
+    Executions,
+    FlakyStore,
+    new_run,
+    serving,
+    until,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def store() -> FlakyStore:
+    return FlakyStore()
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+def ready(store: FlakyStore, run_id: str, at: int = 1_000, interruptions: int = 0) -> Run:
+    decision = register(new_run(run_id), "they", None, at)
+    store.apply(decision.change)
+    for _ in range(interruptions):
+        for command in (Interrupt(alone=False), Claim("they", None)):
+            decision = decide(decision.run, command, at, POLICY)
+            assert store.apply(decision.change)
+    decision = decide(decision.run, Release("released"), at, POLICY)
+    assert store.apply(decision.change)
+    return decision.run
+
+
+def anybody(entry: Entry) -> bool:
+    return True
+
+
+async def complete(live: LiveRun, entry: Entry) -> None:
+    await live.end(Complete(200, b"done"))
+
+
+def held_up(gate: asyncio.Event) -> Callable[[LiveRun, Entry], Any]:
+    async def leave(live: LiveRun, entry: Entry) -> None:
+        await gate.wait()
+        await complete(live, entry)
+
+    return leave
+
+
+async def statuses(store: FlakyStore) -> dict[str, Status]:
+    return {line.run.id: line.run.status for line in await store.list_runs(list(Status), None, 99)}
+
+
+async def test_what_was_ready_before_is_executed_longest_ready_first(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    for n in (3, 1, 2):
+        ready(store, f"r{n}", at=n * 1_000)
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: len(executions.began) == 3 and host.is_quiet)
+        assert executions.began == ["r1", "r2", "r3"]
+        assert set((await statuses(store)).values()) == {Status.COMPLETED}
+
+
+async def test_nothing_is_executed_before_there_is_an_executor(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    ready(store, "r")
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        await asyncio.sleep(0.02)
+        assert (await statuses(store))["r"] is Status.READY
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: executions.began)
+
+
+async def test_a_run_whose_application_is_not_there_waits_for_it(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    for run_id in ("here", "elsewhere"):
+        ready(store, run_id)
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, lambda entry: entry.run.id == "here")
+        await until(lambda: executions.began and host.is_quiet)
+        assert (await statuses(store))["elsewhere"] is Status.READY
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: len(executions.began) == 2)
+        assert executions.began == ["here", "elsewhere"]
+
+
+async def test_a_run_that_becomes_ready_is_executed_at_once(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        await asyncio.sleep(0.01)
+        run = ready(store, "r")
+        host.announce(run, None, None)
+        await until(lambda: executions.began == ["r"], patience=0.5)
+
+
+async def test_a_run_that_is_announced_twice_is_executed_once(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    gate = asyncio.Event()
+    executions = Executions(held_up(gate))
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        run = ready(store, "r")
+        for _ in range(3):
+            host.announce(run, None, None)
+        await until(lambda: executions.began)
+        host.announce(run, None, None)  # while it is executed
+        await asyncio.sleep(0.01)
+        gate.set()
+        await until(lambda: host.is_quiet)
+        assert executions.began == ["r"]
+
+
+async def test_so_many_at_once_and_no_more(store: FlakyStore, clock: VirtualClock) -> None:
+    for n in range(20):
+        ready(store, f"r{n:02}", at=n)
+
+    async def leave(live: LiveRun, entry: Entry) -> None:
+        await asyncio.sleep(0.002)
+        await complete(live, entry)
+
+    executions = Executions(leave)
+    async with serving(store, clock, max_executions=4) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: len(executions.began) == 20 and host.is_quiet)
+        assert executions.most == 4
+        assert executions.began == sorted(executions.began)
+
+
+async def test_more_than_a_page_of_ready_runs_are_all_executed(
+    store: FlakyStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PAGE", 10)
+    executions = Executions(complete)
+    async with serving(store, clock, max_executions=3) as host:
+        runs = [ready(store, f"r{n:02}", at=n) for n in range(35)]
+        for run in runs:
+            host.announce(run, None, None)
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: len(executions.began) == 35 and host.is_quiet)
+        assert sorted(executions.began) == [run.id for run in runs]
+
+
+async def test_a_run_that_nobody_announced_is_found(
+    store: FlakyStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RESCAN", 0.02)
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        await asyncio.sleep(0.01)
+        ready(store, "r")
+        await until(lambda: executions.began == ["r"])
+
+
+async def test_a_run_that_changed_meanwhile_is_not_executed(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        run = ready(store, "r")
+        store.apply(decide(run, Cancel("cancelled"), 2_000, POLICY).change)
+        host.announce(run, None, None)
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: host.is_quiet)
+        assert executions.began == []
+
+
+async def test_a_claim_that_is_refused_is_looked_at_again(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    """Something resolved a step between the read and the claim: the next read sees it."""
+    run = ready(store, "r")
+
+    async def leave(live: LiveRun, entry: Entry) -> None:
+        with contextlib.suppress(LostRunError):
+            await complete(live, entry)
+
+    executions = Executions(leave)
+    async with serving(store, clock) as host:
+        host.announce(run, None, None)
+        refuse = [True]
+        original = store.apply
+
+        def apply(change: Change) -> bool:
+            claims = any(
+                isinstance(fact, RunChanged) and fact.run.owner == "me" for fact in change.facts
+            )
+            if claims and refuse:
+                refuse.pop()
+                return False
+            return original(change)
+
+        store.apply = apply  # type: ignore[method-assign]
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: len(executions.began) == 2 and host.is_quiet)
+        assert (await statuses(store))["r"] is Status.COMPLETED
+
+
+async def test_an_executor_that_raises_holds_up_nobody(
+    store: FlakyStore, clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n in range(3):
+        ready(store, f"r{n}", at=n)
+
+    async def leave(live: LiveRun, entry: Entry) -> None:
+        if live.id == "r0":
+            live._forget()
+            raise ValueError("a bug of the executor's")
+        await complete(live, entry)
+
+    executions = Executions(leave)
+    async with serving(store, clock, max_executions=1) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: len(executions.began) == 3 and host.is_quiet)
+    assert "execute r0 failed" in caplog.text
+
+
+async def test_nothing_is_started_while_draining(store: FlakyStore, clock: VirtualClock) -> None:
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        await asyncio.sleep(0.01)
+        host.begin_drain()
+        host.announce(ready(store, "r"), None, None)
+        await asyncio.sleep(0.02)
+        assert executions.began == []
+        assert (await statuses(store))["r"] is Status.READY
+
+
+async def test_a_store_that_is_away_delays_and_loses_nothing(
+    store: FlakyStore,
+    clock: VirtualClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_RESCAN", 0.02)
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        await asyncio.sleep(0.01)
+        run = ready(store, "r")
+        store.is_away = True
+        host.dispatcher.set_executor(executions, anybody)
+        host.announce(run, None, None)
+        await asyncio.sleep(0.05)
+        assert executions.began == []
+        store.is_away = False
+        await until(lambda: executions.began == ["r"])
+        await until(lambda: host.is_quiet)
+    assert "could not be executed" in caplog.text or "could not be read" in caplog.text
+
+
+# Quarantine
+
+
+async def test_the_poisoned_wait_for_a_quiet_moment_and_are_executed_alone(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    ready(store, "poison", at=1, interruptions=3)
+    for n in range(5):
+        ready(store, f"r{n}", at=10 + n)
+    beside: dict[str, int] = {}
+    executions: Executions
+
+    async def leave(live: LiveRun, entry: Entry) -> None:
+        beside[live.id] = executions.running
+        await asyncio.sleep(0.005)
+        beside[live.id] = max(beside[live.id], executions.running)
+        await complete(live, entry)
+
+    executions = Executions(leave)
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: len(executions.began) == 6 and host.is_quiet)
+    assert executions.began[-1] == "poison"
+    assert beside["poison"] == 1
+    assert max(beside.values()) == 5
+
+
+async def test_several_poisoned_runs_are_executed_one_after_the_other(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    for n in range(3):
+        ready(store, f"p{n}", at=n, interruptions=3)
+
+    async def leave(live: LiveRun, entry: Entry) -> None:
+        await asyncio.sleep(0.005)
+        await complete(live, entry)
+
+    executions = Executions(leave)
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: len(executions.began) == 3 and host.is_quiet)
+    assert executions.most == 1
+    assert executions.began == ["p0", "p1", "p2"]
+
+
+async def test_a_new_request_is_held_back_while_one_is_alone_but_not_for_long(
+    store: FlakyStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ADMISSION", 0.2)
+    gate = asyncio.Event()
+    ready(store, "poison", interruptions=3)
+    executions = Executions(held_up(gate))
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: executions.began)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await host.dispatcher.admit()
+        assert 0.15 < loop.time() - began < 2
+        waiting = asyncio.create_task(host.dispatcher.admit())
+        gate.set()
+        await asyncio.wait_for(waiting, 0.15)
+        await host.dispatcher.admit()

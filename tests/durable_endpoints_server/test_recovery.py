@@ -1,0 +1,151 @@
+"""Recovery: what lost its execution goes on, innocent or not, and through a store that fails."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from durable_endpoints.protocol.errors import StorageError
+from durable_endpoints.protocol.ops import StepDone, StepKind
+from durable_endpoints.protocol.step_ids import StepId, hash_name
+from durable_endpoints.testing import VirtualClock
+from durable_endpoints_server.engine.model import Run, Status
+from durable_endpoints_server.engine.transitions import Cancel, Claim, decide, register
+from tests.durable_endpoints_server.helpers import (
+    POLICY,
+    FlakyStore,
+    anything,
+    new_run,
+    serving,
+    until,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def store() -> FlakyStore:
+    return FlakyStore()
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+def done(name: str) -> StepDone:
+    return StepDone(StepId(hash_name(name), name, 0), StepKind.RUN, b"[1, 2]")
+
+
+def running(store: FlakyStore, clock: VirtualClock, run_id: str, *steps: str) -> Run:
+    """A run that an earlier process executed when it died."""
+    decision = register(new_run(run_id), "they", None, clock.now())
+    store.apply(decision.change)
+    for name in steps:
+        decision = decide(decision.run, done(name), clock.now(), POLICY)
+        assert store.apply(decision.change)
+    return decision.run
+
+
+async def stored(store: FlakyStore, run_id: str) -> Run:
+    run = await store.run(run_id)
+    assert run is not None
+    return run
+
+
+async def test_every_run_of_a_dead_process_is_ready_at_the_start(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    for n in range(1_200):
+        running(store, clock, f"r{n}", "a")
+    async with serving(store, clock):
+        run = await stored(store, "r1199")
+        assert (run.status, run.reason, run.owner) == (Status.READY, "interrupted", "")
+        assert (run.interruptions, run.lone_interruptions) == (1, 0)
+        assert (run.steps, run.memo_bytes, run.last_order) == (1, 6, 1)
+        assert await store.in_status(Status.RUNNING, 10) == []
+
+
+async def test_a_run_of_this_process_is_not_lost(store: FlakyStore, clock: VirtualClock) -> None:
+    async with serving(store, clock) as host:
+        live = host.register(new_run("mine"))
+        await live.acknowledge()
+        assert await host.recovery.interrupt_lost_runs() == 0
+        assert (await stored(store, "mine")).status is Status.RUNNING
+
+
+async def test_a_crowd_is_never_parked_and_the_lonely_is(
+    store: FlakyStore, clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ten deaths in company prove nothing; three alone do, after three in doubt."""
+    runs = [running(store, clock, run_id) for run_id in ("one", "two")]
+    for _ in range(10):
+        async with serving(store, clock):
+            pass
+        for run in runs:
+            ready = await stored(store, run.id)
+            assert ready.status is Status.READY
+            assert store.apply(decide(ready, Claim("they", None), clock.now(), POLICY).change)
+    store.apply(decide(await stored(store, "two"), Cancel("x"), clock.now(), POLICY).change)
+    for death in range(1, 4):
+        async with serving(store, clock):
+            pass
+        run = await stored(store, "one")
+        assert run.lone_interruptions == death
+        if death < 3:
+            assert run.status is Status.READY
+            assert store.apply(decide(run, Claim("they", None), clock.now(), POLICY).change)
+    assert (run.status, run.reason) == (Status.PARKED, "interrupted_too_often")
+    assert "durable-endpoints runs retry one" in caplog.text
+    assert "GET /x" in caplog.text
+
+
+async def test_a_start_whose_store_fails_fails_and_the_next_one_recovers(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    running(store, clock, "r")
+    store.fails = anything
+    with pytest.raises(StorageError):
+        async with serving(store, clock):
+            raise AssertionError("it started")
+    store.fails = None
+    async with serving(store, clock):
+        assert (await stored(store, "r")).status is Status.READY
+
+
+async def test_an_abandoned_run_is_released_once_the_store_works(
+    store: FlakyStore, clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(store, clock) as host:
+        live = host.register(new_run("r"))
+        live.record(done("kept"))
+        await live.acknowledge()
+        store.fails = anything
+        live.record(done("lost"))
+        await live.abandon()
+        assert host.live == {}
+        await until(lambda: "the store still fails" in caplog.text)
+        assert (await stored(store, "r")).status is Status.RUNNING
+        store.fails = None
+        async with asyncio.timeout(5):
+            while (await stored(store, "r")).status is Status.RUNNING:
+                await asyncio.sleep(0.01)
+        run = await stored(store, "r")
+        assert (run.status, run.reason) == (Status.READY, "interrupted")
+        assert run.interruptions == 0  # the disk was at fault, not the run
+        assert (run.steps, run.memo_bytes, run.last_order) == (1, 6, 1)  # as on disk
+
+
+async def test_a_run_that_was_never_written_needs_no_rescue(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    async with serving(store, clock) as host:
+        store.fails = anything
+        live = host.register(new_run("r"))
+        await live.abandon()
+        store.fails = None
+        await asyncio.sleep(0.3)
+        assert await store.run("r") is None
+        assert host.is_quiet
+        assert host.recovery._stranded == set()

@@ -1,0 +1,132 @@
+"""Retention: what is past it goes in portions, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from durable_endpoints.protocol.runs import Complete
+from durable_endpoints.testing import VirtualClock
+from durable_endpoints_server import retention as module
+from durable_endpoints_server.engine.facts import Change, EventReceived, RequestSeen, Sweep
+from durable_endpoints_server.engine.model import Event, Policy, Status
+from durable_endpoints_server.engine.transitions import decide, register
+from durable_endpoints_server.store.base import Store
+from durable_endpoints_server.store.sqlite import SqliteStore
+from tests.durable_endpoints_server.helpers import POLICY, FlakyStore, new_run, serving, until
+
+pytestmark = pytest.mark.anyio
+
+DAY = 86_400_000
+HOUR = 3_600_000
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+async def end_run(store: Store, clock: VirtualClock, run_id: str, **how: bool) -> None:
+    decision = register(new_run(run_id), "me", None, clock.now())
+    store.submit(decision.change)
+    decision = decide(decision.run, Complete(200, b"x", **how), clock.now(), POLICY)
+    await store.submit(decision.change).wait()
+
+
+async def ids(store: Store) -> set[str]:
+    return {line.run.id for line in await store.list_runs(list(Status), None, 10_000)}
+
+
+async def test_ended_runs_go_when_their_time_is_over(clock: VirtualClock) -> None:
+    store = FlakyStore()
+    async with serving(store, clock, sweep_interval=0.005):
+        await end_run(store, clock, "old")
+        clock.move_to(clock.now() + 1 * DAY)
+        await end_run(store, clock, "young")
+        clock.move_to(clock.now() + 6 * DAY)
+        await asyncio.sleep(0.03)
+        assert await ids(store) == {"old", "young"}  # seven days to the millisecond
+        clock.move_to(clock.now() + 1)
+        await asyncio.sleep(0.03)
+        assert await ids(store) == {"young"}
+
+
+async def test_a_run_that_has_not_ended_is_kept_for_ever(clock: VirtualClock) -> None:
+    store = FlakyStore()
+    store.apply(register(new_run("r"), "me", None, clock.now()).change)
+    async with serving(store, clock, sweep_interval=0.005):
+        clock.move_to(clock.now() + 400 * DAY)
+        await asyncio.sleep(0.03)
+        assert await ids(store) == {"r"}
+
+
+async def test_retention_is_a_setting_for_runs_and_for_events(clock: VirtualClock) -> None:
+    store = FlakyStore()
+    policy = Policy(run_retention=2 * HOUR, event_retention=1 * HOUR)
+    async with serving(store, clock, sweep_interval=0.005, policy=policy):
+        await end_run(store, clock, "r")
+        now = clock.now()
+        store.apply(Change((EventReceived(Event("e", "e", b"{}", now, now), settled=True),)))
+        store.apply(Change((RequestSeen(now, "GET", "/", 200, 5, None),)))
+        clock.move_to(now + HOUR + 1)
+        await until(lambda: not store._events)
+        assert await ids(store) == {"r"}
+        assert len(await store.requests(10)) == 1
+        clock.move_to(now + 2 * HOUR + 1)
+        await until(lambda: not store._rows)
+        assert await store.requests(10) == []
+
+
+async def test_a_response_that_nobody_fetched_goes_after_an_hour(clock: VirtualClock) -> None:
+    store = FlakyStore()
+    async with serving(store, clock, sweep_interval=0.005):
+        await end_run(store, clock, "r", until_delivered=True)
+        clock.move_to(clock.now() + HOUR)
+        await asyncio.sleep(0.03)
+        ended = await store.ended("r")
+        assert ended is not None
+        assert ended.response == b"x"
+        clock.move_to(clock.now() + 1)
+        await asyncio.sleep(0.03)
+        ended = await store.ended("r")
+        assert ended is not None
+        assert (ended.response, ended.omitted) == (None, "delivered")
+
+
+async def test_it_goes_in_portions(
+    clock: VirtualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PAUSE", 0)
+    sweeps: list[Change] = []
+
+    class Counting(SqliteStore):
+        def submit(self, change, lane=None):  # type: ignore[no-untyped-def]
+            if isinstance(change.facts[0], Sweep):
+                sweeps.append(change)
+            return super().submit(change, lane)
+
+    store = Counting(tmp_path / "runs.db")
+    await asyncio.gather(*(end_run(store, clock, f"r{n}") for n in range(450)))
+    clock.move_to(clock.now() + 8 * DAY)
+    async with serving(store, clock):
+        async with asyncio.timeout(10):
+            while await ids(store):
+                await asyncio.sleep(0.01)
+        assert len(sweeps) == 3  # 200 at once
+
+
+async def test_the_sweeper_survives_a_store_that_fails(
+    clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = FlakyStore()
+    await end_run(store, clock, "r")
+    clock.move_to(clock.now() + 8 * DAY)
+    store.fails = lambda change: isinstance(change.facts[0], Sweep)
+    async with serving(store, clock, sweep_interval=0.005):
+        await until(lambda: "could not be deleted" in caplog.text)
+        store.fails, store.is_away = None, True
+        await asyncio.sleep(0.02)
+        store.is_away = False
+        await until(lambda: not store._rows)

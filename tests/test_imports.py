@@ -1,0 +1,183 @@
+"""The arrows between the packages, read from the source: who may import whom, and when."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import durable_endpoints
+import durable_endpoints_server
+
+SDK = Path(durable_endpoints.__file__).parent
+SERVER = Path(durable_endpoints_server.__file__).parent
+
+MAY_IMPORT_THE_SERVER = {"engines/embedded.py", "testing.py"}
+"""And the demo, which is a driver of both."""
+
+REACHES_OUTSIDE = {
+    "aiofiles",
+    "anyio",
+    "apsw",
+    "asyncio",
+    "concurrent",
+    "filelock",
+    "glob",
+    "httpx",
+    "io",
+    "logging",
+    "multiprocessing",
+    "os",
+    "pathlib",
+    "queue",
+    "random",
+    "secrets",
+    "select",
+    "shutil",
+    "signal",
+    "socket",
+    "sqlite3",
+    "ssl",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "threading",
+    "time",
+    "ulid",
+}
+
+
+def modules(package: Path, under: str = "") -> list[Path]:
+    return sorted((package / under).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """The modules that a file imports, and whether at the top, where importing it imports them."""
+    tree = ast.parse(path.read_text("utf-8"))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            assert node.module is not None
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            yield name, id(node) not in inside
+
+
+def is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(SDK.parent))
+
+
+@pytest.mark.parametrize("path", modules(SDK), ids=ids)
+def test_the_sdk_knows_the_server_in_two_places(path: Path) -> None:
+    place = path.relative_to(SDK).as_posix()
+    if place in MAY_IMPORT_THE_SERVER or place.startswith("demo/"):
+        return
+    found = [name for name, _ in imports(path) if is_in(name, "durable_endpoints_server")]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", modules(SDK), ids=ids)
+def test_the_embedded_engine_is_imported_when_it_is_needed(path: Path) -> None:
+    """So that a process with a remote engine pays nothing for it."""
+    place = path.relative_to(SDK).as_posix()
+    if place in MAY_IMPORT_THE_SERVER or place.startswith("demo/"):
+        return
+    eager = {name for name, at_top in imports(path) if at_top}
+    assert not {name for name in eager if is_in(name, "durable_endpoints.engines.embedded")}
+    assert "durable_endpoints.testing" not in eager
+
+
+@pytest.mark.parametrize("path", modules(SDK, "protocol"), ids=ids)
+def test_the_protocol_is_pure_and_knows_itself_only(path: Path) -> None:
+    for name, _ in imports(path):
+        if is_in(name, "durable_endpoints"):
+            assert is_in(name, "durable_endpoints.protocol"), name
+        else:
+            assert name.split(".")[0] not in REACHES_OUTSIDE, name
+
+
+@pytest.mark.parametrize("path", modules(SERVER), ids=ids)
+def test_the_server_knows_the_protocol_of_the_sdk_only(path: Path) -> None:
+    place = path.relative_to(SERVER).as_posix()
+    for name, at_top in imports(path):
+        if not is_in(name, "durable_endpoints"):
+            continue
+        if place == "cli.py" and not at_top and is_in(name, "durable_endpoints.demo"):
+            continue  # `durable-endpoints demo` imports it lazily
+        assert is_in(name, "durable_endpoints.protocol"), name
+
+
+@pytest.mark.parametrize("path", modules(SERVER, "engine"), ids=ids)
+def test_the_core_reads_no_clock_draws_no_chance_and_opens_nothing(path: Path) -> None:
+    for name, _ in imports(path):
+        root = name.split(".")[0]
+        assert root not in REACHES_OUTSIDE, name
+        if is_in(name, "durable_endpoints_server"):
+            assert is_in(name, "durable_endpoints_server.engine"), name
+    calls = [
+        node.func.id
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    assert not {"open", "exec", "eval", "__import__", "input", "print"} & set(calls)
+
+
+@pytest.mark.parametrize("path", modules(SERVER, "engine"), ids=ids)
+def test_the_core_has_no_coroutines(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    assert not [
+        node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef | ast.Await)
+    ]
+
+
+@pytest.mark.parametrize("path", modules(SERVER, "store"), ids=ids)
+def test_a_store_knows_no_service(path: Path) -> None:
+    for name, _ in imports(path):
+        if is_in(name, "durable_endpoints_server"):
+            assert is_in(name, "durable_endpoints_server.store") or is_in(
+                name, "durable_endpoints_server.engine"
+            ), name
+
+
+def test_importing_the_sdk_imports_neither_the_server_nor_its_store() -> None:
+    """The same in a real process, whatever the source says."""
+    code = (
+        "import sys, durable_endpoints; "
+        "print([m for m in sys.modules if m.split('.')[0] in "
+        "('durable_endpoints_server', 'apsw', 'fastapi', 'click', 'uvicorn')])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_the_command_line_imports_no_web_framework() -> None:
+    code = (
+        "import sys, durable_endpoints_server.cli; "
+        "print([m for m in sys.modules if m.split('.')[0] in ('fastapi', 'uvicorn')])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    for path in [*modules(SDK), *modules(SERVER)]:
+        text = path.read_text("utf-8")
+        docstring = ast.get_docstring(ast.parse(text))
+        assert docstring or not text.strip(), f"{path} has no docstring"
