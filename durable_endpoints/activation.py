@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import anyio.lowlevel
@@ -10,16 +11,17 @@ from durable_endpoints.body import RequestBody
 from durable_endpoints.door import Door
 from durable_endpoints.ending import Ending
 from durable_endpoints.engines.base import KeyHolder, Reentry, Session
-from durable_endpoints.errors import EngineError, LostRunError
+from durable_endpoints.errors import EngineError, LimitError, LostRunError
 from durable_endpoints.execution import Execution, Suspended
 from durable_endpoints.hooks import RunInfo, notify
 from durable_endpoints.idempotency import NO_CLAIM, BadKeyError, Claim, claim_of, conflict
 from durable_endpoints.ids import new_run_id
 from durable_endpoints.inputs import run_input
 from durable_endpoints.options import EndpointOptions
+from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.messages import StoredRequest
 from durable_endpoints.protocol.ops import StepDone, StepKind
-from durable_endpoints.protocol.runs import NewRun
+from durable_endpoints.protocol.runs import Fail, NewRun
 from durable_endpoints.reply import Reply
 from durable_endpoints.requests import header, printable, store_request
 
@@ -60,6 +62,7 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
     )
     body.in_run = True
     function_id = options.function_id or application.function_id(endpoint, door)
+    session: Session | None = None
     try:
         engine = application.running_engine() or await application.started_engine()
         if not engine.is_admitting:
@@ -95,15 +98,33 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
         detail = str(error)
         raise _refuse(door, lambda: reply.problem(400, "bad_idempotency_key", detail)) from None
     except EngineError as error:
+        if session is not None:
+            await session.abandon()
         detail = str(error)
         reply = Reply(door, "")
         raise _refuse(door, lambda: reply.unavailable(detail)) from None
+    except LimitError as error:
+        if session is not None:
+            await session.end(Fail("exception", failures.describe(error).encode()))
+        raise
+    except asyncio.CancelledError:
+        if session is not None:
+            door.engine.spawn(_give_back(session), "give a run back")
+        raise
     unacknowledged = len(door.remembered)
     execution = _execution(door, session, request, function_id, options, unacknowledged)
     assert door.ending is not None
     door.queue = application.queues.of(engine, options.respond_within)
     door.queue.add(door.ending)
     return execution
+
+
+async def _give_back(session: Session) -> None:
+    """Whoever sent the request gave up while its run was being registered."""
+    try:
+        await session.release("released")
+    except EngineError:
+        await session.abandon()
 
 
 async def _acknowledge(

@@ -50,7 +50,7 @@ class Capture:
         self.is_muted = False
         """Whether the application is not heard any more."""
         self.is_detached = False
-        """Whether the client has been, or will be, answered otherwise: the response is only kept."""
+        """Whether the client is answered otherwise: the response is only kept."""
         self.is_reentry = False
         """Whether there is no client here at all."""
         self.has_sent = False

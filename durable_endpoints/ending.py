@@ -213,6 +213,9 @@ class Ending:
                 execution.error = error
                 lost = isinstance(error, LostRunError)
                 execution.departure = Departure.LOST if lost else Departure.BROKEN
+            if execution.departure is Departure.BROKEN:
+                result = Result("lost", execution.error)
+                await self._session.abandon()
             if self.capture.has_sent:
                 return
             if execution.departure is Departure.STOPPED:
@@ -220,8 +223,6 @@ class Ending:
                 status = "cancelled" if execution.stop_reason == "cancelled" else "failed"
                 await reply.ended(status, execution.stop_reason)
             elif execution.departure is Departure.BROKEN:
-                result = Result("lost", execution.error)
-                await self._session.abandon()
                 await reply.unavailable(str(execution.error), str(execution.last_step or ""))
             else:
                 if execution.departure is Departure.LOST:

@@ -9,12 +9,9 @@ import orjson
 from ulid import ULID
 
 from durable_endpoints.errors import StepValueError
+from durable_endpoints.protocol.events import check_event
 from durable_endpoints.protocol.ops import NewEvent
 from durable_endpoints.protocol.values import NotJsonError, encode
-
-MAX_NAME_LENGTH = 512
-MAX_DATA = 3 * 1024 * 1024
-"""Bytes of JSON; as in Inngest's event API."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +39,12 @@ def event_from_value(value: Any) -> Event | None:
 
 def new_event(name: str, data: Any, id: str | None, ts: int | None) -> NewEvent:
     """Check an event that is to be sent. Raises `StepValueError`."""
-    check_event_name(name)
-    if id is not None and not (isinstance(id, str) and 0 < len(id) <= MAX_NAME_LENGTH):
-        raise StepValueError(f"the event id {id!r} is not a text of 1 to {MAX_NAME_LENGTH} letters")
-    if ts is not None and (isinstance(ts, bool) or not isinstance(ts, int) or ts < 0):
-        raise StepValueError(f"ts={ts!r}: give UTC epoch milliseconds as a whole number")
     try:
         encoded = encode({} if data is None else data)
     except NotJsonError as error:
         raise StepValueError(f"the data of event {name!r} is not JSON: {error}") from None
-    if len(encoded) > MAX_DATA:
-        raise StepValueError(
-            f"the data of event {name!r} has {len(encoded):,} bytes; {MAX_DATA:,} are allowed"
-        )
+    try:
+        check_event(name, id, ts, encoded)
+    except ValueError as error:
+        raise StepValueError(str(error)) from None
     return NewEvent(id if id is not None else str(ULID()), name, encoded, ts)
-
-
-def check_event_name(name: str) -> None:
-    """Raise `StepValueError` for what cannot be an event's name."""
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable():
-        raise StepValueError(
-            f"the event name {name!r} is not a printable text of 1 to {MAX_NAME_LENGTH} letters"
-        )

@@ -12,6 +12,7 @@ wait for the disk comes before the next body starts, before a departure, and bef
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from enum import Enum
@@ -90,13 +91,20 @@ class _Driven:
 
 
 def _throw_away(coroutine: Any) -> None:
-    """Close it as far as it lets itself be closed."""
+    """Close it, if it lets itself be closed.
+
+    One that does not would be closed again by the garbage collector, in the middle of some other
+    code, where its steps fail at once, and so loop there for ever: it is kept for ever instead.
+    """
     for _ in range(_MAX_SIGNALS):
         try:
             coroutine.close()
+        except RuntimeError:
+            continue  # "coroutine ignored GeneratorExit"
         except BaseException:
-            continue  # "coroutine ignored GeneratorExit", or what it raised instead
+            pass
         return
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(coroutine))
 
 
 class StepScope:

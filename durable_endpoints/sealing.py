@@ -59,6 +59,10 @@ class Keyring:
     def unseal(self, run_id: str, part: Part, data: bytes) -> bytes:
         """Decrypt it. Raises `UnsealError` if no key fits, or it belongs elsewhere."""
         bound_to = f"{run_id}:{part}".encode()
+        if data[:1] != _FORMAT:
+            raise UnsealError(
+                f"the stored {part} of run {run_id} is in a format of another version"
+            )
         nonce, ciphertext = data[1 : 1 + _NONCE], data[1 + _NONCE :]
         for key in self._sealing:
             try:

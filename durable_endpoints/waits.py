@@ -9,8 +9,8 @@ from typing import Any, TypedDict
 import orjson
 
 from durable_endpoints.errors import StepValueError
-from durable_endpoints.events import check_event_name
 from durable_endpoints.protocol import expressions
+from durable_endpoints.protocol.events import check_event_name
 from durable_endpoints.protocol.ops import Alternative
 
 Match = str | Mapping[str, Any]
@@ -36,7 +36,10 @@ def alternative_of(
     label: str, event: str, match: Match | None, if_exp: str | None, inputs: Inputs
 ) -> Alternative:
     """Check and complete one alternative. Raises `StepValueError` that says what is wrong."""
-    check_event_name(event)
+    try:
+        check_event_name(event)
+    except ValueError as error:
+        raise StepValueError(str(error)) from None
     pairs = _pairs(match, inputs) if match is not None else ()
     expression = _written_in(if_exp, inputs) if if_exp else ""
     if expression:
@@ -111,6 +114,8 @@ def _input_at(path: str, inputs: Inputs) -> Any:
 def _text(path: str, value: Any) -> str:
     """The text by which numbers, strings and booleans are compared."""
     if isinstance(value, str):
+        if not value.isascii() and value != value.encode("utf-8", "replace").decode():
+            raise StepValueError(f"match on {path!r}: {value!r} is not valid Unicode")
         return value
     if isinstance(value, bool | int | float):
         return orjson.dumps(value).decode("ascii")

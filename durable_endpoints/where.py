@@ -60,6 +60,8 @@ def name_step(execution: Execution, name: str) -> StepId:
     """The id of a step that is being called."""
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_LENGTH:
         raise StepIdError(f"a step's id is a text of 1 to {MAX_NAME_LENGTH} letters, not {name!r}")
+    if not name.isascii() and name != name.encode("utf-8", "replace").decode():
+        raise StepIdError(f"the step id {name!r} is not valid Unicode")
     return execution.ids.next(name)
 
 

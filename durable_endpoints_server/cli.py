@@ -13,6 +13,7 @@ import click
 import orjson
 
 from durable_endpoints.protocol.errors import DurableEndpointsError
+from durable_endpoints.protocol.events import check_event
 from durable_endpoints_server import report
 from durable_endpoints_server.clock import SystemClock
 from durable_endpoints_server.engine.model import Status
@@ -40,6 +41,8 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except DurableEndpointsError as error:
             fail(str(error))
+        except UnicodeEncodeError as error:
+            fail(f"{error.object!r} is not UTF-8")
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -175,10 +178,12 @@ def send(database: str, name: str, data: str, event_id: str | None) -> None:
         decoded = orjson.loads(data)
     except ValueError as error:
         fail(f"the data is not JSON: {error}")
-    if not name or len(name) > 512 or not name.isprintable():
-        fail("an event's name is a printable text of 1 to 512 letters")
+    event_id = str(ULID()) if event_id is None else event_id
+    try:
+        check_event(name, event_id, None, orjson.dumps(decoded))
+    except (ValueError, TypeError) as error:
+        fail(str(error))
     path = _existing(database)
-    event_id = event_id or str(ULID())
     message = {"id": event_id, "name": name, "data": decoded, "ts": None}
     leave_message(path, SystemClock().now(), "event", orjson.dumps(message))
     click.echo(event_id)

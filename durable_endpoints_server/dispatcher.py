@@ -158,6 +158,10 @@ class Dispatcher:
                 if entry.run.status is not Status.READY or not self._can_execute(entry):
                     return
                 live = self._claim(entry)
+                if (entry.run.ready_at or 0) <= self._host.attached_at:
+                    # It may have ended the last process. Should it end this one before its first
+                    # body begins, that has to be on disk.
+                    await live.written()
                 await executor(live, entry)
                 if not live.was_refused:
                     return
@@ -169,7 +173,7 @@ class Dispatcher:
             self.nudge()
 
     def _claim(self, entry: Entry) -> LiveRun:
-        """Take the lease. The write is not awaited here: no new step body starts before it."""
+        """Take the lease. No new step body starts before that is written."""
         host = self._host
         decision = decide(entry.run, Claim(host.owner, None), host.clock.now(), host.policy)
         return host.adopt(decision, entry.memo)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.protocol.ops import NewEvent
 from durable_endpoints_server.engine.facts import Change, EventReceived, EventSettled
 from durable_endpoints_server.engine.matching import document_of, matches, resolution
-from durable_endpoints_server.engine.model import Event, Run, Status
+from durable_endpoints_server.engine.model import Event, Run, Status, Wait
 from durable_endpoints_server.engine.transitions import Resolve, decide
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.store.base import Match, RefusedError, Ticket
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("durable_endpoints")
 
 _PAGE = 500
+_PATIENCE = 60.0
+"""Seconds to wait for a run whose execution is gone to be idle in the store."""
 _PAUSE = 0.01
 """Seconds before an event is matched again with a wait that was just being changed."""
 
@@ -38,6 +41,7 @@ class EventService:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._unsettled: set[str] = set()
+        self._publishing: dict[str, asyncio.Task[None]] = {}
         self.read_inbox: Callable[[], Awaitable[None]] | None = None
         """Set by the inbox: takes in the events that other processes left."""
 
@@ -49,38 +53,54 @@ class EventService:
     async def publish(self, new: NewEvent, received_at: int | None = None) -> str:
         """Receive an event, and return its id once it is on disk.
 
-        An id that was received before, within retention, changes nothing.
+        An id that was received before, within retention, changes nothing. A caller that gives up
+        does not take the event with it.
         """
         now = received_at if received_at is not None else self._host.clock.now()
         event = Event(new.id, new.name, new.data, new.ts if new.ts is not None else now, now)
+        task = self._publishing.get(event.id)
+        if task is None or task.get_loop() is not asyncio.get_running_loop():
+            task = self._host.tasks.spawn(self._publish(event), f"receive event {event.id}")
+            self._publishing[event.id] = task
+        await asyncio.shield(task)
+        return event.id
+
+    async def _publish(self, event: Event) -> None:
         self._unsettled.add(event.id)
+        is_on_disk = False
         try:
             arrival = await self._host.store.arrival(event)
             if arrival.known:
-                self._unsettled.discard(event.id)
-                return event.id
+                return
             received = Change((EventReceived(event, settled=False),))
             ticket = self._host.store.submit(received)
             resolved = self._resolve_idle(event, self._matching(event, arrival.matches))
             await ticket.wait()
-            await self._announce(resolved)
+            is_on_disk = True
+            self._host.tasks.spawn(self._settle(event, resolved), f"match event {event.id}")
         except RefusedError:
-            self._unsettled.discard(event.id)
-            return event.id
-        except BaseException:
-            self._unsettled.discard(event.id)
-            raise
-        self._host.tasks.spawn(self._settle(event), f"match event {event.id}")
-        return event.id
+            pass  # it was received before
+        finally:
+            del self._publishing[event.id]
+            if not is_on_disk:
+                self._unsettled.discard(event.id)
 
     def restart(self) -> None:
         """Whatever was being matched on an event loop before this one went with it."""
         self._unsettled.clear()
+        self._publishing.clear()
 
     async def catch_up(self) -> None:
-        """Return once every event received until now has resolved what it resolves."""
+        """Return once every event received until now has resolved what it resolves.
+
+        Raises `StorageError` while that cannot be said.
+        """
         if self.read_inbox is not None:
             await self.read_inbox()
+        while self._host.recovery.is_behind:
+            if self._host.recovery.is_failing:
+                raise StorageError("events are on disk that could not be matched yet")
+            await asyncio.sleep(_PAUSE)
         waiting = set(self._unsettled)
         while waiting & self._unsettled:  # noqa: ASYNC110 (waited for on any event loop)
             await asyncio.sleep(_PAUSE)
@@ -92,18 +112,40 @@ class EventService:
         names = sorted({wait.alternative.event for wait in waits})
         if not names:
             return
-        for event in await store.unused_events(run.id, names, run.began_at):
-            document = document_of(event)
-            for wait in waits:
-                if matches(wait, event, document):
-                    value = resolution(wait, event)
-                    await live.offer(key, value, event.id, again=False)
-                    return
+        found = [await self._first_match(run, name, waits) for name in names]
+        earliest = min(filter(None, found), key=lambda pair: pair[1].received_at, default=None)
+        if earliest is not None:
+            wait, event = earliest
+            await live.offer(key, resolution(wait, event), event.id, again=False)
+
+    async def _first_match(
+        self, run: Run, name: str, waits: list[Wait]
+    ) -> tuple[Wait, Event] | None:
+        since, after = run.began_at, ""
+        while True:
+            events = await self._host.store.unused_events(run.id, name, since, after, _PAGE)
+            for event in events:
+                document = document_of(event)
+                for wait in waits:
+                    if matches(wait, event, document):
+                        return wait, event
+            if len(events) < _PAGE:
+                return None
+            since, after = events[-1].received_at, events[-1].id
 
     def settle_soon(self, event_id: str) -> None:
         """Match an event that was written together with a run's step."""
         self._unsettled.add(event_id)
-        self._host.tasks.spawn(self.settle_all(), f"match event {event_id}")
+        self._host.tasks.spawn(self._settle_kept(event_id), f"match event {event_id}")
+
+    async def _settle_kept(self, event_id: str) -> None:
+        try:
+            await self.settle_all()
+        except StorageError as error:
+            logger.error("event %s could not be matched yet: %s", event_id, error)
+            self._host.recovery.settle_soon()
+        finally:
+            self._unsettled.discard(event_id)
 
     async def settle_all(self) -> None:
         """Match every event that is kept and not settled: after a start, or a failed write."""
@@ -114,24 +156,39 @@ class EventService:
             if len(events) < _PAGE:
                 return
 
-    async def _settle(self, event: Event) -> None:
-        """Resolve what the event matches until nothing is left, then say so."""
+    async def _settle(self, event: Event, resolved: Sequence[tuple[Run, Ticket]] = ()) -> None:
+        """Resolve what the event matches until nothing is left, then say so. `resolved` is on its
+        way to the disk already."""
         try:
+            await self._announce(resolved)
+            give_up_at = time.monotonic() + _PATIENCE
             while found := self._matching(event, (await self._host.store.arrival(event)).matches):
                 resolved = self._resolve_idle(event, found)
                 lives = await self._offer_live(event, found)
                 await self._announce(resolved)
-                if not resolved and not lives:
+                is_leaving = self._is_leaving(found) and time.monotonic() < give_up_at
+                if not resolved and not lives and not is_leaving:
                     break  # nobody can take it now: whoever can will look back for it
                 for live in lives:
                     await live.written()
-                await asyncio.sleep(_PAUSE if lives else 0)
+                await asyncio.sleep(_PAUSE if lives or is_leaving else 0)
             self._host.store.submit(Change((EventSettled(event.id),)))
         except StorageError as error:
             logger.error("event %s could not be matched yet: %s", event.id, error)
             self._host.recovery.settle_soon()
         finally:
             self._unsettled.discard(event.id)
+
+    def _is_leaving(self, found: list[Match]) -> bool:
+        """Whether one of these runs was being executed when the store was asked, and is not any
+        more: that it is idle now is only on its way to the disk."""
+        host = self._host
+        return any(
+            match.run.status is Status.RUNNING
+            and host.live_run(match.run.id) is None
+            and not host.recovery.will_rescue(match.run.id)
+            for match in found
+        )
 
     def _matching(self, event: Event, found: list[Match]) -> list[Match]:
         if not found:
@@ -172,7 +229,7 @@ class EventService:
                 lives.append(live)
         return lives
 
-    async def _announce(self, resolved: list[tuple[Run, Ticket]]) -> None:
+    async def _announce(self, resolved: Iterable[tuple[Run, Ticket]]) -> None:
         for run, ticket in resolved:
             try:
                 await ticket.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError
@@ -26,6 +26,12 @@ from durable_endpoints_server.timers import Timers
 from durable_endpoints_server.waiters import Waiters
 
 logger = logging.getLogger("durable_endpoints")
+
+
+_PAUSE = 0.01
+"""Seconds before a run that was just being changed is looked at again."""
+_RESTART = 1.0
+"""Seconds before a service that failed is started again."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Host:
         self.tasks = TaskSet()
         self.live: dict[str, LiveRun] = {}
         self.draining = False
+        self.attached_at = 0
+        """When these services started: a run that was ready before may have ended a process."""
         self.waiters = Waiters(store, self.clock)
         self.events = EventService(self)
         self.timers = Timers(self)
@@ -75,6 +83,7 @@ class Host:
             return
         self._loop = loop
         self.tasks = TaskSet()
+        self.attached_at = self.clock.now()
         self._services = services = TaskSet()
         self.events.restart()
         try:
@@ -84,12 +93,12 @@ class Host:
             raise
         if lost:
             logger.info("%d runs lost their execution and go on", lost)
-        services.spawn(self.events.settle_all(), "match events")
-        services.spawn(self.recovery.run(), "recovery")
-        services.spawn(self.dispatcher.run(), "dispatcher")
-        services.spawn(self.timers.run(), "timers")
-        services.spawn(self._inbox.run(), "inbox")
-        services.spawn(self._sweeper.run(), "retention")
+        services.spawn(_keep_running(self.recovery.run), "recovery")
+        services.spawn(_keep_running(self.dispatcher.run), "dispatcher")
+        services.spawn(_keep_running(self.timers.run), "timers")
+        services.spawn(_keep_running(self._inbox.run), "inbox")
+        services.spawn(_keep_running(self._sweeper.run), "retention")
+        self.recovery.settle_soon()
 
     def begin_drain(self) -> None:
         """Start nothing new. Whoever waits for a run is let go, to ask again elsewhere."""
@@ -173,7 +182,11 @@ class Host:
         while True:
             live = self.live_run(run_id)
             if live is not None and isinstance(command, Cancel):
-                await live.stop(command)
+                try:
+                    await live.stop(command)
+                except LostRunError:
+                    await asyncio.sleep(_PAUSE)
+                    continue
                 return True
             run = await self.store.run(run_id)
             if run is None:
@@ -199,3 +212,14 @@ class Host:
             self.store.submit(Change((seen,)))
         except EngineError:
             pass
+
+
+async def _keep_running(serve: Callable[[], Awaitable[None]]) -> None:
+    """Run a service until it is cancelled; one that fails is started again."""
+    while True:
+        try:
+            await serve()
+        except Exception:
+            name = asyncio.current_task()
+            logger.exception("%s failed, and is started again", name.get_name() if name else "?")
+            await asyncio.sleep(_RESTART)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from durable_endpoints.protocol.errors import EngineError
+from durable_endpoints.protocol.events import check_event
 from durable_endpoints.protocol.ops import NewEvent
 from durable_endpoints_server.engine.facts import Change, InboxTaken
 from durable_endpoints_server.store.base import InboxMessage
@@ -65,6 +66,9 @@ class Inbox:
         data = orjson.loads(message.data)
         if message.kind == "event":
             event = NewEvent(data["id"], data["name"], orjson.dumps(data["data"]), data.get("ts"))
+            if event.id is None:
+                raise ValueError("an event in the inbox needs an id")
+            check_event(event.name, event.id, event.ts, event.data)
             await self._host.events.publish(event, received_at=message.at)
         elif message.kind == "cancel":
             await self._host.cancel(data["run_id"], data.get("reason", "cancelled"))

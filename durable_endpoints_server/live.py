@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
 
 
+_AFTER_FAILURE = 1_000
+"""Milliseconds until a wait whose time is over is looked at again, if the store failed."""
+
+
 class LiveRun:
     """One execution and its lease.
 
@@ -188,16 +192,24 @@ class LiveRun:
         return not self._left
 
     async def stop(self, command: Cancel | Expire) -> None:
-        """End the run from outside, and stop the execution."""
+        """End the run from outside, and stop the execution once that is on disk.
+
+        Raises `LostRunError` if the run has ended, or is no longer this execution's, and
+        `StorageError`; then the run goes on elsewhere.
+        """
         if asyncio.get_running_loop() is not self._loop:
             end = self.stop(command)
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(end, self._loop))
-        if not self._left:
-            fact = self._apply(command)
-            assert isinstance(fact, RunEnded)
-            self._announce(fact)
-            self._lost("timed_out" if isinstance(command, Expire) else "cancelled")
-            await self._ticket.wait()
+        fact = self._apply(command)
+        assert isinstance(fact, RunEnded)
+        self._announce(fact)
+        try:
+            await self.acknowledge()
+        except StorageError:
+            self._lost("lost")
+            self._host.recovery.rescue_soon(self.id)
+            raise
+        self._lost("timed_out" if isinstance(command, Expire) else "cancelled")
         return None
 
     async def written(self) -> None:
@@ -239,7 +251,12 @@ class LiveRun:
 
     async def _time_out(self, key: str) -> None:
         """An event received before the deadline goes first, however late it is looked at."""
-        await self._host.events.catch_up()
+        try:
+            await self._host.events.catch_up()
+        except StorageError:
+            again = self._host.clock.now() + _AFTER_FAILURE
+            self._alarms[key] = self._host.clock.call_at(again, lambda: self._due(key))
+            return
         if key in self._open and not self._left:
             self._resolve(key)
 
@@ -252,7 +269,13 @@ class LiveRun:
             pass  # the execution meets the same failure, and ends with it
 
     def _expire(self) -> None:
-        self._spawn(self.stop(Expire()), f"time out {self.id}")
+        self._spawn(self._time_out_run(), f"time out {self.id}")
+
+    async def _time_out_run(self) -> None:
+        try:
+            await self.stop(Expire())
+        except EngineError:
+            pass  # it has ended otherwise, or will be looked at again once the store works
 
     def _apply(self, command: Command) -> Fact:
         """Decide, queue the write, and return the first fact of it."""

@@ -34,6 +34,8 @@ class Recovery:
         self._host = host
         self._stranded: set[str] = set()
         self._unsettled = False
+        self.is_failing = False
+        """Whether the store failed when it was last asked."""
         self._bell = Bell()
 
     async def interrupt_lost_runs(self) -> int:
@@ -67,8 +69,18 @@ class Recovery:
         self._stranded.add(run_id)
         self._bell.ring()
 
+    def will_rescue(self, run_id: str) -> bool:
+        """Whether the run stands still until the store works again."""
+        return run_id in self._stranded
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are events that may not have resolved what they resolve."""
+        return self._unsettled
+
     def settle_soon(self) -> None:
-        """Events could not be matched because the store failed: do it once it works."""
+        """There may be events that are not matched, from before the start, or because the store
+        failed: do it once it works."""
         self._unsettled = True
         self._bell.ring()
 
@@ -77,6 +89,8 @@ class Recovery:
         self._bell.listen()
         while True:
             await self._bell.wait()
+            if self._unsettled:
+                await self._try_again()
             pause = _FIRST_RETRY
             while self._stranded or self._unsettled:
                 await asyncio.sleep(pause)
@@ -84,14 +98,16 @@ class Recovery:
                 await self._try_again()
 
     async def _try_again(self) -> None:
+        self.is_failing = False
         try:
             for run_id in list(self._stranded):
                 await self._rescue(run_id)
                 self._stranded.discard(run_id)
             if self._unsettled:
-                self._unsettled = False
                 await self._host.events.settle_all()
+                self._unsettled = False
         except EngineError as error:
+            self.is_failing = True
             logger.warning("the store still fails: %s", error)
 
     async def _rescue(self, run_id: str) -> None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("durable_endpoints")
 
-_LIMIT = 200
+_LIMIT = 500
+_RUNS = 5
 _PAUSE = 0.02
 """Seconds between two portions, which belong to everybody else."""
 _RESPONSE_RETENTION = 3_600_000
@@ -46,5 +47,5 @@ class Sweeper:
             now - _RESPONSE_RETENTION,
         )
         while await host.store.is_sweepable(*instants):
-            await host.store.submit(Change((Sweep(*instants, _LIMIT),))).wait()
+            await host.store.submit(Change((Sweep(*instants, _LIMIT, _RUNS),))).wait()
             await asyncio.sleep(_PAUSE)

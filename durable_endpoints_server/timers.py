@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("durable_endpoints")
 
 _PAGE = 500
+_WAITS = (StepKind.WAIT, StepKind.WAIT_ANY)
 _AFTER_FAILURE = 1_000
 """Milliseconds until the store is asked again after it failed."""
 
@@ -63,7 +64,9 @@ class Timers:
                 expired = await self._host.store.due_deadlines(now, _PAGE)
                 await self._expire(expired)
                 due = await self._host.store.due_steps(now, _PAGE)
-                if any(step.step.kind in (StepKind.WAIT, StepKind.WAIT_ANY) for step in due):
+                waits = [step for step in due if step.step.kind in _WAITS]
+                if waits:
+                    await self._resolve([step for step in due if step.step.kind not in _WAITS])
                     # An event received before the deadline beats the timeout.
                     await self._host.events.catch_up()
                     due = await self._host.store.due_steps(now, _PAGE)

@@ -15,6 +15,7 @@ class Waiters:
         self._store = store
         self._clock = clock
         self._waiting: dict[str, list[asyncio.Future[Ended | None]]] = {}
+        self._released = False
 
     async def wait(self, run_id: str, timeout: int) -> Ended | None:
         """Return how the run stands: at its end, when it is parked, or after `timeout` ms.
@@ -29,7 +30,7 @@ class Waiters:
         alarm = None
         try:
             ended = await self._store.ended(run_id)
-            if ended is None or is_settled(ended) or timeout <= 0:
+            if ended is None or is_settled(ended) or timeout <= 0 or self._released:
                 return ended
             alarm = self._clock.call_at(self._clock.now() + timeout, lambda: _resolve(future, None))
             return await future or await self._store.ended(run_id)
@@ -42,13 +43,15 @@ class Waiters:
 
     def tell(self, ended: Ended) -> None:
         """The run has ended, or is parked. Its record is on disk."""
-        for future in self._waiting.get(ended.run.id, ()):
+        for future in tuple(self._waiting.get(ended.run.id, ())):
             _resolve(future, ended)
 
     def release_all(self) -> None:
-        """Let everybody go, with the run as it stands: this process is about to end."""
+        """Let everybody go, with the run as it stands, and keep nobody from now on: this process is
+        about to end."""
+        self._released = True
         for futures in list(self._waiting.values()):
-            for future in futures:
+            for future in tuple(futures):
                 _resolve(future, None)
 
 

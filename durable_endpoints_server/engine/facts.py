@@ -119,7 +119,8 @@ class RequestSeen(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What is past its retention goes: at most `limit` of each kind."""
+    """What is past its retention goes: at most `limit` of each kind, and of runs, each of which may
+    have thousands of steps and a large response, at most `runs`."""
 
     runs_before: int
     """Runs that ended before, with all they left, and tracked requests."""
@@ -127,6 +128,7 @@ class Sweep(NamedTuple):
     responses_before: int
     """Responses kept only until delivered, of runs that ended before and nobody asked for."""
     limit: int
+    runs: int
 
 
 Fact = (

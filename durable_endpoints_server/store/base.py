@@ -196,9 +196,11 @@ class Store(Protocol):
         """All open waits of one run."""
         ...
 
-    async def unused_events(self, run_id: str, names: Sequence[str], since: int) -> list[Event]:
-        """Kept events with these names, received from `since` on, that the run has not used;
-        the earliest first."""
+    async def unused_events(
+        self, run_id: str, name: str, since: int, after: str, limit: int
+    ) -> list[Event]:
+        """Kept events with this name that the run has not used, in order of receipt and id: those
+        received after `since`, or at `since` with an id greater than `after`."""
         ...
 
     async def unsettled_events(self, limit: int) -> list[Event]:

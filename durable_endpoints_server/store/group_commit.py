@@ -121,27 +121,31 @@ class GroupCommit(Generic[T]):
         try:
             refused = self._write([batch.changes[n] for n in positions])
         except WriteError as error:
-            if error.common or len(positions) == 1:
-                for n in positions:
-                    batch.fail(n, error.cause)
-                if error.common:
-                    self._last_success = -_HEALTHY
-            else:
-                # One change is at fault, and the others must not suffer for it.
-                for n in positions:
-                    lane = batch.lanes[n]
-                    if lane is not None and lane.failure is not None:
-                        batch.failures[n] = lane.failure
-                    else:
-                        self._write_positions(batch, [n])
+            self._fail(batch, positions, error.cause, error.common)
         except BaseException as error:
-            for n in positions:
-                batch.fail(n, StorageError(f"the store failed: {error!r}"))
-            self._last_success = -_HEALTHY
+            # A value that no database holds, for instance.
+            self._fail(batch, positions, StorageError(f"the store failed: {error!r}"), common=False)
         else:
             for index in refused:
                 batch.failures[positions[index]] = RefusedError()
             self._last_success = time.monotonic()
+
+    def _fail(
+        self, batch: _Batch[T], positions: list[int], cause: StorageError, common: bool
+    ) -> None:
+        if common or len(positions) == 1:
+            for n in positions:
+                batch.fail(n, cause)
+            if common:
+                self._last_success = -_HEALTHY
+            return
+        # One change is at fault, and the others must not suffer for it.
+        for n in positions:
+            lane = batch.lanes[n]
+            if lane is not None and lane.failure is not None:
+                batch.failures[n] = lane.failure
+            else:
+                self._write_positions(batch, [n])
 
     def _finish(self, batch: _Batch[T]) -> _Batch[T] | None:
         """Tell everybody, once per event loop, and take the next batch."""

@@ -28,4 +28,5 @@ def sqlite_path(database: str) -> Path:
             f"database={database!r}: a durable database needs a file; for tests there is "
             "durable_endpoints.testing"
         )
-    return Path(database).absolute()
+    # Two names of one file must not be two databases: the lock and the key file go by the name.
+    return Path(database).resolve()

@@ -174,12 +174,12 @@ class MemoryStore:
         self._requests.append(RequestRecord(*fact))
 
     def _sweep(self, run_id: str, fact: Sweep) -> None:
-        for row in self._ended_before(fact.runs_before)[: fact.limit]:
+        for row in self._ended_before(fact.runs_before)[: fact.runs]:
             del self._rows[row.run.id]
             if row.new.key is not None:
                 del self._keys[row.new.key]
         self._requests = [seen for seen in self._requests if seen.at >= fact.runs_before]
-        for row in self._undelivered_before(fact.responses_before)[: fact.limit]:
+        for row in self._undelivered_before(fact.responses_before)[: fact.runs]:
             row.response, row.omitted = None, "delivered"
         for event in [e.event for e in self._events.values()]:
             if event.received_at < fact.events_before:
@@ -254,15 +254,19 @@ class MemoryStore:
         row = self._rows.get(run_id)
         return [] if row is None else [self._match(row, wait) for wait in row.waits.values()]
 
-    async def unused_events(self, run_id: str, names: Sequence[str], since: int) -> list[Event]:
+    async def unused_events(
+        self, run_id: str, name: str, since: int, after: str, limit: int
+    ) -> list[Event]:
         row = self._rows.get(run_id)
         used = set() if row is None else row.used_events
         events = [
             event
             for event, _ in self._events.values()
-            if event.name in names and event.received_at >= since and event.id not in used
+            if event.name == name
+            and (event.received_at, event.id) > (since, after)
+            and event.id not in used
         ]
-        return sorted(events, key=lambda event: (event.received_at, event.id))
+        return sorted(events, key=lambda event: (event.received_at, event.id))[:limit]
 
     async def unsettled_events(self, limit: int) -> list[Event]:
         events = [event for event, settled in self._events.values() if not settled]

@@ -8,6 +8,8 @@ all writes and all checkpoints; reads go to connections of their own, in other t
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
@@ -34,6 +36,8 @@ Synchronous = Literal["full", "normal"]
 
 _SIZES: Final = (*range(1, 33), *range(36, 65, 4), *range(72, 129, 8), *range(160, 513, 32))
 """Rows of the statements that are used."""
+_CHECK_INTERVAL: Final = 1.0
+"""Seconds between two looks at whether the file is still in its place."""
 _CELLS_PER_STATEMENT: Final = 512 * WIDTH
 _NOTHING: Final = (None,) * WIDTH
 _ROW: Final = "(" + ",".join("?" * WIDTH) + ")"
@@ -50,6 +54,9 @@ class SqliteStore(SqliteReader):
         super().__init__(path)
         self._refused: list[int] = []
         self._writer = self._open_writer(synchronous)
+        place = os.stat(self._path)
+        self._place = place.st_dev, place.st_ino
+        self._check_at = 0.0
         self._commits = GroupCommit(self._write, "durable-endpoints-writer")
 
     def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
@@ -91,6 +98,7 @@ class SqliteStore(SqliteReader):
                 cells += row
                 cells.append(n)
         self._refused = []
+        self._check_place()
         try:
             if len(cells) <= _CELLS_PER_STATEMENT:
                 self._insert(cells)
@@ -102,6 +110,24 @@ class SqliteStore(SqliteReader):
             common = isinstance(error, COMMON_ERRORS)
             raise WriteError(translate(error, self._path), common) from error
         return set(self._refused) if self._refused else ()
+
+    def _check_place(self) -> None:
+        """SQLite goes on writing into a file that was deleted or replaced; nobody would find it."""
+        now = time.monotonic()
+        if now < self._check_at:
+            return
+        self._check_at = now + _CHECK_INTERVAL
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != self._place:
+            self._check_at = 0.0  # until the process is started anew
+            gone = StorageError(
+                f"{self._path}: the database was moved, deleted or replaced while it was in use. "
+                "Put it back, and start the application again"
+            )
+            raise WriteError(gone, common=True)
 
     def _insert(self, cells: list[Any]) -> None:
         rows = len(cells) // WIDTH

@@ -120,9 +120,11 @@ class SqliteReader:
     async def waits_of(self, run_id: str) -> list[Match]:
         return [read_match(doc) for doc in await self._list("waits_of", run_id=run_id)]
 
-    async def unused_events(self, run_id: str, names: Sequence[str], since: int) -> list[Event]:
+    async def unused_events(
+        self, run_id: str, name: str, since: int, after: str, limit: int
+    ) -> list[Event]:
         docs = await self._list(
-            "unused_events", run_id=run_id, names=orjson.dumps(list(names)).decode(), since=since
+            "unused_events", run_id=run_id, event=name, since=since, after=after, limit=limit
         )
         return [read_event(doc) for doc in docs]
 

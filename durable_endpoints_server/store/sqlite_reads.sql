@@ -100,9 +100,12 @@ select json_group_array(json(doc)) from (
 select json_group_array(json(doc)) from match_doc where run_id = :run_id
 
 -- name: unused_events
-select json_group_array(json(doc) order by received_at, id) from event_doc
-where name in (select value from json_each(:names)) and received_at >= :since
-    and id not in (select event_id from event_uses where run_id = :run_id)
+select json_group_array(json(doc)) from (
+    select doc from event_doc
+    where name = :event and (received_at, id) > (:since, :after)
+        and id not in (select event_id from event_uses where run_id = :run_id)
+    order by received_at, id limit :limit
+)
 
 -- name: unsettled_events
 select json_group_array(json(doc)) from (
@@ -112,7 +115,9 @@ select json_group_array(json(doc)) from (
 -- name: is_sweepable
 select
     exists (select 1 from runs where ended_at < :runs_before)
-    or exists (select 1 from requests where at < :runs_before)
+    or exists (
+        select 1 from requests where id = (select min(id) from requests) and at < :runs_before
+    )
     or exists (select 1 from events where received_at < :events_before)
     or exists (
         select 1 from runs

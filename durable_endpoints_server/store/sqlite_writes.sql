@@ -160,32 +160,32 @@ end;
 -- Retention, some rows at a time, so that no batch waits long behind it.
 create temp trigger write_sweep instead of insert on writes when new.kind = 14 begin
     delete from payloads where run_id in (
-        select id from runs where ended_at < new.a order by ended_at limit new.d
+        select id from runs where ended_at < new.a order by ended_at limit new.e
     );
     delete from steps where run_id in (
-        select id from runs where ended_at < new.a order by ended_at limit new.d
+        select id from runs where ended_at < new.a order by ended_at limit new.e
     );
     delete from attempts where run_id in (
-        select id from runs where ended_at < new.a order by ended_at limit new.d
+        select id from runs where ended_at < new.a order by ended_at limit new.e
     );
     delete from event_uses where run_id in (
-        select id from runs where ended_at < new.a order by ended_at limit new.d
+        select id from runs where ended_at < new.a order by ended_at limit new.e
     );
     delete from runs where id in (
-        select id from runs where ended_at < new.a order by ended_at limit new.d
+        select id from runs where ended_at < new.a order by ended_at limit new.e
     );
     delete from requests where id in (
-        select id from requests where at < new.a order by id limit new.d
-    );
+        select id from requests order by id limit new.d
+    ) and at < new.a;
     delete from events where id in (
         select id from events where received_at < new.b order by received_at limit new.d
     );
     delete from payloads where part = 'response' and run_id in (
         select id from runs
-        where until_delivered and omitted = '' and ended_at < new.c order by ended_at limit new.d
+        where until_delivered and omitted = '' and ended_at < new.c order by ended_at limit new.e
     );
     update runs set omitted = 'delivered' where id in (
         select id from runs
-        where until_delivered and omitted = '' and ended_at < new.c order by ended_at limit new.d
+        where until_delivered and omitted = '' and ended_at < new.c order by ended_at limit new.e
     );
 end;

@@ -248,3 +248,28 @@ async def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     server.start(ready=False)
     assert server.wait() != 0
     assert "cannot be made" in server.log()
+
+
+async def test_a_database_that_is_deleted_in_use_is_an_error(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            assert (await client.post("/quick/before")).status_code == 200
+            server.database.unlink()
+            await anyio.sleep(1.1)
+            response = await client.post("/quick/after")
+            assert response.status_code == 503
+            assert "was moved, deleted or replaced" in response.json()["detail"]
+
+
+async def test_another_name_of_the_same_file_is_the_same_database(tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    with Server(tmp_path) as server:
+        link.symlink_to(server.database)
+        second = Server(tmp_path, DURABLE_ENDPOINTS_DATABASE=str(link))
+        try:
+            second.start(ready=False)
+            assert second.wait(20) != 0
+            assert server.process is not None
+            assert f"pid {server.process.pid}" in second.log()
+        finally:
+            second.kill()

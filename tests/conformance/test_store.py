@@ -433,7 +433,7 @@ async def test_an_event_is_used_once_by_a_run(store: Store) -> None:
     await history.do(Claim("me", None))
     await history.record(wait_for("w2"))
     assert (await store.arrival(event)).matches == []
-    assert await store.unused_events("run-1", ["e"], 0) == []
+    assert await store.unused_events("run-1", "e", 0, "", 10) == []
     other = await History(store, "run-2").begin()
     await other.record(wait_for("w"))
     assert [m.run.id for m in (await store.arrival(event)).matches] == ["run-2"]
@@ -444,8 +444,11 @@ async def test_unused_events_since(store: Store) -> None:
         event = Event(f"e{n}", "e", b'"\xc3\xa9"', 0, at)
         await store.submit(Change((EventReceived(event, settled=True),))).wait()
     await History(store).begin()
-    events = await store.unused_events("run-1", ["e", "f"], 20)
+    events = await store.unused_events("run-1", "e", 20, "", 10)
     assert [(event.id, event.received_at) for event in events] == [("e2", 20), ("e1", 30)]
+    assert await store.unused_events("run-1", "e", 20, "", 1) == events[:1]
+    assert await store.unused_events("run-1", "e", 20, "e2", 10) == events[1:]
+    assert await store.unused_events("run-1", "f", 20, "", 10) == []
     assert events[0].data == b'"\xc3\xa9"'
 
 
@@ -545,7 +548,7 @@ async def test_retention(store: Store) -> None:
         await store.submit(Change((seen,))).wait()
     assert not await store.is_sweepable(T0, T0, T0)
     assert await store.is_sweepable(T0 + 15, T0, T0)
-    sweep = Sweep(T0 + 15, T0 + 15, T0 + 15, 100)
+    sweep = Sweep(T0 + 15, T0 + 15, T0 + 15, 100, 100)
     await store.submit(Change((sweep,))).wait()
     assert not await store.is_sweepable(T0 + 15, T0 + 15, T0 + 15)
     assert await store.entry("old") is None
@@ -553,7 +556,7 @@ async def test_retention(store: Store) -> None:
     assert await store.key_holder("k") is None
     assert await store.entry("young") is not None
     assert await store.run("live") == live.run
-    assert [e.id for e in await store.unused_events("live", ["e"], 0)] == ["e2"]
+    assert [e.id for e in await store.unused_events("live", "e", 0, "", 10)] == ["e2"]
     assert len(await store.requests(10)) == 1
     await History(store, "again", key="k").begin()
 
@@ -562,7 +565,7 @@ async def test_undelivered_responses_are_dropped_after_a_while(store: Store) -> 
     history = await History(store).begin()
     await history.do(Complete(200, b"secret", until_delivered=True), T0 + 10)
     assert await store.is_sweepable(0, 0, T0 + 11)
-    await store.submit(Change((Sweep(0, 0, T0 + 11, 10),))).wait()
+    await store.submit(Change((Sweep(0, 0, T0 + 11, 10, 10),))).wait()
     assert not await store.is_sweepable(0, 0, T0 + 11)
     ended = await store.ended("run-1")
     assert ended is not None

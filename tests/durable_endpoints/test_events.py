@@ -166,7 +166,7 @@ async def test_an_event_that_came_before_the_wait_is_found(engine: VirtualEngine
 
     async with engine.client(one(engine, handler)) as client:
         await engine.send_event(_event("ok", {"n": 0}, "before the request"))
-        engine.clock._now += 1
+        engine.clock._now += 1_000
         response = await client.get("/")
         answer = await follow(engine, client, response.headers["location"], "1h")
         assert answer.json() == {"n": 1}

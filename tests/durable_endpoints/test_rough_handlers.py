@@ -56,8 +56,6 @@ async def spin_around_plain_waiting(request: Request) -> Response:
                 await asyncio.sleep(3_600)
 
 
-# Python says of such a coroutine, when it is thrown away, that it "ignored GeneratorExit".
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("handler", [spin, spin_around_a_gather, spin_around_plain_waiting])
 async def test_a_handler_that_swallows_its_unwinding_for_ever_is_given_up(
     engine: VirtualEngine,

@@ -194,9 +194,25 @@ async def test_an_error_of_the_writers_own_is_a_storage_error_and_the_thread_liv
     disk.respond = respond
     with pytest.raises(StorageError, match="a bug"):
         await commits.submit("a", None).wait()
-    assert not commits.is_healthy
     disk.respond = lambda changes: ()
     await commits.submit("b", None).wait()
+
+
+async def test_a_value_that_cannot_be_written_hurts_nobody_else(
+    disk: Disk, commits: GroupCommit[str]
+) -> None:
+    def respond(changes: Sequence[str]) -> Collection[int]:
+        if "bad" in changes:
+            raise OverflowError("no database holds this")
+        return ()
+
+    disk.respond = respond
+    tickets = [commits.submit(name, None) for name in ("good", "bad", "better")]
+    await tickets[0].wait()
+    with pytest.raises(StorageError, match="no database holds this"):
+        await tickets[1].wait()
+    await tickets[2].wait()
+    assert commits.is_healthy
 
 
 async def test_a_lane_that_failed_stays_failed(disk: Disk, commits: GroupCommit[str]) -> None:

@@ -109,7 +109,7 @@ create table events (
     settled     integer not null
 ) without rowid;
 
-create index events_name on events (name, received_at);
+create index events_name on events (name, received_at, id);
 create index events_received on events (received_at);
 create index events_unsettled on events (received_at) where not settled;
 
