@@ -12,7 +12,7 @@ from durable_endpoints.door import Door
 from durable_endpoints.ending import Ending
 from durable_endpoints.engines.base import KeyHolder, Reentry, Session
 from durable_endpoints.errors import EngineError, LimitError, LostRunError
-from durable_endpoints.execution import Execution, Suspended
+from durable_endpoints.execution import Execution
 from durable_endpoints.hooks import RunInfo, notify
 from durable_endpoints.idempotency import NO_CLAIM, BadKeyError, Claim, claim_of, conflict
 from durable_endpoints.ids import new_run_id
@@ -24,6 +24,7 @@ from durable_endpoints.protocol.ops import StepDone, StepKind
 from durable_endpoints.protocol.runs import Fail, NewRun
 from durable_endpoints.reply import Reply
 from durable_endpoints.requests import header, printable, store_request
+from durable_endpoints.unwinding import Suspended
 
 if TYPE_CHECKING:
     from durable_endpoints.endpoint import Endpoint

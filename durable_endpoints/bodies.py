@@ -23,7 +23,7 @@ from durable_endpoints.errors import (
     StepValueError,
     UsageError,
 )
-from durable_endpoints.execution import CancelledInsideError, Execution, StepScope
+from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.hooks import Result, StepInfo, notify
 from durable_endpoints.options import MAX_RETRIES
 from durable_endpoints.protocol import failures
@@ -37,6 +37,7 @@ from durable_endpoints.protocol.ops import (
 )
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.values import NotJsonError, round_trip
+from durable_endpoints.unwinding import CancelledInsideError
 
 
 class StepOptions(NamedTuple):

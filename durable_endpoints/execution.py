@@ -12,9 +12,8 @@ wait for the disk comes before the next body starts, before a departure, and bef
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import Enum
 from typing import Any, NamedTuple, NoReturn
 
@@ -27,11 +26,9 @@ from durable_endpoints.memo import PATIENCE, Memo
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.protocol.ops import StepOp, StepRecord
 from durable_endpoints.protocol.step_ids import HANDLER_STEP, StepId, StepIds
+from durable_endpoints.unwinding import MAX_SIGNALS, CancelledInsideError, Driven, Suspended
 
 logger = logging.getLogger("durable_endpoints")
-
-_MAX_SIGNALS = 8
-"""How often a handler may catch what unwinds it and call a step again, before it is given up."""
 
 _MAIN_PATIENCE = 4
 """Turns to wait before departing when the handler itself waits: time for a task that it has just
@@ -46,65 +43,6 @@ class Departure(Enum):
     STOPPED = "the run has ended"
     LOST = "another execution holds the run"
     BROKEN = "the engine failed"
-
-
-class Suspended(BaseException):
-    """Unwinds a handler. Not an error: a handler that catches it changes nothing."""
-
-
-class CancelledInsideError(RuntimeError):
-    """User code raised `CancelledError` although nobody had cancelled it: it awaited something
-    that was. That is a failure like any other."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"CancelledError in {what}: something that it awaits was cancelled")
-
-
-class _Driven:
-    """Awaits a handler, until the execution gives it up: then its frames are left where they are.
-
-    A handler that catches everything, again and again, can be stopped in no other way.
-    """
-
-    __slots__ = ("_awaitable", "_execution")
-
-    def __init__(self, awaitable: Awaitable[Any], execution: Execution) -> None:
-        self._awaitable = awaitable
-        self._execution = execution
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        coroutine: Any = self._awaitable.__await__()
-        advance, argument = coroutine.send, None
-        while True:
-            try:
-                awaited = advance(argument)
-            except StopIteration as end:
-                return end.value
-            try:
-                argument = yield awaited
-                advance = coroutine.send
-            except BaseException as error:
-                if self._execution.is_given_up:
-                    _throw_away(coroutine)
-                    raise Suspended from None
-                advance, argument = coroutine.throw, error
-
-
-def _throw_away(coroutine: Any) -> None:
-    """Close it, if it lets itself be closed.
-
-    One that does not would be closed again by the garbage collector, in the middle of some other
-    code, where its steps fail at once, and so loop there for ever: it is kept for ever instead.
-    """
-    for _ in range(_MAX_SIGNALS):
-        try:
-            coroutine.close()
-        except RuntimeError:
-            continue  # "coroutine ignored GeneratorExit"
-        except BaseException:
-            pass
-        return
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(coroutine))
 
 
 class StepScope:
@@ -197,7 +135,7 @@ class Execution:
         assert main is not None
         before = main.cancelling()
         try:
-            result = await _Driven(handler(), self)
+            result = await Driven(handler(), self)
         except BaseException as error:
             if self.departure is None:
                 if isinstance(error, asyncio.CancelledError) and main.cancelling() <= before:
@@ -310,7 +248,7 @@ class Execution:
                 "tasks and tasks left behind run after that and cannot have steps: do the work in "
                 "a step before the handler returns"
             )
-        if len(self._signals) >= _MAX_SIGNALS:
+        if len(self._signals) >= MAX_SIGNALS:
             self.give_up()
             await (self._loop.create_future() if self.token is None else asyncio.sleep(1))
         signal = Suspended()

@@ -30,12 +30,13 @@ from durable_endpoints.bodies import (
 from durable_endpoints.calls import is_async
 from durable_endpoints.errors import StepError, UsageError
 from durable_endpoints.events import Event, new_event
-from durable_endpoints.execution import CancelledInsideError, Execution, StepScope
+from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.durations import Duration, parse_duration, parse_instant
 from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.values import encode
+from durable_endpoints.unwinding import CancelledInsideError
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
 from durable_endpoints.where import checked, here_in_thread, name_step, required
 
