@@ -309,7 +309,7 @@ class Ending:
         if door.on_left is not None:
             door.on_left()
         door.application.left(door)
-        execution.on_departure = None
+        execution.on_departure = execution.on_given_up = None
         if execution.hooks:
             calls = [hook.after_run(execution.info, result) for hook in execution.hooks]
             self._door.engine.spawn(notify(calls), "after_run")
