@@ -31,7 +31,6 @@ from typing import (
     get_type_hints,
     is_typeddict,
 )
-from weakref import WeakKeyDictionary
 
 from durable_endpoints.calls import unwrap
 from durable_endpoints.errors import StepValueError, UsageError
@@ -42,8 +41,11 @@ _CONTAINERS = frozenset({list, dict, Sequence, Mapping, MutableSequence, Mutable
 _AWAITABLE = frozenset({Awaitable, Coroutine})
 _TRANSPARENT = frozenset({Union, types.UnionType, Required, NotRequired})
 
-_verdicts: WeakKeyDictionary[types.CodeType, tuple[Any, str]] = WeakKeyDictionary()
-"""By the code of a function: closures share it. The annotation that was judged, and the verdict."""
+_verdicts: dict[int, tuple[types.CodeType, Any, str]] = {}
+"""By the identity of a function's code, which closures share: the code, so that the identity stays
+its own, the annotation that was judged, and the verdict."""
+_MOST_VERDICTS = 10_000
+_NO_VERDICT = (None, _MISSING, "")
 
 
 def check_function(step: str, function: Callable[..., Any]) -> None:
@@ -56,10 +58,12 @@ def check_function(step: str, function: Callable[..., Any]) -> None:
     code = getattr(function, "__code__", None)
     if annotation is _MISSING or code is None:
         return
-    judged, problem = _verdicts.get(code, (_MISSING, ""))
-    if judged is _MISSING or judged != annotation:
+    _, judged, problem = _verdicts.get(id(code), _NO_VERDICT)
+    if judged is not annotation and judged != annotation:
         problem = _problem_of(function)
-        _verdicts[code] = annotation, problem
+        if len(_verdicts) >= _MOST_VERDICTS:  # functions that are made anew again and again
+            _verdicts.clear()
+        _verdicts[id(code)] = code, annotation, problem
     if problem:
         raise StepValueError(
             f"step {step!r}: its function says it returns {problem}, and only JSON values (dicts, "
