@@ -16,7 +16,6 @@ from durable_endpoints.execution import Execution
 from durable_endpoints.hooks import RunInfo, notify
 from durable_endpoints.idempotency import NO_CLAIM, BadKeyError, Claim, claim_of, conflict
 from durable_endpoints.ids import new_run_id
-from durable_endpoints.inputs import run_input
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.messages import StoredRequest
@@ -151,13 +150,13 @@ def _execution(
 ) -> Execution:
     application = door.application
     info = RunInfo(session.id, function_id, session.generation, door.reentry is not None)
-    path_params = door.scope.get("path_params", {})
     execution = Execution(
         application.engine,
         session,
         info,
         options,
-        lambda: run_input(request, path_params),
+        request,
+        door.scope.get("path_params", {}),
         application.hooks,
         unacknowledged,
     )

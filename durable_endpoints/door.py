@@ -94,7 +94,7 @@ class Door:
         self.ending: Ending | None = None
         self.refusal: Callable[[], Awaitable[None]] | None = None
         """What to answer instead of anything the application says, where no run was begun."""
-        self.remembered: list[Remembered] = []
+        self.remembered: tuple[Remembered, ...] = ()
         """Values of dependencies that ran before the handler was reached."""
         self.remember_ids: StepIds | None = None
         self.on_left: Callable[[], None] | None = None

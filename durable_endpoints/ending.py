@@ -61,8 +61,7 @@ class Ending:
         """The departure, if it was not left to the application's own task."""
         self._begun = False
         self.capture.is_detached = self.capture.is_reentry = door.reentry is not None
-        execution.on_departure = self._on_departure
-        execution.on_given_up = self._leave_behind
+        execution.keeper = self
 
     # A complete response
 
@@ -174,7 +173,7 @@ class Ending:
         if self.capture.has_sent:
             raise CutOffError("the response had begun, and its run goes on without this client")
 
-    def _on_departure(self) -> None:
+    def departs(self) -> None:
         """From here on the application is not heard; if it does not end soon, not waited for."""
         self.capture.is_muted = True
         loop = asyncio.get_running_loop()
@@ -184,7 +183,8 @@ class Ending:
         if not self._begun:
             self._execution.give_up()
 
-    def _leave_behind(self) -> None:
+    def leave_behind(self) -> None:
+        """Answer the client without the handler."""
         if not self._begun:
             logger.error(
                 "run %s (%s): the handler does not give way to what unwinds it%s: it is left where "
@@ -309,7 +309,7 @@ class Ending:
         if door.on_left is not None:
             door.on_left()
         door.application.left(door)
-        execution.on_departure = execution.on_given_up = None
+        execution.keeper = None
         if execution.hooks:
             calls = [hook.after_run(execution.info, result) for hook in execution.hooks]
             self._door.engine.spawn(notify(calls), "after_run")

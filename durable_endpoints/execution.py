@@ -15,18 +15,20 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import Enum
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from anyio.lowlevel import EventLoopToken
 
 from durable_endpoints.engines.base import Engine, Session
 from durable_endpoints.errors import EngineError, LimitError, LostRunError, NotInRunError
 from durable_endpoints.hooks import Hook, RunInfo
+from durable_endpoints.inputs import run_input
 from durable_endpoints.memo import PATIENCE, Memo
 from durable_endpoints.options import EndpointOptions
+from durable_endpoints.protocol.messages import StoredRequest
 from durable_endpoints.protocol.ops import StepOp, StepRecord
 from durable_endpoints.protocol.step_ids import HANDLER_STEP, StepId, StepIds
-from durable_endpoints.unwinding import MAX_SIGNALS, CancelledInsideError, Driven, Suspended
+from durable_endpoints.unwinding import MAX_SIGNALS, CancelledInsideError, Suspended, drive
 
 logger = logging.getLogger("durable_endpoints")
 
@@ -69,8 +71,57 @@ class _Parked(NamedTuple):
     """Whether this is a new step that a server about to end does not start any more."""
 
 
+class Keeper(Protocol):
+    """Whoever ends an execution: see `ending.py`."""
+
+    def departs(self) -> None:
+        """The execution gives way: its handler is being unwound."""
+        ...
+
+    def leave_behind(self) -> None:
+        """The handler does not end, and is not waited for any more."""
+        ...
+
+
 class Execution:
     """One pass through a handler, on one event loop. `step.py` builds the steps on it."""
+
+    __slots__ = (
+        "_acknowledged",
+        "_activity",
+        "_bodies",
+        "_closed",
+        "_draining",
+        "_handler_ended",
+        "_inherited",
+        "_loop",
+        "_main",
+        "_max_steps",
+        "_parked",
+        "_path_params",
+        "_quiet",
+        "_recorded",
+        "_request",
+        "_running",
+        "_signals",
+        "_steps",
+        "departure",
+        "engine",
+        "error",
+        "escaped",
+        "hooks",
+        "ids",
+        "in_use",
+        "info",
+        "is_given_up",
+        "keeper",
+        "last_step",
+        "memo",
+        "options",
+        "session",
+        "stop_reason",
+        "token",
+    )
 
     def __init__(
         self,
@@ -78,18 +129,20 @@ class Execution:
         session: Session,
         info: RunInfo,
         options: EndpointOptions,
-        inputs: Callable[[], dict[str, Any]],
+        request: StoredRequest,
+        path_params: dict[str, Any],
         hooks: tuple[Hook, ...] = (),
         unacknowledged: int = 0,
     ) -> None:
-        """`inputs` gives the run input; `unacknowledged` counts what the session has on its way to
-        the disk that must be there before a body begins."""
+        """`request` and `path_params` make the run input; `unacknowledged` counts what the session
+        has on its way to the disk that must be there before a body begins."""
         self.engine = engine
         self.session = session
         self.info = info
         self.options = options
         self.hooks = hooks
-        self.inputs = inputs
+        self._request = request
+        self._path_params = path_params
         self.token: EventLoopToken | None = None
         """How the threads of a plain handler reach this event loop; None for an `async` one."""
         self.ids = StepIds()
@@ -101,8 +154,7 @@ class Execution:
         """What the engine failed with."""
         self.last_step: StepId | None = None
         """The step whose body ended last, for whoever has to explain a failure after it."""
-        self.on_departure: Callable[[], None] | None = None
-        self.on_given_up: Callable[[], None] | None = None
+        self.keeper: Keeper | None = None
         self.in_use: set[str] = set()
         """Names of steps that were called and have not ended."""
         self._loop = asyncio.get_running_loop()
@@ -119,13 +171,17 @@ class Execution:
         self._running = 0
         self._parked: dict[str, _Parked] = {}
         self._activity = 0
-        self._signals: list[Suspended] = []
+        self._signals: tuple[Suspended, ...] = ()
         self._quiet: asyncio.Future[None] | None = None
         self.is_given_up = False
         """Whether the handler does not give way, and is not waited for any more."""
         self.escaped: BaseException | None = None
         """What the handler itself raised, before anything outside it could make an answer of it."""
         session.listener = self
+
+    def inputs(self) -> dict[str, Any]:
+        """The run input."""
+        return run_input(self._request, self._path_params)
 
     # The handler
 
@@ -135,7 +191,7 @@ class Execution:
         assert main is not None
         before = main.cancelling()
         try:
-            result = await Driven(handler(), self)
+            result = await drive(handler(), self)
         except BaseException as error:
             if self.departure is None:
                 if isinstance(error, asyncio.CancelledError) and main.cancelling() <= before:
@@ -252,7 +308,7 @@ class Execution:
             self.give_up()
             await (self._loop.create_future() if self.token is None else asyncio.sleep(1))
         signal = Suspended()
-        self._signals.append(signal)
+        self._signals += (signal,)
         raise signal
 
     def give_up(self) -> None:
@@ -262,9 +318,9 @@ class Execution:
         self.is_given_up = True
         if self._main is not None and not self._handler_ended:
             self._main.cancel()
-        if self.on_given_up is not None:
-            self.on_given_up()
-        self._signals = [signal.with_traceback(None) for signal in self._signals]
+        if self.keeper is not None:
+            self.keeper.leave_behind()
+        self._signals = tuple(signal.with_traceback(None) for signal in self._signals)
 
     def count_step(self) -> None:
         """One more step. Raises `LimitError` before its body runs, not after."""
@@ -394,8 +450,8 @@ class Execution:
         if self.departure is not None or self._closed:
             return
         self.departure = departure
-        if self.on_departure is not None:
-            self.on_departure()
+        if self.keeper is not None:
+            self.keeper.departs()
         if self._quiet is not None and not self._quiet.done():
             self._quiet.set_result(None)
         if self._handler_ended:
@@ -403,7 +459,7 @@ class Execution:
         direct = [p for p in self._parked.values() if p.is_direct and not p.future.done()]
         for parked in direct:
             signal = Suspended()
-            self._signals.append(signal)
+            self._signals += (signal,)
             parked.future.set_exception(signal)
         if not direct and self._main is not None and self._main is not asyncio.current_task():
             self._main.cancel()

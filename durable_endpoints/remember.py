@@ -88,7 +88,7 @@ class _Slot:
             encoded, decoded = round_trip(value)
         except NotJsonError as error:
             raise StepValueError(f"the value of {name!r} cannot be kept: {error}") from None
-        self._door.remembered.append(Remembered(self._step, encoded))
+        self._door.remembered += (Remembered(self._step, encoded),)
         return decoded
 
 

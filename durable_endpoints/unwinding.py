@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import types
 from collections.abc import Awaitable, Generator
 from typing import Any, Protocol
 
@@ -28,34 +29,27 @@ class MayBeGivenUp(Protocol):
     is_given_up: bool
 
 
-class Driven:
-    """Awaits a handler, until the execution gives it up: then its frames are left where they are.
+@types.coroutine
+def drive(handler: Awaitable[Any], execution: MayBeGivenUp) -> Generator[Any, Any, Any]:
+    """Await a handler, until the execution gives it up: then its frames are left where they are.
 
     A handler that catches everything, again and again, can be stopped in no other way.
     """
-
-    __slots__ = ("_awaitable", "_execution")
-
-    def __init__(self, awaitable: Awaitable[Any], execution: MayBeGivenUp) -> None:
-        self._awaitable = awaitable
-        self._execution = execution
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        coroutine: Any = self._awaitable.__await__()
-        advance, argument = coroutine.send, None
-        while True:
-            try:
-                awaited = advance(argument)
-            except StopIteration as end:
-                return end.value
-            try:
-                argument = yield awaited
-                advance = coroutine.send
-            except BaseException as error:
-                if self._execution.is_given_up:
-                    _throw_away(coroutine)
-                    raise Suspended from None
-                advance, argument = coroutine.throw, error
+    coroutine: Any = handler if type(handler) is types.CoroutineType else handler.__await__()
+    advance, argument = coroutine.send, None
+    while True:
+        try:
+            awaited = advance(argument)
+        except StopIteration as end:
+            return end.value
+        try:
+            argument = yield awaited
+            advance = coroutine.send
+        except BaseException as error:
+            if execution.is_given_up:
+                _throw_away(coroutine)
+                raise Suspended from None
+            advance, argument = coroutine.throw, error
 
 
 def _throw_away(coroutine: Any) -> None:

@@ -82,7 +82,7 @@ class LiveRun:
         self._missed = False
         self.was_refused = False
         """Whether a write was refused: somebody else has changed the run."""
-        self._used_events: set[str] = set()
+        self._used_events: frozenset[str] = frozenset()
         if self.run.deadline is not None:
             self._alarms[""] = host.clock.call_at(self.run.deadline, self._expire)
 
@@ -187,7 +187,7 @@ class LiveRun:
             offer = self.offer(key, value, event_id, again)
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(offer, self._loop))
         if key in self._open and not self._left and (again or event_id not in self._used_events):
-            self._used_events.add(event_id)
+            self._used_events |= {event_id}
             self._resolve(key, value, event_id)
         return not self._left
 
