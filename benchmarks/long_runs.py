@@ -33,7 +33,7 @@ def handler(times: list[float], size: int, checkpoint: Checkpoint) -> Route:
         for number in range(size):
             await step.run(f"step-{number}", one, number)
         times.append((time.perf_counter() - began) / size)
-        await step.sleep("nap", 0.001)
+        await step.sleep("nap", "50ms")
         return PlainTextResponse("done")
 
     return Route("/", many)

@@ -60,6 +60,8 @@ class Ending:
         self._departing: asyncio.Task[None] | None = None
         """The departure, if it was not left to the application's own task."""
         self._begun = False
+        self._grace: asyncio.TimerHandle | None = None
+        """When a handler that is being unwound is given up."""
         self.capture.is_detached = self.capture.is_reentry = door.reentry is not None
         execution.keeper = self
 
@@ -177,7 +179,7 @@ class Ending:
         """From here on the application is not heard; if it does not end soon, not waited for."""
         self.capture.is_muted = True
         loop = asyncio.get_running_loop()
-        loop.call_later(_UNWIND_GRACE, self._give_up)
+        self._grace = loop.call_later(_UNWIND_GRACE, self._give_up)
 
     def _give_up(self) -> None:
         if not self._begun:
@@ -309,6 +311,8 @@ class Ending:
         if door.on_left is not None:
             door.on_left()
         door.application.left(door)
+        if self._grace is not None:
+            self._grace.cancel()
         execution.keeper = None
         if execution.hooks:
             calls = [hook.after_run(execution.info, result) for hook in execution.hooks]
