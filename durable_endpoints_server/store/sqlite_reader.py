@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import apsw
 import orjson
 
+from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints_server.engine.matching import document_of, text_of, value_at
 from durable_endpoints_server.engine.model import Event, Run, Status
 from durable_endpoints_server.store.base import (
@@ -38,6 +39,9 @@ T = TypeVar("T")
 
 _READERS: Final = 2
 _FOREVER: Final = 9e18
+_FEW_BYTES: Final = 64 * 1024
+_FEW_ROWS: Final = 100
+_ANY: Final = 2**62
 
 
 class SqliteReader:
@@ -50,11 +54,11 @@ class SqliteReader:
         self._connections: list[apsw.Connection] = []
 
     async def run(self, run_id: str) -> Run | None:
-        row = await self._ask("run", run_id=run_id)
+        row = await self._ask_soon("run", run_id=run_id)
         return read_run(orjson.loads(row[0])) if row else None
 
     async def entry(self, run_id: str) -> Entry | None:
-        row = await self._ask("entry", run_id=run_id)
+        row = await self._ask_soon("entry", run_id=run_id)
         if row is None:
             return None
         doc, steps, request, retries, root_path = row
@@ -62,7 +66,7 @@ class SqliteReader:
         return Entry(read_run(orjson.loads(doc)), memo, request, retries, root_path)
 
     async def ended(self, run_id: str) -> Ended | None:
-        row = await self._ask("ended", run_id=run_id)
+        row = await self._ask_soon("ended", run_id=run_id)
         if row is None:
             return None
         doc, status_code, error, omitted, until_delivered, method, path, response = row
@@ -78,7 +82,7 @@ class SqliteReader:
         )
 
     async def key_holder(self, key: str) -> KeyHolder | None:
-        row = await self._ask("key_holder", key=key)
+        row = await self._ask_soon("key_holder", key=key)
         return KeyHolder(*row) if row else None
 
     async def due_steps(self, now: int, limit: int) -> list[DueStep]:
@@ -102,7 +106,7 @@ class SqliteReader:
         return [read_run(doc) for doc in await self._list("ready", limit=limit)]
 
     async def arrival(self, event: Event) -> Arrival:
-        def ask(connection: apsw.Connection) -> Arrival:
+        def ask(connection: apsw.Connection, most: int = _ANY) -> Arrival:
             row = _one(connection, "wait_paths", {"event": event.name, "id": event.id})
             assert row is not None
             paths = orjson.loads(row[1])
@@ -110,15 +114,20 @@ class SqliteReader:
                 return Arrival(bool(row[0]), [])
             document = document_of(event)
             keys = {path: text_of(value_at(document, path)) if path else "" for path in paths}
-            values = {"event": event.name, "id": event.id, "keys": orjson.dumps(keys).decode()}
+            wanted = orjson.dumps(keys).decode()
+            values = {"event": event.name, "id": event.id, "keys": wanted, "most": most}
             found = _one(connection, "waits_for", values)
             assert found is not None
             return Arrival(bool(row[0]), [read_match(doc) for doc in orjson.loads(found[0])])
 
-        return await self._read(ask)
+        arrival = self._read_here(lambda connection: ask(connection, _FEW_ROWS))
+        if arrival is None or len(arrival.matches) == _FEW_ROWS:
+            arrival = await self._read(ask)
+        return arrival
 
     async def waits_of(self, run_id: str) -> list[Match]:
-        return [read_match(doc) for doc in await self._list("waits_of", run_id=run_id)]
+        row = await self._ask_soon("waits_of", run_id=run_id)
+        return [read_match(doc) for doc in orjson.loads(row[0])] if row else []
 
     async def unused_events(
         self, run_id: str, name: str, since: int, after: str, limit: int
@@ -163,12 +172,35 @@ class SqliteReader:
     async def requests(self, limit: int) -> list[RequestRecord]:
         return [RequestRecord(*doc) for doc in await self._list("requests", limit=limit)]
 
+    async def _ask_soon(self, name: str, **values: Any) -> tuple[Any, ...] | None:
+        """A question about one run: asked here, unless the answer is large."""
+        values["most"] = _FEW_BYTES
+        row = self._read_here(lambda connection: _one(connection, name, values))
+        if row is None:
+            values["most"] = _ANY
+            row = await self._ask(name, **values)
+        return row
+
     async def _ask(self, name: str, **values: Any) -> tuple[Any, ...] | None:
         return await self._read(lambda connection: _one(connection, name, values))
 
     async def _list(self, name: str, **values: Any) -> list[Any]:
         row = await self._ask(name, **values)
         return orjson.loads(row[0]) if row else []
+
+    def _read_here(self, ask: Callable[[apsw.Connection], T]) -> T | None:
+        """Read on the event loop's own thread: for a few rows by their key, which are in memory
+        nearly always, the way to another thread and back takes several times as long. None if
+        somebody holds a lock: it is not waited for here."""
+        try:
+            with translated(self._path):
+                connection = self._connection()
+                connection.set_busy_timeout(0)
+                return ask(connection)
+        except StorageError as error:
+            if isinstance(error.__cause__, apsw.BusyError | apsw.LockedError):
+                return None
+            raise
 
     async def _read(self, ask: Callable[[apsw.Connection], T]) -> T:
         def work() -> T:

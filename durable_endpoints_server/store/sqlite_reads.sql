@@ -1,5 +1,6 @@
 -- The store's questions, by name. Each answers with ONE row, its lists as JSON: every further row
--- would hand Python's interpreter lock back and forth once more (see sqlite_writes.sql).
+-- would hand Python's interpreter lock back and forth once more (see sqlite_writes.sql). Those with
+-- `:most` answer nothing, or no more, if the answer is larger (bytes, or rows).
 
 -- name: run
 select doc from run_doc where id = :run_id
@@ -12,14 +13,21 @@ select
     retries,
     root_path
 from runs join run_doc using (id)
-where id = :run_id
+where id = :run_id and runs.memo_bytes <= :most and runs.steps <= :most / 100
+    and not exists (
+        select 1 from payloads
+        where run_id = :run_id and part = 'request' and length(data) > :most
+    )
 
 -- name: ended
 select
     run_doc.doc, status_code, error, omitted, until_delivered, method, path,
     (select data from payloads where run_id = :run_id and part = 'response')
 from runs join run_doc using (id)
-where id = :run_id
+where id = :run_id and not exists (
+    select 1 from payloads
+    where run_id = :run_id and part = 'response' and length(data) > :most
+)
 
 -- name: key_holder
 select id, key_scope, fingerprint from runs where idempotency_key = :key
@@ -94,6 +102,7 @@ select json_group_array(json(doc)) from (
     where not exists (
         select 1 from event_uses where run_id = match_doc.run_id and event_id = :id
     )
+    limit :most
 )
 
 -- name: waits_of
