@@ -176,7 +176,9 @@ def _repeat(door: Door, claim: Claim, holder: KeyHolder, options: EndpointOption
 
     async def join() -> None:
         try:
-            outcome = await door.engine.outcome(holder.run_id, options.respond_within)
+            outcome = await door.engine.outcome(holder.run_id, 0)
+            if outcome is not None and outcome.status in ("running", "ready"):
+                outcome = await door.engine.outcome(holder.run_id, options.respond_within)
         except EngineError as error:
             await reply.unavailable(str(error))
             return

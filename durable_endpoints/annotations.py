@@ -19,6 +19,7 @@ from collections.abc import (
 )
 from typing import (
     Any,
+    ForwardRef,
     Literal,
     NewType,
     NoReturn,
@@ -87,13 +88,15 @@ def _refuse(step: str, given: Any) -> NoReturn:
 def _problem_of(function: Callable[..., Any]) -> str:
     try:
         annotation = get_type_hints(function).get("return", Any)
+        return "" if _is_json(annotation) else _spell(annotation)
     except Exception:
-        return ""  # a name that only type checkers see: the value itself is checked anyway
-    return "" if _is_json(annotation) else _spell(annotation)
+        # A name that only type checkers see, or a type that contains itself, as JSON does: the
+        # value itself is checked anyway.
+        return ""
 
 
 def _is_json(annotation: Any) -> bool:
-    if isinstance(annotation, TypeVar):
+    if isinstance(annotation, TypeVar | ForwardRef | str):
         return True
     alias = getattr(annotation, "__value__", None)  # `type X = …`, from Python 3.12
     if alias is not None and not isinstance(annotation, type):

@@ -27,6 +27,11 @@ STEP_EXECUTED = "Durable-Step-Executed"
 _URL = "%:/?#[]@!$&'()*+,;=~"
 """What stays as it is in a URL that somebody else wrote; all but ASCII is encoded."""
 
+_PARKED = {
+    "interrupted_too_often": "it took its process down repeatedly",
+    "request_sealed": "no configured key opens its stored request; give the one that it was sealed "
+    "with as DURABLE_ENDPOINTS_SEALING_KEY_FALLBACK",
+}
 _PRIVATE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 
 
@@ -90,7 +95,7 @@ def outcome_problem(outcome: Outcome) -> Response:
         return problem(409, "cancelled", "The run was cancelled.", headers, run_id=run_id)
     if outcome.status == "parked":
         detail = (
-            "The run took its process down repeatedly and is parked. "
+            f"The run is parked: {_PARKED.get(outcome.reason, outcome.reason)}. "
             f"`durable-endpoints runs retry {run_id}` tries it again."
         )
         return problem(503, "parked", detail, headers, run_id=run_id, reason=outcome.reason)
@@ -123,7 +128,7 @@ async def send_stored(
 def with_whole_location(response: StoredResponse, path: str) -> StoredResponse:
     """Resolve a relative `Location` against the request's own path, because the client will read
     it at another one (RFC 9110 §10.2.2)."""
-    base = quote(path.encode("utf-8", "surrogateescape"))
+    base = "/" + quote(path.encode("utf-8", "surrogateescape")).lstrip("/")
     headers = [
         (name, urljoin(base, value.decode("latin-1")).encode("latin-1"))
         if name.lower() == b"location"

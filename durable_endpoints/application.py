@@ -62,6 +62,7 @@ class Application:
         """Templates of the root paths under which it was reached: several, if it is mounted."""
         self._inside: set[Door] = set()
         self._draining = False
+        self._end_of_grace: asyncio.TimerHandle | None = None
 
     # The engine
 
@@ -118,7 +119,7 @@ class Application:
             if door.execution is not None:
                 door.execution.drain()
         grace = self.settings.drain_timeout / 1_000
-        asyncio.get_running_loop().call_later(grace, self._hand_over)
+        self._end_of_grace = asyncio.get_running_loop().call_later(grace, self._hand_over)
 
     async def stop(self) -> None:
         """Drain, wait for whoever is inside, and stop the engine."""
@@ -132,6 +133,8 @@ class Application:
                 break
             await asyncio.sleep(0.01)
         self._started_on = None
+        if self._end_of_grace is not None:
+            self._end_of_grace.cancel()
         await self.engine.stop()
 
     def _hand_over(self) -> None:

@@ -115,7 +115,11 @@ async def start(execution: Execution, step: StepId, attempt: int) -> None:
         await execution.start_body()
     if execution.hooks:
         info = StepInfo(str(step), attempt)
-        await notify([hook.before_step(execution.info, info) for hook in execution.hooks])
+        try:
+            await notify([hook.before_step(execution.info, info) for hook in execution.hooks])
+        except BaseException:
+            execution.end_body()
+            raise
 
 
 async def succeed(
@@ -154,12 +158,14 @@ async def fail(
 
     Raises `StepError` when there is none, and `error` itself when it is a mistake in the code.
     """
-    execution.end_body()
+    final = is_final(error, attempt, _retries(execution, options))
+    try:
+        if execution.hooks:
+            await _after(execution, step, attempt, Result("failed" if final else "retrying", error))
+    finally:
+        execution.end_body()  # not before: a run must not be suspended between hook and record
     if execution.is_closed or execution.departure is not None:
         await execution.refuse(has_run=True)
-    final = is_final(error, attempt, _retries(execution, options))
-    if execution.hooks:
-        await _after(execution, step, attempt, Result("failed" if final else "retrying", error))
     if isinstance(error, UsageError | ConfigurationError | LimitError):
         raise error
     description = failures.describe(error)

@@ -9,6 +9,13 @@ from types import FunctionType
 from typing import Any
 
 import anyio.to_thread
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+
+_THREADS = 64
+"""Plain step functions that run at once. They have threads of their own: plain handlers, which wait
+for them, use those of the framework."""
+_limiter: RunVar[CapacityLimiter | None] = RunVar("durable_endpoints_limiter")
 
 
 def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,7 +55,11 @@ async def call_in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any
     A cancelled call does not wait for its thread, which cannot be stopped.
     """
     bound = functools.partial(function, *args, **kwargs)
-    result = await anyio.to_thread.run_sync(bound, abandon_on_cancel=True)
+    limiter = _limiter.get(None)
+    if limiter is None:
+        limiter = CapacityLimiter(_THREADS)
+        _limiter.set(limiter)
+    result = await anyio.to_thread.run_sync(bound, abandon_on_cancel=True, limiter=limiter)
     # `lambda: fetch(1)` is a plain function that gives a coroutine.
     return await result if inspect.isawaitable(result) else result
 

@@ -42,6 +42,15 @@ _UNWIND_GRACE = 5.0
 """Seconds that a handler may take to unwind before its client is answered without it."""
 
 
+_concluding: set[asyncio.Task[None]] = set()
+
+
+def _concluded(task: asyncio.Task[None]) -> None:
+    _concluding.discard(task)
+    if not task.cancelled():
+        task.exception()  # raised where it is awaited, if anybody still does
+
+
 class CutOffError(RuntimeError):
     """A response that had begun cannot be ended: the server shall cut the connection."""
 
@@ -152,6 +161,18 @@ class Ending:
     async def conclude(self, error: BaseException | None) -> None:
         """The application returned, or raised `error`. Raises what the server shall see."""
         execution = self._execution
+        if self._begun and self.capture.is_complete and execution.departure is None:
+            if error is not None:
+                raise error  # of a background task, say: the response is out, so it is only logged
+            return
+        # Whoever cancels the request from now on must not leave the run between two states.
+        concluding = asyncio.ensure_future(self._conclude(error))
+        _concluding.add(concluding)
+        concluding.add_done_callback(_concluded)
+        await asyncio.shield(concluding)
+
+    async def _conclude(self, error: BaseException | None) -> None:
+        execution = self._execution
         is_complete = self.capture.is_complete and execution.departure is None
         if is_complete and not self._begun and error is None and await self._complete():
             await self.capture.release()
@@ -169,7 +190,7 @@ class Ending:
                 raise error
             # Cancelled from outside, or the process is being ended.
             execution.depart(Departure.HANDOVER)
-            await asyncio.shield(self._depart())
+            await self._depart()
             raise error
         await self._depart()
         if self.capture.has_sent:

@@ -190,6 +190,8 @@ class Execution:
         self._main = main = asyncio.current_task()
         assert main is not None
         before = main.cancelling()
+        if self.departure is not None:  # while hooks ran
+            raise Suspended
         try:
             result = await drive(handler(), self)
         except BaseException as error:
@@ -348,7 +350,7 @@ class Execution:
             except EngineError as error:
                 raise self.break_off(error) from None
             finally:
-                self._running -= 1
+                self.end_body()
             self._acknowledged = max(self._acknowledged, recorded)
             if not self.is_open:
                 await self.refuse()

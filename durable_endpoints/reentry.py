@@ -48,6 +48,9 @@ class Pass:
         The application may go on after that, with background tasks for instance.
         """
         session = self.reentry.session
+        if any(step.id == HANDLER_STEP and step.due is not None for step in session.memo):
+            await session.suspend()  # something else has woken the run: the handler's time is later
+            return
         name = f"run {session.id} ({self.reentry.function_id})"
         app = self._application.engine.spawn(self._enter(), name)
         app.add_done_callback(lambda _: self._end())

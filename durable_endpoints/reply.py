@@ -35,6 +35,7 @@ class Reply:
         """The run goes on: tell the client where its answer will be."""
         if self.is_given:
             return
+        self.is_given = True
         if self._door.reentry is not None:
             headers = answers.durable_headers(self.run_id, "running")
             await self._send(Response(status_code=202, headers=headers))
@@ -86,6 +87,8 @@ class Reply:
             request = Request(self._door.snapshot)
             try:
                 response = await call_here(respond, request, run_id, token)
+                if not isinstance(response, Response):
+                    raise TypeError(f"async_response gave {response!r}, not a Response")
                 return answers.with_durable_headers(response, run_id, status)
             except Exception:
                 logger.exception(

@@ -86,16 +86,10 @@ def key_file(path: Path) -> str:
     Raises `ConfigurationError` if it cannot be read, or holds no key.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        pass
+        if not path.exists():
+            _make_key_file(path)
     except OSError as error:
         raise ConfigurationError(f"the key file {path} cannot be made: {error.strerror}") from error
-    else:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
     try:
         secret = path.read_text("ascii").strip()
     except (OSError, ValueError) as error:
@@ -106,3 +100,20 @@ def key_file(path: Path) -> str:
             "database it belongs to"
         )
     return secret
+
+
+def _make_key_file(path: Path) -> None:
+    """Make it whole, or not at all: a process may die in any line. Another's is not replaced."""
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+    finally:
+        draft.unlink()

@@ -50,6 +50,8 @@ class Dispatcher:
         self._queue: deque[str] = deque()
         self._queued: set[str] = set()
         self._quarantine: deque[str] = deque()
+        self._unclaimed: set[str] = set()
+        """Runs that `can_execute` did not know."""
         self._more = False
         self._running = 0
         self._bell = Bell()
@@ -59,6 +61,7 @@ class Dispatcher:
     def set_executor(self, executor: Executor, can_execute: CanExecute) -> None:
         """Runs may be executed from now on, those that `can_execute` knows."""
         self._executor, self._can_execute = executor, can_execute
+        self._unclaimed.clear()
         self._more = True
         self.nudge()
 
@@ -125,10 +128,14 @@ class Dispatcher:
         except EngineError as error:
             logger.error("runs that are ready could not be read: %s", error)
             return
-        self._more = len(ready) == _PAGE
-        for run in ready:
-            if self._host.live_run(run.id) is None:
-                self.wake(run)
+        new = [
+            run
+            for run in ready
+            if run.id not in self._unclaimed and self._host.live_run(run.id) is None
+        ]
+        self._more = len(ready) == _PAGE and bool(new)
+        for run in new:
+            self.wake(run)
 
     def _start(self, run_id: str) -> None:
         self._running += 1
@@ -155,7 +162,10 @@ class Dispatcher:
             while (entry := await self._host.store.entry(run_id)) is not None:
                 if self._host.draining or self._host.live_run(run_id) is not None:
                     return
-                if entry.run.status is not Status.READY or not self._can_execute(entry):
+                if entry.run.status is not Status.READY:
+                    return
+                if not self._can_execute(entry):
+                    self._unclaimed.add(run_id)
                     return
                 live = self._claim(entry)
                 if (entry.run.ready_at or 0) <= self._host.attached_at:

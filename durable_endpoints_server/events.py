@@ -56,18 +56,25 @@ class EventService:
         An id that was received before, within retention, changes nothing. A caller that gives up
         does not take the event with it.
         """
+        home = self._host.loop
+        if home is not None and home is not asyncio.get_running_loop() and not home.is_closed():
+            # The caller's event loop may end before the event has been matched.
+            publishing = asyncio.run_coroutine_threadsafe(self.publish(new, received_at), home)
+            return await asyncio.wrap_future(publishing)
         now = received_at if received_at is not None else self._host.clock.now()
         event = Event(new.id, new.name, new.data, new.ts if new.ts is not None else now, now)
         task = self._publishing.get(event.id)
-        if task is None or task.get_loop() is not asyncio.get_running_loop():
+        if task is None:
             task = self._host.tasks.spawn(self._publish(event), f"receive event {event.id}")
             self._publishing[event.id] = task
         await asyncio.shield(task)
         return event.id
 
     async def _publish(self, event: Event) -> None:
+        is_known = event.id in self._unsettled
         self._unsettled.add(event.id)
         is_on_disk = False
+        resolved: list[tuple[Run, Ticket]] = []
         try:
             arrival = await self._host.store.arrival(event)
             if arrival.known:
@@ -79,10 +86,10 @@ class EventService:
             is_on_disk = True
             self._host.tasks.spawn(self._settle(event, resolved), f"match event {event.id}")
         except RefusedError:
-            pass  # it was received before
+            await self._announce(resolved)  # it was received before
         finally:
-            del self._publishing[event.id]
-            if not is_on_disk:
+            self._publishing.pop(event.id, None)
+            if not is_on_disk and not is_known:
                 self._unsettled.discard(event.id)
 
     def restart(self) -> None:
@@ -112,19 +119,25 @@ class EventService:
         names = sorted({wait.alternative.event for wait in waits})
         if not names:
             return
-        found = [await self._first_match(run, name, waits) for name in names]
-        earliest = min(filter(None, found), key=lambda pair: pair[1].received_at, default=None)
-        if earliest is not None:
+        while live.awaits(key):
+            found = [await self._first_match(live, name, waits) for name in names]
+            earliest = min(filter(None, found), key=lambda pair: pair[1].received_at, default=None)
+            if earliest is None:
+                return
+            # Another wait of this run may have been given it meanwhile: then the next one counts.
             wait, event = earliest
             await live.offer(key, resolution(wait, event), event.id, again=False)
 
     async def _first_match(
-        self, run: Run, name: str, waits: list[Wait]
+        self, live: LiveRun, name: str, waits: list[Wait]
     ) -> tuple[Wait, Event] | None:
+        run = live.run
         since, after = run.began_at, ""
         while True:
             events = await self._host.store.unused_events(run.id, name, since, after, _PAGE)
             for event in events:
+                if live.has_used(event.id):
+                    continue
                 document = document_of(event)
                 for wait in waits:
                     if matches(wait, event, document):
@@ -152,7 +165,10 @@ class EventService:
         while events := await self._host.store.unsettled_events(_PAGE):
             for event in events:
                 self._unsettled.add(event.id)
-                await self._settle(event)
+                try:
+                    await self._match(event)
+                finally:
+                    self._unsettled.discard(event.id)
             if len(events) < _PAGE:
                 return
 
@@ -161,23 +177,26 @@ class EventService:
         way to the disk already."""
         try:
             await self._announce(resolved)
-            give_up_at = time.monotonic() + _PATIENCE
-            while found := self._matching(event, (await self._host.store.arrival(event)).matches):
-                resolved = self._resolve_idle(event, found)
-                lives = await self._offer_live(event, found)
-                await self._announce(resolved)
-                is_leaving = self._is_leaving(found) and time.monotonic() < give_up_at
-                if not resolved and not lives and not is_leaving:
-                    break  # nobody can take it now: whoever can will look back for it
-                for live in lives:
-                    await live.written()
-                await asyncio.sleep(_PAUSE if lives or is_leaving else 0)
-            self._host.store.submit(Change((EventSettled(event.id),)))
+            await self._match(event)
         except StorageError as error:
             logger.error("event %s could not be matched yet: %s", event.id, error)
             self._host.recovery.settle_soon()
         finally:
             self._unsettled.discard(event.id)
+
+    async def _match(self, event: Event) -> None:
+        give_up_at = time.monotonic() + _PATIENCE
+        while found := self._matching(event, (await self._host.store.arrival(event)).matches):
+            resolved = self._resolve_idle(event, found)
+            lives = await self._offer_live(event, found)
+            await self._announce(resolved)
+            is_leaving = self._is_leaving(found) and time.monotonic() < give_up_at
+            if not resolved and not lives and not is_leaving:
+                break  # nobody can take it now: whoever can will look back for it
+            for live in lives:
+                await live.written()
+            await asyncio.sleep(_PAUSE if lives or is_leaving else 0)
+        await self._host.store.submit(Change((EventSettled(event.id),))).wait()
 
     def _is_leaving(self, found: list[Match]) -> bool:
         """Whether one of these runs was being executed when the store was asked, and is not any
@@ -194,7 +213,11 @@ class EventService:
         if not found:
             return []
         document = document_of(event)
-        hits = [match for match in found if matches(match.wait, event, document)]
+        hits = [
+            match
+            for match in found
+            if match.run.began_at <= event.received_at and matches(match.wait, event, document)
+        ]
         return sorted(hits, key=lambda match: (match.run.id, match.step.id.hash))
 
     def _resolve_idle(self, event: Event, found: list[Match]) -> list[tuple[Run, Ticket]]:

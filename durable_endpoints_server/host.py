@@ -76,6 +76,11 @@ class Host:
 
     # Lifecycle
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop on which the services run."""
+        return self._loop
+
     async def attach(self) -> None:
         """Run the services on this event loop, unless they run on one that is alive."""
         loop = asyncio.get_running_loop()
@@ -156,6 +161,8 @@ class Host:
             self.timers.arm(due if run.deadline is None else min(due, run.deadline))
         elif run.status is Status.WAITING and run.deadline is not None:
             self.timers.arm(run.deadline)
+        elif run.status is Status.PARKED:
+            self.waiters.look_again(run.id)
         elif ended is not None:
             self.waiters.tell(
                 Ended(

@@ -18,12 +18,13 @@ from durable_endpoints.protocol.ops import (
 from durable_endpoints.protocol.runs import Complete, Fail, Listener
 from durable_endpoints_server.clock import Alarm
 from durable_endpoints_server.engine.facts import Fact, RunEnded, StepResolved, StepWritten
-from durable_endpoints_server.engine.model import Run
+from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.engine.transitions import (
     Cancel,
     Command,
     Decision,
     Expire,
+    Park,
     Release,
     Resolve,
     Suspend,
@@ -155,6 +156,10 @@ class LiveRun:
         """Give the run back: another execution shall begin at once."""
         await self._leave(Release(reason))
 
+    async def park(self, reason: str) -> None:
+        """Let the run stand still until somebody retries it."""
+        await self._leave(Park(reason))
+
     async def end(self, command: Complete | Fail) -> None:
         """End the run. Returns when that, and every step before it, is on disk."""
         await self._leave(command)
@@ -186,10 +191,18 @@ class LiveRun:
         if asyncio.get_running_loop() is not self._loop:
             offer = self.offer(key, value, event_id, again)
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(offer, self._loop))
-        if key in self._open and not self._left and (again or event_id not in self._used_events):
+        if self.awaits(key) and (again or event_id not in self._used_events):
             self._used_events |= {event_id}
             self._resolve(key, value, event_id)
         return not self._left
+
+    def awaits(self, key: str) -> bool:
+        """Whether the step is open, and this execution may still see it resolved."""
+        return key in self._open and not self._left and self.run.status is Status.RUNNING
+
+    def has_used(self, event_id: str) -> bool:
+        """Whether the event has resolved something in this execution."""
+        return event_id in self._used_events
 
     async def stop(self, command: Cancel | Expire) -> None:
         """End the run from outside, and stop the execution once that is on disk.
@@ -241,9 +254,9 @@ class LiveRun:
 
     def _due(self, key: str) -> None:
         self._alarms.pop(key, None)
-        step = self._open.get(key)
-        if step is None or self._left:
+        if not self.awaits(key):
             return
+        step = self._open[key]
         if step.kind in (StepKind.WAIT, StepKind.WAIT_ANY):
             self._spawn(self._time_out(key), f"time out a wait of {self.id}")
         elif step.state is StepState.PENDING or step.due is not None:
@@ -257,7 +270,7 @@ class LiveRun:
             again = self._host.clock.now() + _AFTER_FAILURE
             self._alarms[key] = self._host.clock.call_at(again, lambda: self._due(key))
             return
-        if key in self._open and not self._left:
+        if self.awaits(key):
             self._resolve(key)
 
     async def _look_up(self, key: str) -> None:

@@ -33,7 +33,7 @@ class Recovery:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._stranded: set[str] = set()
-        self._unsettled = False
+        self._asked_to_settle = self._settled = 0
         self.is_failing = False
         """Whether the store failed when it was last asked."""
         self._bell = Bell()
@@ -76,12 +76,12 @@ class Recovery:
     @property
     def is_behind(self) -> bool:
         """Whether there are events that may not have resolved what they resolve."""
-        return self._unsettled
+        return self._settled < self._asked_to_settle
 
     def settle_soon(self) -> None:
         """There may be events that are not matched, from before the start, or because the store
         failed: do it once it works."""
-        self._unsettled = True
+        self._asked_to_settle += 1
         self._bell.ring()
 
     async def run(self) -> None:
@@ -89,10 +89,10 @@ class Recovery:
         self._bell.listen()
         while True:
             await self._bell.wait()
-            if self._unsettled:
+            if self.is_behind:
                 await self._try_again()
             pause = _FIRST_RETRY
-            while self._stranded or self._unsettled:
+            while self._stranded or self.is_behind:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LAST_RETRY)
                 await self._try_again()
@@ -103,9 +103,10 @@ class Recovery:
             for run_id in list(self._stranded):
                 await self._rescue(run_id)
                 self._stranded.discard(run_id)
-            if self._unsettled:
+            asked = self._asked_to_settle
+            if self.is_behind:
                 await self._host.events.settle_all()
-                self._unsettled = False
+                self._settled = asked
         except EngineError as error:
             self.is_failing = True
             logger.warning("the store still fails: %s", error)

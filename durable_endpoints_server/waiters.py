@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from durable_endpoints_server.clock import Clock
+from durable_endpoints_server.engine.model import Status
 from durable_endpoints_server.store.base import Ended, Store
 
 
@@ -42,9 +43,14 @@ class Waiters:
                 self._waiting.pop(run_id, None)
 
     def tell(self, ended: Ended) -> None:
-        """The run has ended, or is parked. Its record is on disk."""
+        """The run has ended. Its record is on disk."""
         for future in tuple(self._waiting.get(ended.run.id, ())):
             _resolve(future, ended)
+
+    def look_again(self, run_id: str) -> None:
+        """Something has happened to the run that whoever waits has to see."""
+        for future in tuple(self._waiting.get(run_id, ())):
+            _resolve(future, None)
 
     def release_all(self) -> None:
         """Let everybody go, with the run as it stands, and keep nobody from now on: this process is
@@ -57,7 +63,7 @@ class Waiters:
 
 def is_settled(ended: Ended) -> bool:
     """Whether there is nothing more to wait for."""
-    return ended.run.status.is_final or ended.run.status.label == "parked"
+    return ended.run.status.is_final or ended.run.status is Status.PARKED
 
 
 def _resolve(future: asyncio.Future[Ended | None], ended: Ended | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import socket
 import threading
@@ -44,6 +45,8 @@ from durable_endpoints_server.store.sqlite import SqliteStore
 from durable_endpoints_server.store.sqlite_inbox import leave_message
 from durable_endpoints_server.waiters import is_settled
 
+logger = logging.getLogger("durable_endpoints")
+
 _TAKEOVER = 250
 """Milliseconds."""
 
@@ -67,9 +70,14 @@ class EmbeddedEngine:
     async def start(self, for_good: bool = False) -> None:
         if self._host is None:
             await asyncio.get_running_loop().run_in_executor(None, self._open)
+        try:
+            await self.host.attach()
+        except BaseException:
+            if not self._users:
+                await self.stop()
+            raise
         if for_good:
             self._users += 1
-        await self.host.attach()
         if self._executors:
             self.host.dispatcher.set_executor(self._execute, self._can_execute)
 
@@ -256,7 +264,8 @@ class EmbeddedEngine:
         try:
             packed = self.keyring.unseal(live.id, "request", entry.request)
         except UnsealError as error:
-            await live.end(Fail("request_sealed", failures.describe(error).encode()))
+            logger.error("run %s is parked: %s", live.id, error)
+            await live.park("request_sealed")
             return
         request = StoredRequest.unpack(packed)
         executor = self._executor_for(entry)
@@ -267,9 +276,9 @@ class EmbeddedEngine:
         return self._executor_for(entry) is not None
 
     def _executor_for(self, entry: Entry) -> Executor | None:
-        """The application that the run began in: the one at its root path, else the one that has
-        this process to itself. A mounted application is not known before its first request; until
-        then its runs are left as they are, rather than handed to another."""
+        """The application that the run began in: the one at its root path, else the one that was
+        started as a whole. A mounted application is not known before its first request; where there
+        are only such, the runs of one are left as they are until then."""
         return self._executors.get(entry.root_path, self._default)
 
 

@@ -72,6 +72,12 @@ class Release(NamedTuple):
     reason: str
 
 
+class Park(NamedTuple):
+    """The execution cannot go on until somebody mends something, and says so with `Retry`."""
+
+    reason: str
+
+
 class Claim(NamedTuple):
     """Start a new execution of a run that is ready."""
 
@@ -111,6 +117,7 @@ Command = (
     StepOp
     | Suspend
     | Release
+    | Park
     | Complete
     | Fail
     | Claim
@@ -263,6 +270,11 @@ def _release(run: Run, op: Release, now: int, policy: Policy, chance: float) -> 
     return after, (RunChanged(after),)
 
 
+def _park(run: Run, op: Park, now: int, policy: Policy, chance: float) -> _Outcome:
+    after = _leave(run, Status.PARKED, op.reason)
+    return after, (RunChanged(after),)
+
+
 def _complete(run: Run, op: Complete, now: int, policy: Policy, chance: float) -> _Outcome:
     after = _end(run, Status.COMPLETED, "", now, op.omit_request_body)
     ended = RunEnded(after, op.status_code, op.response, None, op.omitted, op.until_delivered)
@@ -371,6 +383,7 @@ RULES: Final[Mapping[type, Rule]] = {
     SendEvent: Rule(_RUNNING, _send_event),
     Suspend: Rule(_RUNNING, _suspend),
     Release: Rule(_RUNNING, _release),
+    Park: Rule(_RUNNING, _park),
     Complete: Rule(_RUNNING, _complete),
     Fail: Rule(_RUNNING, _fail),
     Interrupt: Rule(_RUNNING, _interrupt),
@@ -430,9 +443,7 @@ def _account(run: Run, data: bytes, policy: Policy, new: bool) -> Run:
 
 def _check_wait(wait: int, policy: Policy) -> None:
     if wait > policy.max_wait:
-        raise LimitError(
-            f"{_days(wait)} are more than a wait may last: {_days(policy.max_wait)} (max_wait)"
-        )
+        raise LimitError(f"{_days(wait)} are more than a wait may last: {_days(policy.max_wait)}")
 
 
 def _days(milliseconds: int) -> str:

@@ -76,7 +76,7 @@ class SqliteStore(SqliteReader):
         self._writer.close()
 
     def _open_writer(self, synchronous: Synchronous) -> apsw.Connection:
-        connection = connect(self._path)
+        connection = connect(self._path, create=True)
         with translated(self._path):
             if connection.readonly("main"):
                 raise StorageError(
@@ -98,7 +98,8 @@ class SqliteStore(SqliteReader):
                 cells += row
                 cells.append(n)
         self._refused = []
-        self._check_place()
+        if (gone := self._gone()) is not None:
+            raise WriteError(gone, common=True)
         try:
             if len(cells) <= _CELLS_PER_STATEMENT:
                 self._insert(cells)
@@ -111,23 +112,28 @@ class SqliteStore(SqliteReader):
             raise WriteError(translate(error, self._path), common) from error
         return set(self._refused) if self._refused else ()
 
-    def _check_place(self) -> None:
-        """SQLite goes on writing into a file that was deleted or replaced; nobody would find it."""
+    def _connection(self) -> apsw.Connection:
+        if (gone := self._gone()) is not None:
+            raise gone
+        return super()._connection()
+
+    def _gone(self) -> StorageError | None:
+        """SQLite goes on with a file that was deleted or replaced, and that nobody would find."""
         now = time.monotonic()
         if now < self._check_at:
-            return
+            return None
         self._check_at = now + _CHECK_INTERVAL
         try:
             found = os.stat(self._path)
         except OSError:
             found = None
-        if found is None or (found.st_dev, found.st_ino) != self._place:
-            self._check_at = 0.0  # until the process is started anew
-            gone = StorageError(
-                f"{self._path}: the database was moved, deleted or replaced while it was in use. "
-                "Put it back, and start the application again"
-            )
-            raise WriteError(gone, common=True)
+        if found is not None and (found.st_dev, found.st_ino) == self._place:
+            return None
+        self._check_at = 0.0  # until the process is started anew
+        return StorageError(
+            f"{self._path}: the database was moved, deleted or replaced while it was in use. Put "
+            "it back, and start the application again"
+        )
 
     def _insert(self, cells: list[Any]) -> None:
         rows = len(cells) // WIDTH

@@ -39,10 +39,11 @@ _ADVICE: Final[tuple[tuple[type[apsw.Error], str], ...]] = (
 )
 
 
-def connect(path: str) -> apsw.Connection:
-    """Open the file with the views of `sqlite_connection.sql`. Raises `StorageError`."""
+def connect(path: str, create: bool = False) -> apsw.Connection:
+    """Open the file. Raises `StorageError`, if it is not there too, unless it may `create` it."""
+    flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
     with translated(path):
-        connection = apsw.Connection(path, statementcachesize=256)
+        connection = apsw.Connection(path, flags=flags, statementcachesize=256)
         connection.set_busy_timeout(_BUSY_TIMEOUT)
         return connection
 

@@ -117,7 +117,7 @@ async def test_match_on_a_form_and_on_the_query(engine: VirtualEngine) -> None:
         ({"event": ""}, "event name"),
         ({"event": "a\nb"}, "event name"),
         ({"timeout": "soon"}, "not a duration"),
-        ({"timeout": "400d"}, "max_wait"),
+        ({"timeout": "400d"}, "may last"),
         ({"if_exp": "async.data ==="}, "not CEL"),
     ],
 )

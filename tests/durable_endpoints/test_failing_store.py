@@ -200,7 +200,8 @@ async def test_a_suspension_that_cannot_be_recorded(
             while (await engine.run(run_id_of(response))).status is not Status.WAITING:
                 await asyncio.sleep(0.005)
         headers = {"idempotency-key": "k"}
-        repeating = asyncio.create_task(client.get("/", headers=headers))
+        asking = client.get("/", headers=headers, follow_redirects=True)
+        repeating = asyncio.create_task(asking)
         await engine.advance("1h")
         assert (await asyncio.wait_for(repeating, 5)).text == "rested"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import stat
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import apsw
 import httpx
+import orjson
 import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -247,7 +250,7 @@ async def test_a_request_moved_to_another_run_is_not_executed(disk: Disk) -> Non
         )
         assert (await client.get(victim)).text == "the answer for victim"
         answer = await client.get(thief)
-        assert (answer.status_code, answer.json()["reason"]) == (500, "request_sealed")
+        assert (answer.status_code, answer.json()["reason"]) == (503, "request_sealed")
         assert "victim" not in answer.text
 
 
@@ -303,9 +306,18 @@ async def test_a_lost_sealing_key_is_said_and_never_a_wrong_answer(disk: Disk) -
         assert answer.status_code == 503
         assert "DURABLE_ENDPOINTS_SEALING_KEY_FALLBACK" in answer.json()["detail"]
         answer = await client.get(asleep)
-        assert (answer.status_code, answer.json()["reason"]) == (500, "request_sealed")
+        assert (answer.status_code, answer.json()["reason"]) == (503, "request_sealed")
+        assert "DURABLE_ENDPOINTS_SEALING_KEY_FALLBACK" in answer.json()["detail"]
     async with disk.serve(**KEYS) as client:
         assert (await client.get(done)).text == "the answer for ada"
+        retry = (time.time_ns() // 1_000_000, "retry", orjson.dumps({"run_id": run_id(asleep)}))
+        disk.execute("insert into inbox (at, kind, data) values (?, ?, ?)", *retry)
+        await asyncio.sleep(0.5)
+        assert (await client.get(asleep)).text == "the answer for bob"
+
+
+def run_id(location: str) -> str:
+    return httpx.URL(location).params["runId"]
 
 
 async def test_one_configured_key_leaves_the_other_to_the_key_file(disk: Disk) -> None:
