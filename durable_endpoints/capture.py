@@ -73,11 +73,6 @@ class Capture:
         return self.is_complete or self._promised is None or self._size < self._promised
 
     @property
-    def started(self) -> bool:
-        """Whether the application has begun to answer."""
-        return self._start is not None
-
-    @property
     def status(self) -> int:
         """The status code of the response."""
         assert self._start is not None

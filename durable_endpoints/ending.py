@@ -66,6 +66,8 @@ class Ending:
         self._execution = execution
         self._session = execution.session
         self._reply = reply
+        self._answering: asyncio.Task[None] | None = None
+        """The answer to a client that has waited long enough."""
         self._departing: asyncio.Task[None] | None = None
         """The departure, if it was not left to the application's own task."""
         self._begun = False
@@ -145,7 +147,7 @@ class Ending:
     def respond_now(self) -> None:
         """Tell the client where its answer will be, while the execution goes on."""
         if not self._begun and not self._reply.is_given and not self.capture.has_sent:
-            self._door.engine.spawn(self._respond_now(), "answer a client")
+            self._answering = self._door.engine.spawn(self._respond_now(), "answer a client")
 
     async def _respond_now(self) -> None:
         try:
@@ -161,6 +163,9 @@ class Ending:
     async def conclude(self, error: BaseException | None) -> None:
         """The application returned, or raised `error`. Raises what the server shall see."""
         execution = self._execution
+        if self._answering is not None:
+            # The application is not over before its client has the answer that was promised.
+            await asyncio.shield(self._answering)
         if self._begun and self.capture.is_complete and execution.departure is None:
             if error is not None:
                 raise error  # of a background task, say: the response is out, so it is only logged

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from ulid import ULID
 
 from durable_endpoints.errors import StepValueError
@@ -25,13 +24,8 @@ class Event:
     """When it happened, by its sender: UTC epoch milliseconds."""
 
 
-def event_from_json(text: bytes) -> Event | None:
-    """Read what an engine remembered of a wait: an event, or null after a timeout."""
-    return event_from_value(orjson.loads(text))
-
-
 def event_from_value(value: Any) -> Event | None:
-    """The same for a decoded value."""
+    """Read what an engine remembered of a wait: an event, or None after a timeout."""
     if value is None:
         return None
     return Event(value["name"], value.get("data"), value.get("id", ""), value.get("ts", 0))

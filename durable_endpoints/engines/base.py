@@ -1,6 +1,6 @@
 """The seam between the SDK and an engine, wherever that engine runs.
 
-An `Engine` belongs to one middleware. A `Session` is one execution's hold on one run; its methods
+An `Engine` serves the middlewares that name its database. A `Session` is one execution's hold on one run; its methods
 are for the event loop on which the execution runs.
 """
 

@@ -13,11 +13,12 @@ import httpx
 import orjson
 import pytest
 from fastapi import Depends
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from durable_endpoints import endpoint, remember, step
+from durable_endpoints import RetryAfterError, endpoint, remember, step
 from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.protocol.ops import Alternative, NewEvent, StepKind, WaitForEvent
 from durable_endpoints.protocol.runs import Complete
@@ -329,3 +330,133 @@ async def test_who_comes_to_wait_while_the_process_ends_is_let_go(engine: Virtua
         engine.begin_drain()
         answer = await asyncio.wait_for(client.get(response.headers["location"]), 5)
         assert answer.status_code == 303
+
+
+async def test_a_request_that_is_cancelled_while_its_handler_fails_keeps_its_run() -> None:
+    engine = VirtualEngine()
+    tries: list[int] = []
+
+    async def slow() -> str:
+        await asyncio.sleep(0.2)
+        return "done"
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        tries.append(1)
+        if len(tries) == 1:
+            beside = asyncio.create_task(step.run("slow", slow))
+            await asyncio.sleep(0.01)
+            assert not beside.done()
+            raise ValueError
+        return PlainTextResponse(await step.run("slow", slow))
+
+    app = one(engine, handler)
+    app.user_middleware.insert(0, Middleware(Impatient))
+    async with engine.client(app) as client:
+        await client.get("/")
+        await asyncio.sleep(0.4)
+        await engine.advance("10s")
+        assert await final(engine, await only_run(engine)) is Status.COMPLETED
+
+
+async def test_two_waits_that_look_back_together_each_get_an_event() -> None:
+    engine = VirtualEngine()
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        await engine.send_event(NewEvent("e1", "said", b"{}"))
+        await engine.send_event(NewEvent("e2", "said", b"{}"))
+        _, first, second = await asyncio.gather(
+            step.run("busy", asyncio.sleep, 0.2),
+            step.wait_for_event("w1", event="said", timeout="1h"),
+            step.wait_for_event("w2", event="said", timeout="1h"),
+        )
+        return JSONResponse(sorted(event.id for event in (first, second) if event))
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await client.get("/", follow_redirects=True)
+        assert response.json() == ["e1", "e2"]
+
+
+async def test_an_event_from_before_the_request_resolves_nothing_of_it() -> None:
+    engine = VirtualEngine()
+    assert isinstance(engine.store, MemoryStore)
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        event = await step.wait_for_event("hear", event="said", timeout="1h")
+        return PlainTextResponse(str(event is not None))
+
+    async with engine.client(one(engine, handler)) as client:
+        left = orjson.dumps({"id": "early", "name": "said", "data": {}, "ts": None})
+        engine.store.leave_message(engine.clock.now() - 10_000, "event", left)
+        response = await client.get("/")
+        await asyncio.sleep(0.4)  # the inbox has been read
+        waiting = asyncio.create_task(client.get(response.headers["location"]))
+        await engine.advance("1h")
+        assert (await asyncio.wait_for(waiting, 5)).text == "False"
+
+
+async def test_an_event_sent_from_another_event_loop_is_matched() -> None:
+    engine = VirtualEngine()
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        event = await step.wait_for_event("hear", event="said", timeout="1h")
+        return PlainTextResponse(str(event is not None))
+
+    def send() -> None:
+        asyncio.run(engine.send_event(NewEvent("e1", "said", b"{}")))
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await client.get("/")
+        await asyncio.to_thread(send)
+        answer = await asyncio.wait_for(client.get(response.headers["location"]), 5)
+        assert answer.text == "True"
+
+
+async def test_the_time_of_a_handlers_next_try_is_kept_whatever_wakes_the_run() -> None:
+    engine = VirtualEngine()
+    passes: list[int] = []
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        passes.append(engine.clock.now())
+        if len(passes) == 1:
+            stray = asyncio.create_task(step.sleep("short", "5s"))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not stray.done()
+            raise RetryAfterError("busy", "1h")
+        return PlainTextResponse("ok")
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await client.get("/")
+        await engine.advance("1m")
+        assert len(passes) == 1
+        waiting = asyncio.create_task(client.get(response.headers["location"]))
+        await engine.advance("1h")
+        assert (await asyncio.wait_for(waiting, 5)).text == "ok"
+    assert passes[1] - passes[0] >= 3_600_000
+
+
+async def test_a_client_is_answered_once_however_slow_the_answer_is_made() -> None:
+    engine = VirtualEngine()
+
+    async def slowly(run_id: str, token: str) -> str:
+        await asyncio.sleep(0.2)
+        return f"/elsewhere?{run_id}"
+
+    @endpoint(respond_within="10s", async_redirect_url=slowly)
+    async def handler(request: Request) -> Response:
+        await step.run("a", asyncio.sleep, 0.1)
+        await step.sleep("nap", "1h")
+        return PlainTextResponse("ok")
+
+    async with engine.client(one(engine, handler)) as client:
+        asking = asyncio.create_task(client.get("/"))
+        await asyncio.sleep(0.05)
+        engine.clock.move_to(engine.clock.now() + 10_000)
+        response = await asyncio.wait_for(asking, 5)
+        assert response.status_code == 303
+        assert response.headers["location"].startswith("/elsewhere?")
