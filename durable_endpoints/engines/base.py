@@ -1,7 +1,7 @@
 """The seam between the SDK and an engine, wherever that engine runs.
 
-An `Engine` serves the middlewares that name its database. A `Session` is one execution's hold on one run; its methods
-are for the event loop on which the execution runs.
+An `Engine` serves the middlewares that name its database. A `Session` is one execution's hold on
+one run; its methods are for the event loop on which the execution runs.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from durable_endpoints.protocol.ops import StepRecord
+from durable_endpoints.protocol.ops import StepKind, StepRecord
 from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints_server.engine.facts import (
     AttemptFailed,
@@ -348,7 +348,7 @@ class MemoryStore:
 def _recounted(row: _Row) -> Run:
     steps = row.steps.values()
     return row.run._replace(
-        steps=len(steps),
+        steps=sum(step.kind is not StepKind.HANDLER for step in steps),
         memo_bytes=sum(len(step.value or b"") + len(step.error or b"") for step in steps),
         last_order=max((step.order for step in steps), default=0),
     )

@@ -66,7 +66,7 @@ select min(
 select json_group_array(json_array(json(doc), steps, bytes, ord)) from (
     select
         doc,
-        (select count(*) from steps where run_id = run_doc.id) as steps,
+        (select count(*) from steps where run_id = run_doc.id and kind <> 'handler') as steps,
         (select coalesce(sum(length(value)), 0) + coalesce(sum(length(error)), 0)
             from steps where run_id = run_doc.id) as bytes,
         (select coalesce(max(ord), 0) from steps where run_id = run_doc.id) as ord
