@@ -214,13 +214,22 @@ class Ending:
     def leave_behind(self) -> None:
         """Answer the client without the handler."""
         if not self._begun:
+            execution = self._execution
+            if execution.is_in_thread and not execution.was_signalled:
+                what, advice = "is still running in its thread, which cannot be stopped", ""
+            else:
+                what = f"does not give way to what unwinds it{execution.swallower()}"
+                advice = (
+                    ". Catch Exception rather than BaseException or asyncio.CancelledError around "
+                    "steps"
+                )
             logger.error(
-                "run %s (%s): the handler does not give way to what unwinds it%s: it is left where "
-                "it is, and its client is answered without it. Catch Exception rather than "
-                "BaseException or asyncio.CancelledError around steps",
-                self._execution.info.run_id,
-                self._execution.info.function_id,
-                self._execution.swallower(),
+                "run %s (%s): the handler %s: it is left where it is, and its client is answered "
+                "without it%s",
+                execution.info.run_id,
+                execution.info.function_id,
+                what,
+                advice,
             )
             self._departing = self._door.engine.spawn(self._depart(), "answer a client")
 

@@ -256,6 +256,16 @@ class Execution:
             what,
         )
 
+    @property
+    def is_in_thread(self) -> bool:
+        """Whether the handler is a plain function."""
+        return self.token is not None
+
+    @property
+    def was_signalled(self) -> bool:
+        """Whether the handler has been told that it shall end."""
+        return bool(self._signals)
+
     def swallower(self) -> str:
         """Where the signal was caught, if it can be told."""
         for signal in self._signals:
