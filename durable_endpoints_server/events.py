@@ -163,14 +163,22 @@ class EventService:
     async def settle_all(self) -> None:
         """Match every event that is kept and not settled: after a start, or a failed write."""
         while events := await self._host.store.unsettled_events(_PAGE):
-            for event in events:
-                self._unsettled.add(event.id)
-                try:
-                    await self._match(event)
-                finally:
-                    self._unsettled.discard(event.id)
+            # Together, because each of them waits for commits, which they can share.
+            outcomes = await asyncio.gather(
+                *(self._match_kept(event) for event in events), return_exceptions=True
+            )
+            for outcome in outcomes:
+                if outcome is not None:
+                    raise outcome
             if len(events) < _PAGE:
                 return
+
+    async def _match_kept(self, event: Event) -> None:
+        self._unsettled.add(event.id)
+        try:
+            await self._match(event)
+        finally:
+            self._unsettled.discard(event.id)
 
     async def _settle(self, event: Event, resolved: Sequence[tuple[Run, Ticket]] = ()) -> None:
         """Resolve what the event matches until nothing is left, then say so. `resolved` is on its
