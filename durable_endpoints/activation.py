@@ -105,7 +105,7 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
         raise _refuse(door, lambda: reply.unavailable(detail)) from None
     except LimitError as error:
         if session is not None:
-            await session.end(Fail("exception", failures.describe(error).encode()))
+            await _end_failed(session, error)
         raise
     except asyncio.CancelledError:
         if session is not None:
@@ -117,6 +117,14 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
     door.queue = application.queues.of(engine, options.respond_within)
     door.queue.add(door.ending)
     return execution
+
+
+async def _end_failed(session: Session, error: LimitError) -> None:
+    """What dependencies gave the run to remember is more than it may hold."""
+    try:
+        await session.end(Fail("exception", failures.describe(error).encode()))
+    except EngineError:
+        await session.abandon()
 
 
 async def _give_back(session: Session) -> None:

@@ -115,5 +115,10 @@ def _make_key_file(path: Path) -> None:
             os.link(draft, path)
         except FileExistsError:
             pass
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # what is sealed with it must not outlive it
+        finally:
+            os.close(folder)
     finally:
         draft.unlink()

@@ -12,6 +12,7 @@ from durable_endpoints.errors import StepValueError
 from durable_endpoints.protocol import expressions
 from durable_endpoints.protocol.events import check_event_name
 from durable_endpoints.protocol.ops import Alternative
+from durable_endpoints.requests import printable
 
 Match = str | Mapping[str, Any]
 """`"data.order_id"`: the event's value there equals the run input's `order_id`; or a mapping of
@@ -114,7 +115,7 @@ def _input_at(path: str, inputs: Inputs) -> Any:
 def _text(path: str, value: Any) -> str:
     """The text by which numbers, strings and booleans are compared."""
     if isinstance(value, str):
-        if not value.isascii() and value != value.encode("utf-8", "replace").decode():
+        if printable(value) != value:
             raise StepValueError(f"match on {path!r}: {value!r} is not valid Unicode")
         return value
     if isinstance(value, bool | int | float):

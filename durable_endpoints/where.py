@@ -10,6 +10,7 @@ from durable_endpoints._context import current
 from durable_endpoints.errors import NestedStepError, NotInRunError, StepIdError, UsageError
 from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.protocol.step_ids import MAX_NAME_LENGTH, StepId
+from durable_endpoints.requests import printable
 
 
 def here(what: str, id: str) -> Execution | None:
@@ -60,7 +61,7 @@ def name_step(execution: Execution, name: str) -> StepId:
     """The id of a step that is being called."""
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_LENGTH:
         raise StepIdError(f"a step's id is a text of 1 to {MAX_NAME_LENGTH} letters, not {name!r}")
-    if not name.isascii() and name != name.encode("utf-8", "replace").decode():
+    if printable(name) != name:
         raise StepIdError(f"the step id {name!r} is not valid Unicode")
     return execution.ids.next(name)
 

@@ -221,7 +221,6 @@ class EmbeddedEngine:
         return await self.host.events.publish(event)
 
     def track(self, method: str, route: str, status: int, elapsed: int, run_id: str | None) -> None:
-
         now = self.host.clock.now()
         self.host.track(RequestSeen(now, method, route, status, elapsed, run_id))
 

@@ -46,6 +46,13 @@ from tests.durable_endpoints_server.helpers import (
 pytestmark = pytest.mark.anyio
 
 
+@endpoint
+async def hears(request: Request) -> Response:
+    """Whether an event came within an hour."""
+    event = await step.wait_for_event("hear", event="said", timeout="1h")
+    return PlainTextResponse(str(event is not None))
+
+
 async def final(engine: VirtualEngine, run_id: str, patience: float = 2) -> Status:
     async with asyncio.timeout(patience):
         while not (status := (await engine.run(run_id)).status).is_final:
@@ -238,12 +245,7 @@ async def test_a_sender_that_gives_up_does_not_take_its_event_with_it() -> None:
     engine = VirtualEngine()
     engine.store = store = Slow()
 
-    @endpoint
-    async def handler(request: Request) -> Response:
-        event = await step.wait_for_event("hear", event="said", timeout="1h")
-        return PlainTextResponse(str(event is not None))
-
-    async with engine.client(one(engine, handler)) as client:
+    async with engine.client(one(engine, hears)) as client:
         response = await client.get("/")
         sending = asyncio.create_task(engine.send_event(NewEvent("e1", "said", b"{}")))
         await asyncio.sleep(0.01)
@@ -301,12 +303,7 @@ async def test_a_message_that_makes_no_sense_stops_nobody(caplog: Any) -> None:
     engine = VirtualEngine()
     assert isinstance(engine.store, MemoryStore)
 
-    @endpoint
-    async def handler(request: Request) -> Response:
-        event = await step.wait_for_event("hear", event="said", timeout="1h")
-        return PlainTextResponse(str(event is not None))
-
-    async with engine.client(one(engine, handler)) as client:
+    async with engine.client(one(engine, hears)) as client:
         response = await client.get("/")
         for event in (
             {"id": "e1", "name": "said", "data": {}, "ts": 2**63},
@@ -382,12 +379,7 @@ async def test_an_event_from_before_the_request_resolves_nothing_of_it() -> None
     engine = VirtualEngine()
     assert isinstance(engine.store, MemoryStore)
 
-    @endpoint
-    async def handler(request: Request) -> Response:
-        event = await step.wait_for_event("hear", event="said", timeout="1h")
-        return PlainTextResponse(str(event is not None))
-
-    async with engine.client(one(engine, handler)) as client:
+    async with engine.client(one(engine, hears)) as client:
         left = orjson.dumps({"id": "early", "name": "said", "data": {}, "ts": None})
         engine.store.leave_message(engine.clock.now() - 10_000, "event", left)
         response = await client.get("/")
@@ -400,15 +392,10 @@ async def test_an_event_from_before_the_request_resolves_nothing_of_it() -> None
 async def test_an_event_sent_from_another_event_loop_is_matched() -> None:
     engine = VirtualEngine()
 
-    @endpoint
-    async def handler(request: Request) -> Response:
-        event = await step.wait_for_event("hear", event="said", timeout="1h")
-        return PlainTextResponse(str(event is not None))
-
     def send() -> None:
         asyncio.run(engine.send_event(NewEvent("e1", "said", b"{}")))
 
-    async with engine.client(one(engine, handler)) as client:
+    async with engine.client(one(engine, hears)) as client:
         response = await client.get("/")
         await asyncio.to_thread(send)
         answer = await asyncio.wait_for(client.get(response.headers["location"]), 5)

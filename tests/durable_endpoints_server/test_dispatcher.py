@@ -37,16 +37,6 @@ from tests.durable_endpoints_server.helpers import (
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def store() -> FlakyStore:
-    return FlakyStore()
-
-
-@pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
 def ready(store: FlakyStore, run_id: str, at: int = 1_000, interruptions: int = 0) -> Run:
     decision = register(new_run(run_id), "they", None, at)
     store.apply(decision.change)

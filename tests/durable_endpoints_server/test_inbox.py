@@ -27,16 +27,6 @@ pytestmark = pytest.mark.anyio
 FAST = {"inbox_interval": 0.005}
 
 
-@pytest.fixture
-def store() -> FlakyStore:
-    return FlakyStore()
-
-
-@pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
 def leave(store: FlakyStore, at: int, kind: str, **data: object) -> None:
     store.leave_message(at, kind, orjson.dumps(data))
 

@@ -24,16 +24,6 @@ from tests.durable_endpoints_server.helpers import (
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def store() -> FlakyStore:
-    return FlakyStore()
-
-
-@pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
 def done(name: str) -> StepDone:
     return StepDone(StepId(hash_name(name), name, 0), StepKind.RUN, b"[1, 2]")
 

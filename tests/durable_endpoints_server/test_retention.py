@@ -23,11 +23,6 @@ DAY = 86_400_000
 HOUR = 3_600_000
 
 
-@pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
 async def end_run(store: Store, clock: VirtualClock, run_id: str, **how: bool) -> None:
     decision = register(new_run(run_id), "me", None, clock.now())
     store.submit(decision.change)

@@ -59,16 +59,6 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-@pytest.fixture
-def store() -> FlakyStore:
-    return FlakyStore()
-
-
-@pytest.fixture
-def clock() -> VirtualClock:
-    return VirtualClock()
-
-
 async def move(clock: VirtualClock, milliseconds: int) -> None:
     clock.move_to(clock.now() + milliseconds)
     await settle()
