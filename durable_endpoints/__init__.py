@@ -22,6 +22,7 @@ from durable_endpoints.errors import (
     StepIdError,
     StepValueError,
     StorageError,
+    TruncatedStreamError,
     UsageError,
 )
 from durable_endpoints.events import Event
@@ -31,6 +32,7 @@ from durable_endpoints.proxy import endpoint_proxy
 from durable_endpoints.remember import remember
 from durable_endpoints.sending import send_event
 from durable_endpoints.step import step
+from durable_endpoints.stream import stream
 
 __all__ = [
     "ConfigurationError",
@@ -51,6 +53,7 @@ __all__ = [
     "StepIdError",
     "StepValueError",
     "StorageError",
+    "TruncatedStreamError",
     "UsageError",
     "configure",
     "endpoint",
@@ -59,4 +62,5 @@ __all__ = [
     "remember",
     "send_event",
     "step",
+    "stream",
 ]

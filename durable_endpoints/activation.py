@@ -6,13 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import anyio.lowlevel
+from starlette.datastructures import QueryParams
 
 from durable_endpoints.body import RequestBody
 from durable_endpoints.door import Door
 from durable_endpoints.ending import Ending
-from durable_endpoints.engines.base import KeyHolder, Reentry, Session
+from durable_endpoints.engines.base import KeyHolder, Outcome, Reentry, Session
 from durable_endpoints.errors import EngineError, LimitError, LostRunError
 from durable_endpoints.execution import Execution
+from durable_endpoints.following import accepts_stream, follow, is_ours, stream_start
 from durable_endpoints.hooks import RunInfo, notify
 from durable_endpoints.idempotency import NO_CLAIM, BadKeyError, Claim, claim_of, conflict
 from durable_endpoints.ids import new_run_id
@@ -23,6 +25,7 @@ from durable_endpoints.protocol.ops import StepDone, StepKind
 from durable_endpoints.protocol.runs import Fail, NewRun
 from durable_endpoints.reply import Reply
 from durable_endpoints.requests import header, printable, store_request
+from durable_endpoints.stream_reply import StreamReply
 from durable_endpoints.unwinding import Suspended
 
 if TYPE_CHECKING:
@@ -114,8 +117,9 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
     unacknowledged = len(door.remembered)
     execution = _execution(door, session, request, function_id, options, unacknowledged)
     assert door.ending is not None
-    door.queue = application.queues.of(engine, options.respond_within)
-    door.queue.add(door.ending)
+    if not door.ending.is_stream:  # whose client may wait as long as it takes
+        door.queue = application.queues.of(engine, options.respond_within)
+        door.queue.add(door.ending)
     return execution
 
 
@@ -168,8 +172,10 @@ def _execution(
         application.hooks,
         unacknowledged,
     )
-    door.ending = Ending(door, execution, Reply(door, session.id))
     door.execution = execution
+    streams = door.reentry is None and _wants_stream(door, options)
+    reply = StreamReply(door, session, options) if streams else Reply(door, session.id)
+    door.ending = Ending(door, execution, reply)
     application.entered(door)
     return execution
 
@@ -185,6 +191,9 @@ def _repeat(door: Door, claim: Claim, holder: KeyHolder, options: EndpointOption
     async def join() -> None:
         try:
             outcome = await door.engine.outcome(holder.run_id, 0)
+            if outcome is not None and _wants_stream(door, options):
+                await _follow(door, outcome, options, reply)
+                return
             if outcome is not None and outcome.status in ("running", "ready"):
                 outcome = await door.engine.outcome(holder.run_id, options.respond_within)
         except EngineError as error:
@@ -200,6 +209,34 @@ def _repeat(door: Door, claim: Claim, holder: KeyHolder, options: EndpointOption
             await reply.later(options)
 
     return _refuse(door, join)
+
+
+def _wants_stream(door: Door, options: EndpointOptions) -> bool:
+    snapshot = door.snapshot
+    return options.sse and snapshot["method"] != "HEAD" and accepts_stream(snapshot["headers"])
+
+
+async def _follow(door: Door, outcome: Outcome, options: EndpointOptions, reply: Reply) -> None:
+    """Answer a repeat with the stream of the run that it joins."""
+    headers, body = door.snapshot["headers"], door.body
+    assert isinstance(body, RequestBody)
+    try:
+        start = stream_start(headers, QueryParams())
+    except ValueError as error:
+        await reply.problem(400, "bad_request", str(error))
+        return
+    token = door.engine.sign_run(outcome.run_id, options.cancellable)
+    url = await reply.url(options, token)
+    await follow(
+        door.engine,
+        outcome,
+        start,
+        [(b"durable-run-url", url.encode("latin-1"))],
+        door.send_out,
+        body.until_gone,
+        door.application.settings.heartbeat,
+        is_ours(headers),
+    )
 
 
 def _refuse(door: Door, answer: Any) -> Suspended:

@@ -88,6 +88,18 @@ async def redirect_url(
     return quote(urlunsplit(whole), safe=_URL)
 
 
+def origin_of(scope: Scope, public_url: str | None) -> str:
+    """Scheme and host by which the client of a request came: for its own answer only, since a
+    client can put what it likes into `Host`."""
+    if public_url is not None:
+        parts = urlsplit(public_url)
+        return f"{parts.scheme}://{parts.netloc}"
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+    server = scope.get("server") or ("localhost", None)
+    fallback = f"{server[0]}:{server[1]}" if server[1] else str(server[0])
+    return f"{scope.get('scheme', 'http')}://{quote(host.decode('latin-1'), safe=_URL) or fallback}"
+
+
 def outcome_problem(outcome: Outcome) -> Response:
     """The answer for a run that has ended, or stands, without a response of its handler's."""
     run_id, headers = outcome.run_id, durable_headers(outcome.run_id, outcome.status)

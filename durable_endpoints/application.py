@@ -16,7 +16,7 @@ from durable_endpoints.execution import Departure
 from durable_endpoints.hooks import Hook
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.patience import Queues
-from durable_endpoints.proxy import EndpointProxy
+from durable_endpoints.proxy import CLIENT, EndpointProxy
 from durable_endpoints.reentry import Pass
 from durable_endpoints.routes import RouteTable, path_in_app, root_template
 from durable_endpoints.settings import Settings
@@ -153,7 +153,9 @@ class Application:
                 self._entrance = app if inside else self._middleware
             self.routes = RouteTable(self.entrance, EndpointProxy)
             self.wait_paths = tuple(
-                path + slash for path in (self.proxy_path, BUILT_IN_PROXY) for slash in ("", "/")
+                path + end
+                for path in (self.proxy_path, BUILT_IN_PROXY)
+                for end in ("", "/", CLIENT)
             )
             if scope["type"] == "http":
                 self._root_paths.add(root_template(scope))
@@ -184,7 +186,8 @@ class Application:
         The middleware answers for the proxy: what stands between them has had its say when the
         stored response was made.
         """
-        path = path_in_app(scope["path"], scope.get("root_path", "")).rstrip("/")
+        path = path_in_app(scope["path"], scope.get("root_path", ""))
+        path = path.removesuffix(CLIENT).rstrip("/")
         return path in (BUILT_IN_PROXY, self.proxy_path)
 
     def options_of(self, endpoint: Endpoint) -> EndpointOptions:

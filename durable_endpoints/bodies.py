@@ -209,7 +209,7 @@ async def run_step(
             await start(execution, step, attempt)
             began = time.perf_counter_ns()
             try:
-                value = await _run_body(execution, step, options, body, args, kwargs)
+                value = await _run_body(execution, step, options, attempt, body, args, kwargs)
             except Exception as error:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
                 attempt = await fail(execution, step, attempt, error, elapsed, options)
@@ -227,13 +227,14 @@ async def _run_body(
     execution: Execution,
     step: StepId,
     options: StepOptions,
+    attempt: int,
     body: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
     task = execution.enter_task()
     cancelled_before = task.cancelling()
-    scope, place = StepScope(execution, step), current.place
+    scope, place = StepScope(execution, step, attempt), current.place
     current.place = scope
     try:
         if options.timeout is not None:

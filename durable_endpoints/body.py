@@ -85,6 +85,12 @@ class RequestBody:
             raise ClientDisconnect
         return self.whole()
 
+    async def until_gone(self) -> None:
+        """Return when the client has left. Only for a body that is complete, and that nobody
+        receives any more."""
+        while not self._gone:
+            self._gone = (await self._receive())["type"] == "http.disconnect"
+
     def whole(self) -> bytes:
         """The body, which is complete. Raises `HTTPException` 413 if it is larger than a run's
         request may be."""

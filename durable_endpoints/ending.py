@@ -21,6 +21,7 @@ from starlette.types import Message
 from durable_endpoints.answers import with_whole_location
 from durable_endpoints.bodies import delay_of, is_final
 from durable_endpoints.capture import Capture
+from durable_endpoints.engines.base import Outcome
 from durable_endpoints.errors import EngineError, LimitError, LostRunError, StepError
 from durable_endpoints.execution import Departure, Execution
 from durable_endpoints.failing import error_response, is_handled
@@ -73,8 +74,14 @@ class Ending:
         self._begun = False
         self._grace: asyncio.TimerHandle | None = None
         """When a handler that is being unwound is given up."""
-        self.capture.is_detached = self.capture.is_reentry = door.reentry is not None
+        self.capture.is_reentry = door.reentry is not None
+        self.capture.is_detached = self.capture.is_reentry or reply.is_stream
         execution.keeper = self
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the client gets the run's stream."""
+        return self._reply.is_stream
 
     # A complete response
 
@@ -86,7 +93,19 @@ class Ending:
         if capture.is_complete and self._may_be_a_failure():
             return  # `conclude` tells
         if not capture.is_complete or await self._complete():
-            await capture.release()
+            await self._pass_on()
+
+    async def _pass_on(self) -> None:
+        """Give the client what it may have of the response now."""
+        capture, reply = self.capture, self._reply
+        await capture.release()
+        if reply.is_stream and capture.is_complete:
+            if capture.too_large:
+                await reply.outcome(
+                    Outcome(reply.run_id, "completed", "", None, "too_large", False, "", "", "")
+                )
+            else:
+                await reply.stored(capture.response())
 
     def _may_be_a_failure(self) -> bool:
         """Whether this response may be what a mounted application makes of an exception that
@@ -162,6 +181,13 @@ class Ending:
 
     async def conclude(self, error: BaseException | None) -> None:
         """The application returned, or raised `error`. Raises what the server shall see."""
+        try:
+            await self._conclude_once(error)
+        finally:
+            if self._reply.is_stream:
+                await self._reply.closed()
+
+    async def _conclude_once(self, error: BaseException | None) -> None:
         execution = self._execution
         if self._answering is not None:
             # The application is not over before its client has the answer that was promised.
@@ -180,7 +206,7 @@ class Ending:
         execution = self._execution
         is_complete = self.capture.is_complete and execution.departure is None
         if is_complete and not self._begun and error is None and await self._complete():
-            await self.capture.release()
+            await self._pass_on()
         if is_complete and self._begun and execution.departure is None:
             if error is not None:
                 raise error  # of a background task, say: the response is out, so it is only logged
@@ -336,7 +362,7 @@ class Ending:
         self.capture.is_muted = True
         self._finish(Result("failed", error))
         if response is not None:
-            await self._reply.stored(response)
+            await self._reply.stored(response, succeeded=False)
         raise error
 
     def _finish(self, result: Result) -> None:

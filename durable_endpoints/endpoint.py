@@ -68,6 +68,8 @@ def endpoint(
     respond_within: Duration | None = None,
     max_runtime: Duration | None = None,
     idempotency_scope: IdempotencyScope | None = None,
+    sse: bool | None = None,
+    cancellable: bool | None = None,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 def endpoint(handler: Callable[..., Any] | None = None, /, **given: Any) -> Any:
     """Make a Starlette or FastAPI handler durable.
@@ -91,6 +93,9 @@ def endpoint(handler: Callable[..., Any] | None = None, /, **given: Any) -> Any:
       the same execution goes on.
     - `max_runtime`: a run older than this, waits included, fails as timed out. No limit by default.
     - `idempotency_scope`: `(request) -> str`, who the caller is, for `Idempotency-Key`.
+    - `sse` (True): a client that accepts `text/event-stream` gets the run's stream. False for an
+      endpoint that answers with an event stream of its own.
+    - `cancellable` (False): whoever holds the run's token may cancel it, by `DELETE` at `/wait`.
 
     Raises `ConfigurationError` for a wrong option, and for what cannot be a durable handler: a
     generator, a class, a WebSocket handler.

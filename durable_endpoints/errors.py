@@ -13,6 +13,7 @@ DurableEndpointsError
 │   ├── EngineClosedError   the engine is shutting down or was never started
 │   └── LostRunError        another execution holds the run, or it ended
 ├── StepError               a step failed for good
+├── TruncatedStreamError    the source of `stream.pipe` ended before it was complete
 ├── NonRetriableError       raise it: do not try again
 └── RetryAfterError         raise it: try again, but not before then
 """
@@ -48,6 +49,7 @@ __all__ = [
     "StepIdError",
     "StepValueError",
     "StorageError",
+    "TruncatedStreamError",
     "UsageError",
 ]
 
@@ -89,6 +91,10 @@ class StepError(DurableEndpointsError):
         self.message = message
         """The message of the original exception."""
         self.attempts = attempts
+
+
+class TruncatedStreamError(DurableEndpointsError):
+    """A provider's stream ended without an end. The step is tried again, as after any failure."""
 
 
 class RememberedError(Exception):

@@ -50,12 +50,14 @@ class Departure(Enum):
 class StepScope:
     """Where code inside the body of a step stands."""
 
-    __slots__ = ("ended", "execution", "step")
+    __slots__ = ("attempt", "ended", "execution", "step")
 
-    def __init__(self, execution: Execution, step: StepId) -> None:
+    def __init__(self, execution: Execution, step: StepId, attempt: int) -> None:
         self.execution = execution
         self.step = step
+        self.attempt = attempt
         self.ended = False
+        """Whether this try of the step is over. Its thread may not be."""
 
     @property
     def engine(self) -> Engine:
@@ -287,6 +289,29 @@ class Execution:
             raise self.break_off(error) from None
         self._recorded += 1
         return record
+
+    # Streaming
+
+    def push(self, step: str, attempt: int, value: bytes) -> None:
+        """Stream one JSON value of a try of a step, or of the handler's own code. From any thread.
+
+        A handler that is being unwound is not heard. Raises `LimitError`.
+        """
+        if self.departure is not None:
+            return
+        try:
+            self.session.push(step, attempt, [value])
+        except LostRunError:
+            pass  # the session tells in its own way
+
+    async def room(self) -> None:
+        """Return when more may be streamed. Counts as something that runs: a handler that waits
+        for the disk is not one that waits for an event."""
+        self._running += 1
+        try:
+            await self.session.room()
+        finally:
+            self.end_body()
 
     # Bodies
 

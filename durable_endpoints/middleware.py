@@ -50,8 +50,8 @@ class DurableEndpointsMiddleware:
     - `engine`: an engine of your own making, from `durable_endpoints.testing` for instance.
     - `hooks`: objects whose methods run around executions and steps.
     - `retries`, `async_response`, `async_redirect_url`, `checkpoint`, `respond_within`,
-      `max_runtime`, `omit_request_body`, `omit_response_body`, `idempotency_scope`: defaults for
-      the endpoints of this application, as in `@endpoint`.
+      `max_runtime`, `omit_request_body`, `omit_response_body`, `idempotency_scope`, `sse`,
+      `cancellable`: defaults for the endpoints of this application, as in `@endpoint`.
     - every field of `durable_endpoints.settings.Settings`: `database`, `public_url`,
       `track_all_endpoints` and so on, which else come from `DURABLE_ENDPOINTS_…` variables.
     - `reentry_app`: where requests are sent in again, if the middleware cannot find out.
@@ -77,6 +77,8 @@ class DurableEndpointsMiddleware:
         omit_request_body: bool | None = None,
         omit_response_body: bool | None = None,
         idempotency_scope: IdempotencyScope | None = None,
+        sse: bool | None = None,
+        cancellable: bool | None = None,
         **settings: Unpack[SettingsArguments],
     ) -> None:
         self.app = app
@@ -94,6 +96,8 @@ class DurableEndpointsMiddleware:
                 omit_request_body=omit_request_body,
                 omit_response_body=omit_response_body,
                 idempotency_scope=idempotency_scope,
+                sse=sse,
+                cancellable=cancellable,
             )
         except ConfigurationError as error:
             self._mistake = error
@@ -124,7 +128,7 @@ class DurableEndpointsMiddleware:
             door.reentry, door.on_left = visit.reentry, visit.leave
             await self._through(door, receive)
         elif scope["path"].endswith(application.wait_paths) and application.serves_wait(scope):
-            await wait_for_run(application, scope, send)
+            await wait_for_run(application, scope, receive, send)
         elif routes.may_be_durable(scope):
             body = RequestBody(receive, self._body_limit)
             door = Door(application, scope, body, send)

@@ -42,6 +42,8 @@ class EndpointOptions:
     respond_within: int = 50_000
     max_runtime: int | None = None
     idempotency_scope: IdempotencyScope | None = None
+    sse: bool = True
+    cancellable: bool = False
 
     def change(self, **changes: Any) -> EndpointOptions:
         """Return a copy with `changes`, checked. `None` means: as it is."""
@@ -127,4 +129,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "respond_within": _check_duration,
     "max_runtime": _check_duration,
     "idempotency_scope": _check_callable,
+    "sse": _check_flag,
+    "cancellable": _check_flag,
 }

@@ -4,14 +4,22 @@
 
 blocks until the run has ended and answers with the handler's status, headers and body. While the
 run goes on, it sends the client back to itself every 50 seconds, so that no proxy on the way loses
-patience, and after eight times says 202.
+patience, and after eight times says 202. A client that accepts `text/event-stream` gets the run's
+stream instead (`following.py`).
+
+    DELETE {mount}?runId=…&token=…     cancels the run, if its endpoint allows that
+    GET {mount}/client.js              the browser's client, an ES module
 """
 
 from __future__ import annotations
 
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
+import orjson
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -19,9 +27,13 @@ from starlette.types import Receive, Scope, Send
 from durable_endpoints import answers
 from durable_endpoints.answers import problem, send_response
 from durable_endpoints.door import SCOPE_KEY, Door, Outside
-from durable_endpoints.engines.base import Engine, Outcome
+from durable_endpoints.engines.base import Engine, Outcome, StreamStart
 from durable_endpoints.errors import EngineError
+from durable_endpoints.following import accepts_stream, follow, is_ours, stream_start
 from durable_endpoints.protocol.messages import Headers
+from durable_endpoints.protocol.streams import Silence
+from durable_endpoints.protocol.tokens import Grant
+from durable_endpoints.requests import header
 
 if TYPE_CHECKING:
     from durable_endpoints.application import Application
@@ -31,6 +43,9 @@ PATIENCE = 50_000
 TURNS = 8
 """How often a client is sent back to wait again."""
 
+CLIENT = "/client.js"
+"""Where, below the mount, the browser's client is."""
+_METHODS = ("GET", "HEAD", "DELETE", "OPTIONS")
 _ENDED = ("completed", "failed", "cancelled", "parked")
 
 
@@ -48,70 +63,163 @@ class EndpointProxy:
             )
             await send_response(problem(500, "middleware_missing", detail), scope, send)
             return
-        await wait_for_run(place.application, scope, send)
+        await wait_for_run(place.application, scope, receive, send)
 
 
 def endpoint_proxy() -> EndpointProxy:
     """The application to mount where clients wait: `app.mount("/wait", endpoint_proxy())`.
 
-    The asynchronous redirect goes there by itself. Answers GET and HEAD with the run's own
-    response, or: 303 to itself, then 202, while the run goes on; 400 without `runId` and `token`;
-    401 for a token that does not open the run; 404 for a run that is unknown or past retention;
-    405; 409 for a cancelled run; 410 for a response that was not to be kept; 500 for one that
-    failed without a response; 503 for a parked one; 504 for one that timed out; 507 for a response
-    that was too large to keep.
+    The asynchronous redirect goes there by itself. GET answers with the run's stream, if the client
+    accepts `text/event-stream`, else, as HEAD, with the run's own response, or: 303 to itself, then
+    202, while the run goes on; 400 without `runId` and `token`; 401 for a token that does not open
+    the run; 404 for a run that is unknown or past retention; 405; 409 for a cancelled run; 410 for
+    a response that was not to be kept; 500 for one that failed without a response; 503 for a parked
+    one; 504 for one that timed out; 507 for a response that was too large to keep.
+
+    DELETE cancels the run of a `cancellable` endpoint: 200; 403 if it is not; 409 if the run has
+    ended. `client.js` below it is the browser's client.
     """
     return EndpointProxy()
 
 
-async def wait_for_run(application: Application, scope: Scope, send: Send) -> None:
+async def wait_for_run(
+    application: Application, scope: Scope, receive: Receive, send: Send
+) -> None:
     """Answer one request."""
     cross_origin = _cross_origin(scope, application.settings.cors_origins)
-    if scope["method"] == "OPTIONS":
+    method = scope["method"]
+    if method == "OPTIONS":
         preflight = {
-            "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
-            "Access-Control-Allow-Headers": "*",
+            "Access-Control-Allow-Methods": ", ".join(_METHODS),
+            "Access-Control-Allow-Headers": _allowed_headers(scope),
             "Access-Control-Max-Age": "86400",
         }
         await _send(Response(status_code=204, headers=preflight), scope, send, cross_origin)
         return
-    if scope["method"] not in ("GET", "HEAD"):
-        detail = "A run is waited for with GET."
-        response = problem(405, "method_not_allowed", detail, {"Allow": "GET, HEAD, OPTIONS"})
+    if method not in _METHODS:
+        detail = "A run is waited for with GET, and cancelled with DELETE."
+        response = problem(405, "method_not_allowed", detail, {"Allow": ", ".join(_METHODS)})
         await _send(response, scope, send, cross_origin)
+        return
+    if scope["path"].endswith(CLIENT):
+        await _send(_client_module(scope), scope, send, cross_origin)
         return
     query = QueryParams(scope["query_string"])
     run_id, token = query.get("runId", ""), query.get("token", "")
     try:
         engine = await application.started_engine()
-        refusal = _check(engine, run_id, token)
-        if refusal is not None:
-            await _send(refusal, scope, send, cross_origin)
-            return
-        outcome = await engine.outcome(run_id, PATIENCE)
+        grant = engine.verify_run(run_id, token) if run_id and token else None
+        if grant is None:
+            await _send(_refusal(run_id, token), scope, send, cross_origin)
+        elif method == "DELETE":
+            await _send(await _cancel(engine, run_id, grant), scope, send, cross_origin)
+        elif method == "GET" and accepts_stream(scope["headers"]):
+            heartbeat = application.settings.heartbeat
+            await _stream(engine, run_id, query, scope, receive, send, cross_origin, heartbeat)
+        else:
+            outcome = await engine.outcome(run_id, PATIENCE)
+            if outcome is not None and outcome.response is not None:
+                await _send_outcome(outcome, engine, scope, send, cross_origin)
+            else:
+                await _send(_answer(outcome, run_id, query), scope, send, cross_origin)
     except EngineError as error:
         response = problem(503, "engine_unavailable", str(error), {"Retry-After": "1"})
         await _send(response, scope, send, cross_origin)
-        return
-    if outcome is not None and outcome.response is not None:
-        await _send_outcome(outcome, engine, scope, send, cross_origin)
-        return
-    await _send(_answer(outcome, run_id, query), scope, send, cross_origin)
 
 
-def _check(engine: Engine, run_id: str, token: str) -> Response | None:
+async def _stream(
+    engine: Engine,
+    run_id: str,
+    query: QueryParams,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    cross_origin: Headers,
+    heartbeat: int,
+) -> None:
+    headers = scope["headers"]
+    try:
+        start = stream_start(headers, query)
+    except ValueError as error:
+        await _send(problem(400, "bad_request", str(error)), scope, send, cross_origin)
+        return
+    outcome = await engine.outcome(run_id, 0)
+    if outcome is None:
+        await _send(_answer(None, run_id, query), scope, send, cross_origin)
+        return
+    if outcome.is_final and await _has_it_all(engine, run_id, start):
+        # Whoever asks again after the end, as EventSource does, shall not (WHATWG HTML §9.2.3).
+        headers_204 = answers.durable_headers(run_id, outcome.status)
+        await _send(Response(status_code=204, headers=headers_204), scope, send, cross_origin)
+        return
+
+    async def until_gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    await follow(
+        engine, outcome, start, cross_origin, send, until_gone, heartbeat, is_ours(headers)
+    )
+
+
+async def _has_it_all(engine: Engine, run_id: str, start: StreamStart) -> bool:
+    """Whether a reader of a run that has ended has the last frame, the response's, as well."""
+    if not start.after:
+        return False
+    reader = engine.read_stream(run_id, StreamStart(start.after - 1))
+    try:
+        return await reader.next(0) is Silence.OVER
+    finally:
+        reader.close()
+
+
+async def _cancel(engine: Engine, run_id: str, grant: Grant) -> Response:
+    if grant is not Grant.CANCEL:
+        detail = "The endpoint does not let its clients cancel runs: @endpoint(cancellable=True)."
+        return problem(403, "not_cancellable", detail, run_id=run_id)
+    await engine.cancel(run_id, "cancelled by its client")
+    outcome = await engine.outcome(run_id, 0)
+    if outcome is None:
+        return _unknown(run_id)
+    headers = answers.durable_headers(run_id, outcome.status)
+    if outcome.status != "cancelled":
+        detail = f"The run has ended already: {outcome.status}."
+        return problem(409, "run_ended", detail, headers, run_id=run_id, status=outcome.status)
+    body = orjson.dumps({"run_id": run_id, "status": "cancelled"})
+    return Response(body, 200, headers, "application/json")
+
+
+def _client_module(scope: Scope) -> Response:
+    body, tag = _client_js()
+    headers = {"ETag": tag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+    if scope["method"] == "DELETE":
+        return problem(405, "method_not_allowed", "This is a file.", {"Allow": "GET, HEAD"})
+    if any(name == b"if-none-match" and tag.encode() in value for name, value in scope["headers"]):
+        return Response(status_code=304, headers=headers)
+    return Response(body, 200, headers, "text/javascript")
+
+
+@cache
+def _client_js() -> tuple[bytes, str]:
+    body = (files("durable_endpoints.browser") / "client.js").read_bytes()
+    return body, f'"{sha256(body).hexdigest()[:32]}"'
+
+
+def _refusal(run_id: str, token: str) -> Response:
     if not run_id or not token:
         detail = "Give runId and token, as the redirect did."
         return problem(400, "bad_request", detail)
-    if not engine.verify_run(run_id, token):
-        return problem(401, "bad_token", "The token does not open this run.")
-    return None
+    return problem(401, "bad_token", "The token does not open this run.")
+
+
+def _unknown(run_id: str) -> Response:
+    detail = "There is no such run, or its retention is over."
+    return problem(404, "unknown_run", detail, run_id=run_id)
 
 
 def _answer(outcome: Outcome | None, run_id: str, query: QueryParams) -> Response:
     if outcome is None:
-        detail = "There is no such run, or its retention is over."
-        return problem(404, "unknown_run", detail, run_id=run_id)
+        return _unknown(run_id)
     if outcome.status in _ENDED:
         return answers.outcome_problem(outcome)
     turn = query.get("turn", "0")
@@ -140,6 +248,11 @@ async def _send(response: Response, scope: Scope, send: Send, cross_origin: Head
     for name, value in cross_origin:
         response.headers[name.decode("latin-1")] = value.decode("latin-1")
     await send_response(response, scope, send)
+
+
+def _allowed_headers(scope: Scope) -> str:
+    """All that the client asks for. The wildcard would not cover `Authorization`."""
+    return header(scope["headers"], b"access-control-request-headers") or "*"
 
 
 def _cross_origin(scope: Scope, allowed: tuple[str, ...]) -> Headers:

@@ -42,8 +42,11 @@ class Reply:
         else:
             await self._send(await self._later(options))
 
-    async def stored(self, response: StoredResponse) -> None:
-        """A finished response."""
+    is_stream = False
+    """Whether the client gets the run's stream, and the response as its last frame."""
+
+    async def stored(self, response: StoredResponse, succeeded: bool = True) -> None:
+        """A finished response, of a run that has succeeded, or failed."""
         if not self.is_given:
             self.is_given = True
             door = self._door
@@ -52,7 +55,7 @@ class Reply:
     async def outcome(self, outcome: Outcome) -> None:
         """How a run ended, whichever way."""
         if outcome.response is not None:
-            await self.stored(outcome.response)
+            await self.stored(outcome.response, outcome.status == "completed")
         elif not self.is_given:
             await self._send(answers.outcome_problem(outcome))
 
@@ -60,6 +63,9 @@ class Reply:
         """The run was ended from outside."""
         outcome = Outcome(self.run_id, status, reason, None, "", False, "", "", "")
         await self.outcome(outcome)
+
+    async def closed(self) -> None:
+        """Return when the client has been sent everything: at once, unless that is a stream."""
 
     async def unavailable(self, detail: str, executed: str = "") -> None:
         """503: something could not be made durable. `executed` names a step whose body ran."""
@@ -80,7 +86,7 @@ class Reply:
 
     async def _later(self, options: EndpointOptions) -> Response:
         application, run_id = self._door.application, self.run_id
-        token = application.engine.sign_run(run_id)
+        token = application.engine.sign_run(run_id, options.cancellable)
         status = "running"
         respond = options.async_response
         if callable(respond):
@@ -94,12 +100,13 @@ class Reply:
                 logger.exception(
                     "async_response of run %s failed; the client is redirected", run_id
                 )
-        url = await self._url(options, token)
+        url = await self.url(options, token)
         if respond == "token":
             return answers.token_answer(url, run_id, token)
         return answers.redirect(url, run_id, status)
 
-    async def _url(self, options: EndpointOptions, token: str) -> str:
+    async def url(self, options: EndpointOptions, token: str) -> str:
+        """Where the run can be waited for, and followed."""
         application, scope = self._door.application, self._door.snapshot
         where = (
             self.run_id,

@@ -42,12 +42,13 @@ class Keyring:
             AESGCM(_derive(secret, "durable-endpoints sealing v1")) for secret in sealing
         ]
 
-    def sign_run(self, run_id: str) -> str:
-        """The token that opens this run."""
-        return tokens.sign_run(self._signing[0], run_id)
+    def sign_run(self, run_id: str, may_cancel: bool = False) -> str:
+        """The token that opens this run, and if it `may_cancel`, can end it."""
+        grant = tokens.Grant.CANCEL if may_cancel else tokens.Grant.READ
+        return tokens.sign_run(self._signing[0], run_id, grant)
 
-    def verify_run(self, run_id: str, token: str) -> bool:
-        """Whether `token` opens this run."""
+    def verify_run(self, run_id: str, token: str) -> tokens.Grant | None:
+        """What `token` may do with this run; None if it does not open it."""
         return tokens.verify_run(self._signing, run_id, token)
 
     def seal(self, run_id: str, part: Part, data: bytes) -> bytes:

@@ -32,12 +32,14 @@ class SettingsArguments(TypedDict, total=False):
     max_steps: int
     max_result: int
     max_memo: int
+    max_stream: int
     max_request_body: int
     max_response_body: int
     max_executions: int
     retention: Duration
     event_retention: Duration
     drain_timeout: Duration
+    heartbeat: Duration
     cors_origins: Sequence[str]
     track_all_endpoints: bool
     version: str
@@ -62,6 +64,7 @@ class Settings:
     max_steps: int = 10_000
     max_result: int = 4 * 1024 * 1024
     max_memo: int = 32 * 1024 * 1024
+    max_stream: int = 64 * 1024 * 1024
     max_request_body: int = 4 * 1024 * 1024
     max_response_body: int = 64 * 1024 * 1024
     max_executions: int = 100
@@ -71,6 +74,8 @@ class Settings:
     event_retention: int = 86_400_000
     drain_timeout: int = 10_000
     """How long a shutdown waits for step bodies that are running."""
+    heartbeat: int = 15_000
+    """How long an event stream is silent before a comment says that it lives."""
     cors_origins: tuple[str, ...] = ("*",)
     """Origins that may read `/wait`."""
     track_all_endpoints: bool = False
@@ -176,6 +181,13 @@ def _synchronous(value: Any) -> str:
     return str(value)
 
 
+def _interval(value: Any) -> int:
+    milliseconds = parse_duration(value)
+    if not milliseconds:
+        raise ValueError("give a duration longer than nothing")
+    return milliseconds
+
+
 def _origins(value: Any) -> tuple[str, ...]:
     origins = value.split(",") if isinstance(value, str) else value
     return tuple(_text(origin).strip() for origin in origins)
@@ -196,12 +208,14 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "max_steps": _whole,
     "max_result": _whole,
     "max_memo": _whole,
+    "max_stream": _whole,
     "max_request_body": _whole,
     "max_response_body": _whole,
     "max_executions": _whole,
     "retention": parse_duration,
     "event_retention": parse_duration,
     "drain_timeout": parse_duration,
+    "heartbeat": _interval,
     "cors_origins": _origins,
     "track_all_endpoints": _flag,
     "version": _text,

@@ -182,7 +182,7 @@ def _run(
             _on_loop(execution, start, step, attempt)
             began = time.perf_counter_ns()
             try:
-                value = _run_body(execution, step, body, args, kwargs)
+                value = _run_body(execution, step, attempt, body, args, kwargs)
             except Exception as error:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
                 attempt = _on_loop(execution, fail, step, attempt, error, elapsed, options)
@@ -199,11 +199,12 @@ def _run(
 def _run_body(
     execution: Execution,
     step: StepId,
+    attempt: int,
     body: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    scope, place = StepScope(execution, step), current.place
+    scope, place = StepScope(execution, step, attempt), current.place
     current.place = scope
     try:
         return body(*args, **kwargs)

@@ -186,4 +186,4 @@ class Dispatcher:
         """Take the lease. No new step body starts before that is written."""
         host = self._host
         decision = decide(entry.run, Claim(host.owner, None), host.clock.now(), host.policy)
-        return host.adopt(decision, entry.memo)
+        return host.adopt(decision, entry.memo, entry.stream)

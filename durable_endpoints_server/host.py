@@ -13,7 +13,7 @@ from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints_server.clock import Clock, SystemClock
 from durable_endpoints_server.dispatcher import Dispatcher
 from durable_endpoints_server.engine.facts import Change, RequestSeen, ResponseDelivered, RunEnded
-from durable_endpoints_server.engine.model import Policy, Run, Status
+from durable_endpoints_server.engine.model import Policy, Run, Status, Stream
 from durable_endpoints_server.engine.transitions import Cancel, Decision, Retry, decide, register
 from durable_endpoints_server.events import EventService
 from durable_endpoints_server.inbox import Inbox
@@ -21,6 +21,7 @@ from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.recovery import Recovery
 from durable_endpoints_server.retention import Sweeper
 from durable_endpoints_server.store.base import Ended, RefusedError, Store
+from durable_endpoints_server.streams import Streams
 from durable_endpoints_server.tasks import TaskSet
 from durable_endpoints_server.timers import Timers
 from durable_endpoints_server.waiters import Waiters
@@ -65,6 +66,7 @@ class Host:
         self.attached_at = 0
         """When these services started: a run that was ready before may have ended a process."""
         self.waiters = Waiters(store, self.clock)
+        self.streams = Streams(store)
         self.events = EventService(self)
         self.timers = Timers(self)
         self.recovery = Recovery(self)
@@ -109,6 +111,7 @@ class Host:
         """Start nothing new. Whoever waits for a run is let go, to ask again elsewhere."""
         self.draining = True
         self.waiters.release_all()
+        self.streams.release_all()
 
     async def stop(self) -> None:
         """Stop the services on this event loop, and write what was submitted."""
@@ -130,10 +133,12 @@ class Host:
         """Begin a run that the caller executes. `acknowledge` says when it is on disk."""
         return self.adopt(register(new, self.owner, None, self.clock.now()), ())
 
-    def adopt(self, decision: Decision, memo: Sequence[StepRecord]) -> LiveRun:
+    def adopt(
+        self, decision: Decision, memo: Sequence[StepRecord], stream: Stream | None = None
+    ) -> LiveRun:
         """Take the lease that `decision` gives, for an execution on this event loop."""
         run = decision.run
-        live = LiveRun(self, decision, memo)
+        live = LiveRun(self, decision, memo, stream)
         self.live[run.id] = live
         return live
 
@@ -155,6 +160,7 @@ class Host:
 
     def announce(self, run: Run, ended: RunEnded | None, due: int | None) -> None:
         """A change of a run is on disk: tell whoever has to act on it."""
+        self.streams.look_again(run.id)
         if run.status is Status.READY:
             self.dispatcher.wake(run)
         elif run.status is Status.WAITING and due is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,8 +18,15 @@ from durable_endpoints.protocol.ops import (
 )
 from durable_endpoints.protocol.runs import Complete, Fail, Listener
 from durable_endpoints_server.clock import Alarm
-from durable_endpoints_server.engine.facts import Fact, RunEnded, StepResolved, StepWritten
-from durable_endpoints_server.engine.model import Run, Status
+from durable_endpoints_server.engine.facts import (
+    Change,
+    Fact,
+    RunEnded,
+    StepResolved,
+    StepWritten,
+)
+from durable_endpoints_server.engine.model import Policy, Run, Status, Stream
+from durable_endpoints_server.engine.streams import started
 from durable_endpoints_server.engine.transitions import (
     Cancel,
     Command,
@@ -30,6 +38,7 @@ from durable_endpoints_server.engine.transitions import (
     Suspend,
     decide,
 )
+from durable_endpoints_server.live_stream import LiveStream
 from durable_endpoints_server.store.base import Lane, RefusedError, Ticket
 
 if TYPE_CHECKING:
@@ -38,6 +47,8 @@ if TYPE_CHECKING:
 
 _AFTER_FAILURE = 1_000
 """Milliseconds until a wait whose time is over is looked at again, if the store failed."""
+
+_opening_streams = threading.Lock()
 
 
 class LiveRun:
@@ -54,32 +65,41 @@ class LiveRun:
         "_host",
         "_lane",
         "_left",
-        "_loop",
         "_missed",
         "_open",
+        "_stream",
         "_tasks",
         "_ticket",
         "_used_events",
         "id",
         "listener",
+        "loop",
         "memo",
         "run",
         "was_refused",
     )
 
-    def __init__(self, host: Host, decision: Decision, memo: Sequence[StepRecord]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        decision: Decision,
+        memo: Sequence[StepRecord],
+        stream: Stream | None = None,
+    ) -> None:
+        """`stream` is the state of the run's stream log, if it has one."""
         self.run: Run = decision.run
         self.id = self.run.id
         self.memo = memo
         self.listener: Listener | None = None
         self._host = host
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._lane = Lane()
-        self._ticket: Ticket = host.store.submit(decision.change, self._lane)
+        self._stream = None if stream is None else LiveStream(self, host.streams, stream)
+        self._left = False
+        self._ticket: Ticket = self._write(decision.change)
         self._open = {step.id.hash: step for step in memo if not step.is_final}
         self._alarms: dict[str, Alarm] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._left = False
         self._missed = False
         self.was_refused = False
         """Whether a write was refused: somebody else has changed the run."""
@@ -127,19 +147,72 @@ class LiveRun:
         if step.due is not None and key not in self._alarms:
             self._alarms[key] = self._host.clock.call_at(step.due, lambda: self._due(key))
         if step.kind in (StepKind.WAIT, StepKind.WAIT_ANY):
-            self._spawn(self._look_up(key), f"look up events for {self.id}")
+            self.spawn(self._look_up(key), f"look up events for {self.id}")
 
     async def acknowledge(self) -> None:
         """Return once everything recorded so far is on disk.
 
         Raises `LostRunError` or `StorageError`: then some of it is not, and never will be.
         """
+        await self.until_written(self._ticket)
+
+    async def until_written(self, ticket: Ticket) -> None:
+        """Return once one change of this execution is written. Raises as `acknowledge` does."""
         try:
-            await self._ticket.wait()
+            await ticket.wait()
         except RefusedError:
             self.was_refused = True
             self._lost("lost")
             raise LostRunError(f"run {self.id} is no longer this execution's") from None
+
+    # What it streams
+
+    def open_stream(self) -> None:
+        """Keep a stream log from now on, and not only from the first chunk: a client follows."""
+        if self._stream is None:
+            self._stream = LiveStream(self, self._host.streams, started(self.run.generation))
+
+    def push(self, step: str, attempt: int, values: list[bytes]) -> None:
+        """Stream chunks, JSON values, of one try of a step, or of none. From any thread.
+
+        Raises `LimitError` when they are too much, `LostRunError` when the run is no longer this
+        execution's.
+        """
+        if self._left:
+            raise LostRunError(f"run {self.id} is no longer this execution's")
+        if self._stream is None:
+            with _opening_streams:
+                self.open_stream()
+        assert self._stream is not None
+        self._stream.push(step, attempt, values)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a producer that can wait should, for `room`."""
+        return self._stream is not None and self._stream.is_full
+
+    async def room(self) -> None:
+        """Return when more chunks may come."""
+        if self._stream is not None:
+            await self._stream.room()
+
+    @property
+    def stream_tail(self) -> int:
+        """The last position in the stream log."""
+        return 0 if self._stream is None else self._stream.stream.tail
+
+    def submit(self, change: Change) -> Ticket:
+        """Queue a change in this execution's lane."""
+        return self._host.store.submit(change, self._lane)
+
+    @property
+    def policy(self) -> Policy:
+        return self._host.policy
+
+    @property
+    def has_left(self) -> bool:
+        """Whether nothing is written by this execution any more."""
+        return self._left
 
     # How the execution ends
 
@@ -188,9 +261,9 @@ class LiveRun:
 
         With `again`, the event may resolve a step although it resolved another one of this run.
         """
-        if asyncio.get_running_loop() is not self._loop:
+        if asyncio.get_running_loop() is not self.loop:
             offer = self.offer(key, value, event_id, again)
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(offer, self._loop))
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(offer, self.loop))
         if self.awaits(key) and (again or event_id not in self._used_events):
             self._used_events |= {event_id}
             self._resolve(key, value, event_id)
@@ -210,9 +283,9 @@ class LiveRun:
         Raises `LostRunError` if the run has ended, or is no longer this execution's, and
         `StorageError`; then the run goes on elsewhere.
         """
-        if asyncio.get_running_loop() is not self._loop:
+        if asyncio.get_running_loop() is not self.loop:
             end = self.stop(command)
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(end, self._loop))
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(end, self.loop))
         fact = self._apply(command)
         assert isinstance(fact, RunEnded)
         self._announce(fact)
@@ -235,7 +308,7 @@ class LiveRun:
     @property
     def is_stranded(self) -> bool:
         """Whether its event loop is closed, so that it can neither go on nor leave."""
-        return self._loop.is_closed()
+        return self.loop.is_closed()
 
     def _resolve(self, key: str, value: bytes = b"null", event_id: str | None = None) -> None:
         fact = self._apply(Resolve(self._open[key], value, event_id))
@@ -258,7 +331,7 @@ class LiveRun:
             return
         step = self._open[key]
         if step.kind in (StepKind.WAIT, StepKind.WAIT_ANY):
-            self._spawn(self._time_out(key), f"time out a wait of {self.id}")
+            self.spawn(self._time_out(key), f"time out a wait of {self.id}")
         elif step.state is StepState.PENDING or step.due is not None:
             self._resolve(key)
 
@@ -282,7 +355,7 @@ class LiveRun:
             pass  # the execution meets the same failure, and ends with it
 
     def _expire(self) -> None:
-        self._spawn(self._time_out_run(), f"time out {self.id}")
+        self.spawn(self._time_out_run(), f"time out {self.id}")
 
     async def _time_out_run(self) -> None:
         try:
@@ -296,9 +369,20 @@ class LiveRun:
             raise LostRunError(f"run {self.id} is no longer this execution's")
         now = self._host.clock.now()
         decision = decide(self.run, command, now, self._host.policy, random.random())
-        self._ticket = self._host.store.submit(decision.change, self._lane)
+        self._ticket = self._write(decision.change)
         self.run = decision.run
         return decision.change.facts[0]
+
+    def _write(self, change: Change) -> Ticket:
+        """Queue what a decision wants written, with what the stream log has to say about it."""
+        stream = self._stream
+        if stream is None:
+            return self.submit(change)
+        facts, records = stream.join(change.facts)
+        ticket = self.submit(change._replace(facts=facts))
+        if records:
+            stream.announce(ticket, records)
+        return ticket
 
     def _lost(self, reason: str) -> None:
         listener = self.listener
@@ -317,7 +401,9 @@ class LiveRun:
         self._host.forget(self)
         self.listener = None
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run something that this execution does not leave behind when it suspends."""
         task = self._host.tasks.spawn(coroutine, name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

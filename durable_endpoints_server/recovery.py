@@ -14,6 +14,7 @@ from durable_endpoints.protocol.errors import EngineError, LostRunError
 from durable_endpoints.protocol.ops import StepKind
 from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.engine.transitions import Interrupt, Release, decide
+from durable_endpoints_server.owner import is_same_boot
 from durable_endpoints_server.store.base import RefusedError, Ticket
 from durable_endpoints_server.tasks import Bell
 
@@ -43,10 +44,12 @@ class Recovery:
         running = await self._host.store.in_status(Status.RUNNING, 2**31)
         lost = [run for run in running if self._host.live_run(run.id) is None]
         now = self._host.clock.now()
+        alone = len(lost) == 1
         for start in range(0, len(lost), _PAGE):
             written: list[tuple[Run, Ticket]] = []
             for run in lost[start : start + _PAGE]:
-                decision = decide(run, Interrupt(alone=len(lost) == 1), now, self._host.policy)
+                rebooted = not is_same_boot(run.owner, self._host.owner)
+                decision = decide(run, Interrupt(alone, rebooted), now, self._host.policy)
                 written.append((decision.run, self._host.store.submit(decision.change)))
             for run, ticket in written:
                 try:

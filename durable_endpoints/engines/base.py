@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
 from durable_endpoints.protocol.ops import NewEvent, StepOp, StepRecord
 from durable_endpoints.protocol.runs import Complete, Fail, Listener, NewRun
+from durable_endpoints.protocol.streams import Silence
+from durable_endpoints.protocol.tokens import Grant
 
 
 class KeyHolder(NamedTuple):
@@ -37,6 +39,11 @@ class Outcome(NamedTuple):
     """The failure in one line: class and message."""
     method: str
     path: str
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.status in ("completed", "failed", "cancelled")
 
 
 class Session(Protocol):
@@ -82,6 +89,34 @@ class Session(Protocol):
         """
         ...
 
+    def open_stream(self) -> None:
+        """Keep a stream log from the beginning, and not only from the first chunk on: a client
+        follows it."""
+        ...
+
+    def push(self, step: str, attempt: int, values: list[bytes]) -> None:
+        """Stream chunks, JSON values, of one try of a step (by its hash), or of none. From any
+        thread; never waits.
+
+        Raises `LimitError` when they are too much, `LostRunError` when the run is no longer this
+        execution's.
+        """
+        ...
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a producer that can wait should, for `room`."""
+        ...
+
+    async def room(self) -> None:
+        """Return when more chunks may come."""
+        ...
+
+    @property
+    def stream_tail(self) -> int:
+        """The last position of what this execution has streamed and recorded."""
+        ...
+
     async def suspend(self) -> None:
         """End this execution until an open step is resolved."""
         ...
@@ -96,6 +131,52 @@ class Session(Protocol):
 
     async def abandon(self) -> None:
         """The store failed: let another execution begin once it works again."""
+        ...
+
+
+class StreamStart(NamedTuple):
+    """What a reader of a stream wants."""
+
+    after: int = 0
+    """The last position it has."""
+    passed: int = 0
+    """How many of the chunks that are committed at the next position it has as well."""
+    committed: bool = False
+    """Only chunks that are committed, where and when they are."""
+    skips_sync: bool = False
+    """Only what follows once the execution that the client's own request drove has ended."""
+
+
+class StreamReader(Protocol):
+    """One reader of a run's stream, on one event loop. To be closed."""
+
+    stops_at_outcome: bool
+    """Whether the next frames shall end with the first commit or rollback of a step among them.
+    It is reset then."""
+
+    stays: bool
+    """Whether it goes on while this process drains."""
+
+    @property
+    def position(self) -> int:
+        """The last position that it has whole."""
+        ...
+
+    @property
+    def id(self) -> str:
+        """The position as the id of a frame; empty while it is not known."""
+        ...
+
+    async def next(self, patience: int) -> bytes | Silence:
+        """The next frames, as soon as there are any, or why there are none after `patience` ms."""
+        ...
+
+    def poke(self) -> None:
+        """Let `next` look once more and return."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more is read."""
         ...
 
 
@@ -188,6 +269,14 @@ class Engine(Protocol):
         """How the run stands, at its end or after `timeout` ms. None for an unknown run."""
         ...
 
+    def read_stream(self, run_id: str, start: StreamStart) -> StreamReader:
+        """Begin to read the stream of a run."""
+        ...
+
+    async def cancel(self, run_id: str, reason: str) -> bool:
+        """End a run without a result. False if it has ended already, or is unknown."""
+        ...
+
     def delivered(self, run_id: str) -> None:
         """A response that was to be kept only until delivered was delivered."""
         ...
@@ -196,12 +285,12 @@ class Engine(Protocol):
         """Receive an event; returns its id once it is on disk."""
         ...
 
-    def sign_run(self, run_id: str) -> str:
-        """The token that opens this run."""
+    def sign_run(self, run_id: str, may_cancel: bool) -> str:
+        """The token that opens this run, and if it `may_cancel`, can end it."""
         ...
 
-    def verify_run(self, run_id: str, token: str) -> bool:
-        """Whether `token` opens this run."""
+    def verify_run(self, run_id: str, token: str) -> Grant | None:
+        """What `token` may do with this run; None if it does not open it."""
         ...
 
     def track(self, method: str, route: str, status: int, elapsed: int, run_id: str | None) -> None:

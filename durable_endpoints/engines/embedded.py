@@ -9,15 +9,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-import os
-import socket
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import orjson
-from ulid import ULID
 
 from durable_endpoints.engines.base import (
     Executor,
@@ -25,12 +22,15 @@ from durable_endpoints.engines.base import (
     Outcome,
     Reentry,
     Session,
+    StreamReader,
+    StreamStart,
 )
 from durable_endpoints.errors import ConfigurationError, EngineClosedError
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
 from durable_endpoints.protocol.ops import NewEvent
 from durable_endpoints.protocol.runs import Fail, NewRun
+from durable_endpoints.protocol.tokens import Grant
 from durable_endpoints.sealing import Keyring, UnsealError, key_file
 from durable_endpoints.settings import Settings
 from durable_endpoints_server.clock import Clock, SystemClock
@@ -38,11 +38,13 @@ from durable_endpoints_server.engine.facts import RequestSeen
 from durable_endpoints_server.engine.model import Policy
 from durable_endpoints_server.host import Host, HostOptions
 from durable_endpoints_server.live import LiveRun
+from durable_endpoints_server.owner import new_owner
 from durable_endpoints_server.store.base import Ended, Entry, Store
 from durable_endpoints_server.store.location import sqlite_path
 from durable_endpoints_server.store.ownership import DispatcherRole
 from durable_endpoints_server.store.sqlite import SqliteStore
 from durable_endpoints_server.store.sqlite_inbox import leave_message
+from durable_endpoints_server.stream_reader import Reader, Start
 from durable_endpoints_server.waiters import is_settled
 
 logger = logging.getLogger("durable_endpoints")
@@ -139,14 +141,14 @@ class EmbeddedEngine:
             max_steps=settings.max_steps,
             max_result=settings.max_result,
             max_memo=settings.max_memo,
+            max_stream=settings.max_stream,
             retry_base=settings.retry_base,
             retry_factor=settings.retry_factor,
             retry_cap=settings.retry_cap,
             run_retention=settings.retention,
             event_retention=settings.event_retention,
         )
-        owner = f"{socket.gethostname()}:{os.getpid()}:{ULID()}"
-        options = HostOptions(owner, policy, settings.max_executions)
+        options = HostOptions(new_owner(), policy, settings.max_executions)
         return Host(store, options, clock)
 
     # Runs
@@ -214,6 +216,12 @@ class EmbeddedEngine:
                 return ended
             await self.host.attach()
 
+    def read_stream(self, run_id: str, start: StreamStart) -> StreamReader:
+        return Reader(self.host.streams, run_id, Start(*start))
+
+    async def cancel(self, run_id: str, reason: str) -> bool:
+        return await self.host.cancel(run_id, reason)
+
     def delivered(self, run_id: str) -> None:
         self.host.delivered(run_id)
 
@@ -232,10 +240,10 @@ class EmbeddedEngine:
             raise EngineClosedError("the engine is not running")
         return self._keyring
 
-    def sign_run(self, run_id: str) -> str:
-        return self.keyring.sign_run(run_id)
+    def sign_run(self, run_id: str, may_cancel: bool = False) -> str:
+        return self.keyring.sign_run(run_id, may_cancel)
 
-    def verify_run(self, run_id: str, token: str) -> bool:
+    def verify_run(self, run_id: str, token: str) -> Grant | None:
         return self.keyring.verify_run(run_id, token)
 
     def _outcome(self, ended: Ended) -> Outcome:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from durable_endpoints.protocol.ops import Alternative, StepRecord
 from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.step_ids import StepId
-from durable_endpoints_server.engine.model import Event, Run, Status
+from durable_endpoints.protocol.streams import StreamRecord
+from durable_endpoints_server.engine.model import Event, Run, Status, Stream
 
 
 class RunCreated(NamedTuple):
@@ -51,6 +52,20 @@ class StepResolved(NamedTuple):
     """An open step is now this, and its waits are gone."""
 
     step: StepRecord
+
+
+class Streamed(NamedTuple):
+    """The run's stream log has these records more, and is now in this state."""
+
+    records: tuple[StreamRecord, ...]
+    stream: Stream
+
+
+class StreamSkipped(NamedTuple):
+    """The machine went down while the run was executed: chunks that readers have may not be in the
+    log any more. Its next position is so much greater that none of theirs is used again."""
+
+    positions: int
 
 
 class WaitOpened(NamedTuple):
@@ -137,6 +152,8 @@ Fact = (
     | RunEnded
     | StepWritten
     | StepResolved
+    | Streamed
+    | StreamSkipped
     | WaitOpened
     | AttemptFailed
     | EventReceived
@@ -165,6 +182,9 @@ class Change(NamedTuple):
     run_id: str = ""
     generation: int | None = None
     states: int = 0
+    is_relaxed: bool = False
+    """Whether it counts as written once no crash of the process can undo it, though a loss of power
+    within the next moments could."""
 
     def admits(self, run: Run) -> bool:
         """Whether the fence holds for `run`."""

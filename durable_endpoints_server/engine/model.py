@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -71,6 +72,26 @@ class Run(NamedTuple):
         return tuple.__new__(Run, (*self[:-3], steps, memo_bytes, last_order))
 
 
+class Stream(NamedTuple):
+    """What the next addition to a run's stream log needs to know of it."""
+
+    tail: int = 0
+    """The last position."""
+    size: int = 0
+    """Bytes of chunks."""
+    open: Mapping[str, int] = {}
+    """The steps with chunks that are neither committed nor rolled back, and where these begin."""
+    outside: int = 0
+    """How many chunks pushed outside steps are in the log: a replay pushes them again."""
+    outside_committed: int = 0
+    """How many of them are committed."""
+    handed_over: int | None = None
+    """The last position of the execution that the client's own request drove, once it has left:
+    where a client goes on that has read that one's stream to its end."""
+    is_wary: bool = False
+    """Whether readers may hold chunks that a loss of power has taken from the log."""
+
+
 class Event(NamedTuple):
     """An event as received. `received_at` is the engine's clock; `ts` the sender's."""
 
@@ -102,6 +123,7 @@ class Policy(NamedTuple):
     max_steps: int = 10_000
     max_result: int = 4 * 1024 * 1024
     max_memo: int = 32 * 1024 * 1024
+    max_stream: int = 64 * 1024 * 1024
     max_wait: int = 366 * 86_400_000
     retry_base: int = 1_000
     retry_factor: float = 2.0

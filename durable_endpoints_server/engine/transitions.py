@@ -56,10 +56,15 @@ from durable_endpoints_server.engine.facts import (
     RunEnded,
     StepResolved,
     StepWritten,
+    StreamSkipped,
     WaitOpened,
     states,
 )
 from durable_endpoints_server.engine.model import Event, Policy, Run, Status
+
+STREAM_SKIP: Final = 1_000_000
+"""Positions of a stream that are never used again after a loss of power: more than can have been
+given out in the moment between a chunk's delivery and its arrival on the disk."""
 
 
 class Suspend(NamedTuple):
@@ -94,9 +99,13 @@ class Resolve(NamedTuple):
 
 
 class Interrupt(NamedTuple):
-    """The execution vanished. `alone` says that no other run was being executed beside it."""
+    """The execution vanished."""
 
     alone: bool
+    """No other run was being executed beside it."""
+    rebooted: bool = False
+    """It may have taken its machine down with it, or been taken down by it: what it streamed last
+    may be lost."""
 
 
 class Expire(NamedTuple):
@@ -353,6 +362,8 @@ def _interrupt(run: Run, op: Interrupt, now: int, policy: Policy, chance: float)
     else:
         after = _leave(run, Status.READY, "interrupted")._replace(ready_at=now)
     after = after._replace(interruptions=interruptions, lone_interruptions=lone)
+    if op.rebooted:
+        return after, (StreamSkipped(STREAM_SKIP), RunChanged(after))
     return after, (RunChanged(after),)
 
 

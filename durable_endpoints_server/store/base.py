@@ -1,8 +1,9 @@
 """The seam between the services and whatever keeps the facts.
 
 A store takes `Change`s and writes them in the order in which they were submitted, in groups; a
-change is *acknowledged* when it is on disk, and its ticket says so. Every store passes the
-conformance suite in `tests/conformance/`.
+change is *acknowledged* when it is on disk, and its ticket says so. Only a *relaxed* change, of
+chunks of a stream, is acknowledged once it is written, and on disk some milliseconds later. Every
+store passes the conformance suite in `tests/conformance/`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from durable_endpoints.protocol.ops import StepRecord
+from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints_server.engine.facts import Change
-from durable_endpoints_server.engine.model import Event, Run, Status, Wait
+from durable_endpoints_server.engine.model import Event, Run, Status, Stream, Wait
 
 
 class RefusedError(Exception):
@@ -57,6 +59,8 @@ class Entry(NamedTuple):
     """The endpoint's, when the run began."""
     root_path: str
     """Which application it began in, where several share the engine."""
+    stream: Stream | None
+    """The state of its stream log, if it streamed anything."""
 
 
 class Ended(NamedTuple):
@@ -70,6 +74,25 @@ class Ended(NamedTuple):
     until_delivered: bool
     method: str
     path: str
+
+
+class StreamPage(NamedTuple):
+    """A part of a run's stream log, and how the run stands at the same instant."""
+
+    status: Status
+    tail: int
+    """The last position of the log."""
+    handed_over: int | None
+    """Where the first execution had left it: see `Stream`."""
+    records: list[StreamRecord]
+
+
+class Rollback(NamedTuple):
+    """A rollback in a stream log."""
+
+    position: int
+    step: str
+    first: int
 
 
 class KeyHolder(NamedTuple):
@@ -164,6 +187,22 @@ class Store(Protocol):
 
     async def ended(self, run_id: str) -> Ended | None:
         """The run and, if it has ended, its outcome. None for an unknown run."""
+        ...
+
+    async def stream_page(self, run_id: str, after: int, size: int) -> StreamPage | None:
+        """The records of the run's stream log that end after the position `after`, in order: about
+        `size` bytes of them, one at least if there is one. None for an unknown run."""
+        ...
+
+    async def rollbacks(self, run_id: str) -> list[Rollback]:
+        """All rollbacks in the run's stream log, in order."""
+        ...
+
+    async def step_chunks(
+        self, run_id: str, step: str, first: int, before: int, limit: int
+    ) -> list[StreamRecord]:
+        """Records with chunks of one step: the first `limit` of those at the positions from `first`
+        to before `before`."""
         ...
 
     async def key_holder(self, key: str) -> KeyHolder | None:

@@ -10,14 +10,17 @@ outlives the loops of a test client that makes a new one for each request.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from durable_endpoints.protocol.errors import EngineClosedError, StorageError
 from durable_endpoints_server.store.base import Lane, RefusedError
+
+logger = logging.getLogger("durable_endpoints")
 
 
 class WriteError(Exception):
@@ -29,21 +32,27 @@ class WriteError(Exception):
         self.common = common
 
 
+_SYNC_WITHIN = 0.03
+"""Seconds after which what was written in a relaxed way is brought to the disk."""
 _HEALTHY = 5.0
 """Seconds for which a success says something about the next write."""
 
 T = TypeVar("T")
 
-Write = Callable[[Sequence[T]], Collection[int]]
-"""Writes changes in order, atomically, and returns the positions of those whose fence failed."""
+Write = Callable[[Sequence[T], bool], Collection[int]]
+"""Writes changes in order, atomically, and returns the positions of those whose fence failed. The
+second argument says whether they may stay in the operating system's memory for now."""
 
 
 class GroupCommit(Generic[T]):
     """Queues changes, in whatever form the store writes them, and writes them in groups on a
     thread of its own."""
 
-    def __init__(self, write: Write[T], name: str) -> None:
+    def __init__(self, write: Write[T], name: str, sync: Callable[[], None] = lambda: None) -> None:
+        """`sync` brings to the disk what was written in a relaxed way."""
         self._write = write
+        self._sync = sync
+        self._unsynced_since: float | None = None
         self._lock = threading.Lock()
         self._open: _Batch[T] = _Batch()
         self._writing = False
@@ -54,7 +63,7 @@ class GroupCommit(Generic[T]):
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, change: T, lane: Lane | None) -> CommitTicket:
+    def submit(self, change: T, lane: Lane | None, is_relaxed: bool = False) -> CommitTicket:
         """Add `change` to the next batch. Must be called on a running event loop."""
         with self._lock:
             if self._closed:
@@ -63,6 +72,7 @@ class GroupCommit(Generic[T]):
             ticket = CommitTicket(self, batch, len(batch.changes), lane)
             batch.changes.append(change)
             batch.lanes.append(lane)
+            batch.is_relaxed = batch.is_relaxed and is_relaxed
             if not self._writing and (self._kicker is None or self._kicker.is_closed()):
                 # The batch is everything that this turn of the loop submits.
                 self._kicker = asyncio.get_running_loop()
@@ -99,11 +109,33 @@ class GroupCommit(Generic[T]):
         return batch
 
     def _work(self) -> None:
-        while (batch := self._queue.get()) is not None:
+        while (batch := self._next_from_queue()) is not None:
             next_batch: _Batch[T] | None = batch
             while next_batch is not None:
                 self._commit(next_batch)
                 next_batch = self._finish(next_batch)
+                self._sync_if_due()
+        self._sync_if_due(0.0)
+
+    def _next_from_queue(self) -> _Batch[T] | None:
+        while self._unsynced_since is not None:
+            left = self._unsynced_since + _SYNC_WITHIN - time.monotonic()
+            try:
+                return self._queue.get(timeout=max(0.0, left))
+            except Empty:
+                self._sync_if_due()
+        return self._queue.get()
+
+    def _sync_if_due(self, within: float = _SYNC_WITHIN) -> None:
+        since = self._unsynced_since
+        if since is None or time.monotonic() - since < within:
+            return
+        self._unsynced_since = None
+        try:
+            self._sync()
+        except OSError as error:
+            # The next durable batch tells; what is at risk until then is chunks of open streams.
+            logger.error("what was streamed could not be brought to the disk: %s", error)
 
     def _commit(self, batch: _Batch[T]) -> None:
         """Write a batch, without the changes of lanes that failed before."""
@@ -119,7 +151,7 @@ class GroupCommit(Generic[T]):
 
     def _write_positions(self, batch: _Batch[T], positions: list[int]) -> None:
         try:
-            refused = self._write([batch.changes[n] for n in positions])
+            refused = self._write([batch.changes[n] for n in positions], batch.is_relaxed)
         except WriteError as error:
             self._fail(batch, positions, error.cause, error.common)
         except BaseException as error:
@@ -129,6 +161,10 @@ class GroupCommit(Generic[T]):
             for index in refused:
                 batch.failures[positions[index]] = RefusedError()
             self._last_success = time.monotonic()
+            if not batch.is_relaxed:
+                self._unsynced_since = None
+            elif self._unsynced_since is None:
+                self._unsynced_since = self._last_success
 
     def _fail(
         self, batch: _Batch[T], positions: list[int], cause: StorageError, common: bool
@@ -212,11 +248,12 @@ class _Waiter(NamedTuple):
 
 
 class _Batch(Generic[T]):
-    __slots__ = ("changes", "failures", "finished", "lanes", "waiters")
+    __slots__ = ("changes", "failures", "finished", "is_relaxed", "lanes", "waiters")
 
     def __init__(self) -> None:
         self.changes: list[T] = []
         self.lanes: list[Lane | None] = []
+        self.is_relaxed = True
         self.waiters: list[_Waiter] = []
         self.failures: dict[int, Exception | None] = {}
         self.finished = False

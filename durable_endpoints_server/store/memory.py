@@ -7,11 +7,13 @@ description of what the SQL of the other stores does.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from durable_endpoints.protocol.ops import StepKind, StepRecord
 from durable_endpoints.protocol.runs import NewRun
+from durable_endpoints.protocol.streams import RecordKind, StreamRecord
 from durable_endpoints_server.engine.facts import (
     AttemptFailed,
     Change,
@@ -27,10 +29,12 @@ from durable_endpoints_server.engine.facts import (
     RunEnded,
     StepResolved,
     StepWritten,
+    Streamed,
+    StreamSkipped,
     Sweep,
     WaitOpened,
 )
-from durable_endpoints_server.engine.model import Event, Run, Status, Wait
+from durable_endpoints_server.engine.model import Event, Run, Status, Stream, Wait
 from durable_endpoints_server.store.base import (
     Arrival,
     AttemptRecord,
@@ -43,7 +47,9 @@ from durable_endpoints_server.store.base import (
     Match,
     RefusedError,
     RequestRecord,
+    Rollback,
     RunSummary,
+    StreamPage,
     Ticket,
 )
 
@@ -64,6 +70,8 @@ class _Row:
         self.waits: dict[tuple[str, str], Wait] = {}
         self.attempts: list[AttemptRecord] = []
         self.used_events: set[str] = set()
+        self.stream: Stream | None = None
+        self.records: list[StreamRecord] = []
 
 
 class MemoryStore:
@@ -140,6 +148,17 @@ class MemoryStore:
         for key in [key for key in waits if key[0] == fact.step.id.hash]:
             del waits[key]
 
+    def _streamed(self, run_id: str, fact: Streamed) -> None:
+        row = self._rows[run_id]
+        row.records += fact.records
+        row.stream = fact.stream
+
+    def _stream_skipped(self, run_id: str, fact: StreamSkipped) -> None:
+        row = self._rows[run_id]
+        if row.stream is not None:
+            tail = row.stream.tail + fact.positions
+            row.stream = row.stream._replace(tail=tail, is_wary=True)
+
     def _wait_opened(self, run_id: str, fact: WaitOpened) -> None:
         row = self._rows[run_id]
         kind = row.steps[fact.step.hash].kind
@@ -196,7 +215,38 @@ class MemoryStore:
         if row is None:
             return None
         memo = sorted(row.steps.values(), key=lambda step: step.order)
-        return Entry(row.run, memo, row.request, row.new.retries, row.new.root_path)
+        return Entry(row.run, memo, row.request, row.new.retries, row.new.root_path, row.stream)
+
+    async def stream_page(self, run_id: str, after: int, size: int) -> StreamPage | None:
+        row = self._rows.get(run_id)
+        if row is None:
+            return None
+        records: list[StreamRecord] = []
+        for record in row.records[bisect(row.records, after, key=lambda record: record.last) :]:
+            if records and size < len(record.data):
+                break
+            records.append(record)
+            size -= len(record.data) + 100
+        stream = row.stream if row.stream is not None else Stream()
+        return StreamPage(row.run.status, stream.tail, stream.handed_over, records)
+
+    async def rollbacks(self, run_id: str) -> list[Rollback]:
+        return [
+            Rollback(record.position, record.step, record.first)
+            for record in self._records(run_id)
+            if record.kind is RecordKind.ROLLBACK
+        ]
+
+    async def step_chunks(
+        self, run_id: str, step: str, first: int, before: int, limit: int
+    ) -> list[StreamRecord]:
+        return [
+            record
+            for record in self._records(run_id)
+            if first <= record.position < before
+            and record.kind is RecordKind.DATA
+            and record.step == step
+        ][:limit]
 
     async def ended(self, run_id: str) -> Ended | None:
         row = self._rows.get(run_id)
@@ -312,6 +362,10 @@ class MemoryStore:
     def close_now(self) -> None:
         pass
 
+    def _records(self, run_id: str) -> list[StreamRecord]:
+        row = self._rows.get(run_id)
+        return [] if row is None else row.records
+
     def _match(self, row: _Row, wait: Wait) -> Match:
         return Match(row.run, row.steps[wait.step.hash], wait)
 
@@ -365,6 +419,8 @@ _APPLY: dict[type[Fact], Callable[[MemoryStore, str, Any], None]] = {
     RunEnded: MemoryStore._run_ended,
     StepWritten: MemoryStore._step_written,
     StepResolved: MemoryStore._step_resolved,
+    Streamed: MemoryStore._streamed,
+    StreamSkipped: MemoryStore._stream_skipped,
     WaitOpened: MemoryStore._wait_opened,
     AttemptFailed: MemoryStore._attempt_failed,
     EventReceived: MemoryStore._event_received,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Collection, Sequence
 from functools import cache
@@ -57,10 +58,12 @@ class SqliteStore(SqliteReader):
         place = os.stat(self._path)
         self._place = place.st_dev, place.st_ino
         self._check_at = 0.0
-        self._commits = GroupCommit(self._write, "durable-endpoints-writer")
+        self._synchronous = self._durable = synchronous
+        self._log: int | None = None
+        self._commits = GroupCommit(self._write, "durable-endpoints-writer", self._sync)
 
     def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
-        return self._commits.submit(rows_of(change), lane)
+        return self._commits.submit(rows_of(change), lane, change.is_relaxed)
 
     @property
     def is_healthy(self) -> bool:
@@ -74,6 +77,8 @@ class SqliteStore(SqliteReader):
         self._commits.close()
         self.close_readers()
         self._writer.close()
+        if self._log is not None:
+            os.close(self._log)
 
     def _open_writer(self, synchronous: Synchronous) -> apsw.Connection:
         connection = connect(self._path, create=True)
@@ -91,7 +96,7 @@ class SqliteStore(SqliteReader):
             connection.execute(text("sqlite_writes.sql"))
         return connection
 
-    def _write(self, changes: Sequence[list[Cells]]) -> Collection[int]:
+    def _write(self, changes: Sequence[list[Cells]], is_relaxed: bool) -> Collection[int]:
         cells: list[Any] = []
         for n, rows in enumerate(changes):
             for row in rows:
@@ -101,6 +106,7 @@ class SqliteStore(SqliteReader):
         if (gone := self._gone()) is not None:
             raise WriteError(gone, common=True)
         try:
+            self._set_synchronous("normal" if is_relaxed else self._durable)
             if len(cells) <= _CELLS_PER_STATEMENT:
                 self._insert(cells)
             else:
@@ -111,6 +117,21 @@ class SqliteStore(SqliteReader):
             common = isinstance(error, COMMON_ERRORS)
             raise WriteError(translate(error, self._path), common) from error
         return set(self._refused) if self._refused else ()
+
+    def _set_synchronous(self, synchronous: Synchronous) -> None:
+        """A commit syncs the write-ahead log with `full`, and leaves that for later with
+        `normal`."""
+        if synchronous != self._synchronous:
+            self._writer.execute(f"pragma synchronous = {synchronous}")
+            self._synchronous = synchronous
+
+    def _sync(self) -> None:
+        """Sync the write-ahead log, of which SQLite keeps one file as long as it is open."""
+        if self._durable == "normal":
+            return
+        if self._log is None:
+            self._log = os.open(f"{self._path}-wal", os.O_RDWR)
+        flush(self._log)
 
     def _connection(self) -> apsw.Connection:
         if (gone := self._gone()) is not None:
@@ -144,6 +165,16 @@ class SqliteStore(SqliteReader):
     def _note_refusal(self, *arguments: Any) -> int:
         self._refused.append(arguments[0])
         return 1
+
+
+def flush(file: int) -> None:
+    """Bring what was written to `file` to the platters."""
+    if sys.platform == "darwin":  # where fsync alone does not
+        import fcntl
+
+        fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+    else:
+        getattr(os, "fdatasync", os.fsync)(file)
 
 
 @cache

@@ -13,6 +13,7 @@ import apsw
 import orjson
 
 from durable_endpoints.protocol.errors import StorageError
+from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints_server.engine.matching import document_of, text_of, value_at
 from durable_endpoints_server.engine.model import Event, Run, Status
 from durable_endpoints_server.store.base import (
@@ -25,14 +26,18 @@ from durable_endpoints_server.store.base import (
     KeyHolder,
     Match,
     RequestRecord,
+    Rollback,
     RunSummary,
+    StreamPage,
 )
 from durable_endpoints_server.store.sqlite_connection import add_views, connect, named, translated
 from durable_endpoints_server.store.sqlite_rows import (
     read_event,
     read_match,
+    read_record,
     read_run,
     read_step,
+    read_stream,
 )
 
 T = TypeVar("T")
@@ -61,9 +66,34 @@ class SqliteReader:
         row = await self._ask_soon("entry", run_id=run_id)
         if row is None:
             return None
-        doc, steps, request, retries, root_path = row
+        doc, steps, request, retries, root_path, stream = row
         memo = [read_step(step) for step in orjson.loads(steps)]
-        return Entry(read_run(orjson.loads(doc)), memo, request, retries, root_path)
+        return Entry(
+            read_run(orjson.loads(doc)),
+            memo,
+            request,
+            retries,
+            root_path,
+            read_stream(orjson.loads(stream)) if stream is not None else None,
+        )
+
+    async def stream_page(self, run_id: str, after: int, size: int) -> StreamPage | None:
+        values = {"run_id": run_id, "after": after, "bytes": size, "limit": 1 + size // 100}
+        row = await self._ask("stream_page", **values)
+        if row is None:
+            return None
+        status, tail, handed_over, records = row
+        found = [read_record(doc) for doc in orjson.loads(records)]
+        return StreamPage(Status(status), tail, handed_over, found)
+
+    async def rollbacks(self, run_id: str) -> list[Rollback]:
+        return [Rollback(*doc) for doc in await self._list("rollbacks", run_id=run_id)]
+
+    async def step_chunks(
+        self, run_id: str, step: str, first: int, before: int, limit: int
+    ) -> list[StreamRecord]:
+        values = {"run_id": run_id, "step": step, "first": first, "before": before, "limit": limit}
+        return [read_record(doc) for doc in await self._list("step_chunks", **values)]
 
     async def ended(self, run_id: str) -> Ended | None:
         row = await self._ask_soon("ended", run_id=run_id)

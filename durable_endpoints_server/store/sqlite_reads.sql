@@ -11,7 +11,13 @@ select
     (select json_group_array(json(doc) order by ord) from step_doc where run_id = :run_id),
     (select data from payloads where run_id = :run_id and part = 'request'),
     retries,
-    root_path
+    root_path,
+    (
+        select json_array(
+            tail, size, cast(open as text), outside, outside_committed, handed_over, is_wary
+        )
+        from streams where run_id = :run_id
+    )
 from runs join run_doc using (id)
 where id = :run_id and runs.memo_bytes <= :most and runs.steps <= :most / 100
     and not exists (
@@ -27,6 +33,48 @@ from runs join run_doc using (id)
 where id = :run_id and not exists (
     select 1 from payloads
     where run_id = :run_id and part = 'response' and length(data) > :most
+)
+
+-- name: stream_page
+-- Records that end after `:after`: as many as fit into `:bytes`, and one at least.
+with page (position, count, kind, step, attempt, first, data, sum) as (
+    select
+        position, count, kind, step, attempt, first, data,
+        sum(size + 100) over (order by position) - size
+    from (
+        select * from chunks
+        where run_id = :run_id and position >= coalesce((
+            select max(position) from chunks where run_id = :run_id and position <= :after + 1
+        ), 0)
+        order by position limit :limit
+    )
+    where position + count - 1 > :after
+)
+select
+    runs.status, coalesce(streams.tail, 0), streams.handed_over,
+    (
+        select json_group_array(
+            json_array(position, count, kind, step, attempt, first, cast(data as text))
+            order by position
+        )
+        from page where sum <= :bytes
+    )
+from runs left join streams on streams.run_id = runs.id
+where runs.id = :run_id
+
+-- name: rollbacks
+select json_group_array(json_array(position, step, first) order by position)
+from chunks where run_id = :run_id and kind = 3
+
+-- name: step_chunks
+-- The chunks of one step from `:first` to before `:before`, some records at a time.
+select json_group_array(
+    json_array(position, count, kind, step, attempt, first, cast(data as text)) order by position
+) from (
+    select * from chunks
+    where run_id = :run_id and position >= :first and position < :before
+        and kind = 1 and step = :step
+    order by position limit :limit
 )
 
 -- name: key_holder

@@ -12,6 +12,7 @@ import orjson
 
 from durable_endpoints.protocol.ops import Alternative, StepKind, StepRecord, StepState
 from durable_endpoints.protocol.step_ids import StepId
+from durable_endpoints.protocol.streams import RecordKind, StreamRecord
 from durable_endpoints_server.engine.facts import (
     AttemptFailed,
     Change,
@@ -27,10 +28,12 @@ from durable_endpoints_server.engine.facts import (
     RunEnded,
     StepResolved,
     StepWritten,
+    Streamed,
+    StreamSkipped,
     Sweep,
     WaitOpened,
 )
-from durable_endpoints_server.engine.model import Event, Run, Status, Wait
+from durable_endpoints_server.engine.model import Event, Run, Status, Stream, Wait
 from durable_endpoints_server.store.base import Match
 
 WIDTH: Final = 23
@@ -43,7 +46,7 @@ _Rows = tuple[tuple[int, Cells], ...]
 def rows_of(change: Change) -> list[Cells]:
     """One row per fact, in order, without the last cell: the change's place in its batch, which
     is not known yet."""
-    facts, run_id, generation, states = change
+    facts, run_id, generation, states, _ = change
     return [
         (kind, run_id, generation, states, *cells, *_PADDING[len(cells)])
         for fact in facts
@@ -153,6 +156,23 @@ def _wait_opened(fact: WaitOpened) -> _Rows:
     return ((6, cells),)
 
 
+def _streamed(fact: Streamed) -> _Rows:
+    stream = fact.stream
+    state = (
+        stream.tail,
+        stream.size,
+        orjson.dumps(stream.open),
+        stream.outside,
+        stream.outside_committed,
+        stream.handed_over,
+        stream.is_wary,
+    )
+    return (
+        *((15, (*record[:-1], len(record.data), record.data)) for record in fact.records),
+        (16, state),
+    )
+
+
 def _attempt(fact: AttemptFailed) -> _Rows:
     return ((7, (str(fact.step), fact.attempt, fact.began_at, fact.ended_at, fact.error)),)
 
@@ -169,6 +189,8 @@ _ENCODERS: Final[Mapping[type[Fact], Callable[[Any], _Rows]]] = {
     StepResolved: _step_resolved,
     WaitOpened: _wait_opened,
     AttemptFailed: _attempt,
+    Streamed: _streamed,
+    StreamSkipped: lambda fact: ((17, tuple(fact)),),
     EventReceived: _event,
     EventUsed: lambda fact: ((9, tuple(fact)),),
     EventSettled: lambda fact: ((10, tuple(fact)),),
@@ -213,6 +235,20 @@ def read_step(doc: Sequence[Any]) -> StepRecord:
         due=doc[9],
         began_at=doc[10],
         ended_at=doc[11],
+    )
+
+
+def read_stream(doc: Sequence[Any]) -> Stream:
+    tail, size, opened, outside, outside_committed, handed_over, is_wary = doc
+    return Stream(
+        tail, size, orjson.loads(opened), outside, outside_committed, handed_over, bool(is_wary)
+    )
+
+
+def read_record(doc: Sequence[Any]) -> StreamRecord:
+    position, count, kind, step, attempt, first, data = doc
+    return StreamRecord(
+        position, count, RecordKind(kind), step, attempt, first, data.encode("utf-8")
     )
 
 

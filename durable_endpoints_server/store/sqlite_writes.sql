@@ -157,22 +157,79 @@ create temp trigger write_request instead of insert on writes when new.kind = 13
     values (new.a, new.b, new.c, new.d, new.e, new.f);
 end;
 
+create temp trigger write_chunks instead of insert on writes when new.kind = 15 begin
+    select raise(ignore)
+    where not exists (
+        select 1 from runs
+        where id = new.run_id and generation = new.generation and (new.states >> status) & 1
+    ) and refused(new.n);
+    insert into chunks (run_id, position, count, kind, step, attempt, first, size, data)
+    values (new.run_id, new.a, new.b, new.c, new.d, new.e, new.f, new.g, new.h);
+end;
+
+create temp trigger write_stream instead of insert on writes when new.kind = 16 begin
+    select raise(ignore)
+    where not exists (
+        select 1 from runs
+        where id = new.run_id and generation = new.generation and (new.states >> status) & 1
+    ) and refused(new.n);
+    insert into streams (
+        run_id, tail, size, open, outside, outside_committed, handed_over, is_wary
+    ) values (new.run_id, new.a, new.b, new.c, new.d, new.e, new.f, new.g)
+    on conflict (run_id) do update set
+        tail = excluded.tail, size = excluded.size, open = excluded.open,
+        outside = excluded.outside, outside_committed = excluded.outside_committed,
+        handed_over = excluded.handed_over, is_wary = excluded.is_wary;
+end;
+
+create temp trigger write_stream_skipped instead of insert on writes when new.kind = 17 begin
+    select raise(ignore)
+    where not exists (
+        select 1 from runs
+        where id = new.run_id and generation = new.generation and (new.states >> status) & 1
+    ) and refused(new.n);
+    update streams set tail = tail + new.a, is_wary = 1 where run_id = new.run_id;
+end;
+
 -- Retention, some rows at a time, so that no batch waits long behind it.
 create temp trigger write_sweep instead of insert on writes when new.kind = 14 begin
+    -- A long stream first loses its records, portion by portion, and only then its run.
+    delete from chunks where (run_id, position) in (
+        select chunks.run_id, chunks.position from chunks
+        where chunks.run_id in (
+            select id from runs where ended_at < new.a order by ended_at limit new.e
+        )
+        limit new.d
+    );
+    delete from streams where run_id in (
+        select id from runs
+        where ended_at < new.a and not exists (select 1 from chunks where run_id = runs.id)
+        order by ended_at limit new.e
+    );
     delete from payloads where run_id in (
-        select id from runs where ended_at < new.a order by ended_at limit new.e
+        select id from runs
+        where ended_at < new.a and not exists (select 1 from chunks where run_id = runs.id)
+        order by ended_at limit new.e
     );
     delete from steps where run_id in (
-        select id from runs where ended_at < new.a order by ended_at limit new.e
+        select id from runs
+        where ended_at < new.a and not exists (select 1 from chunks where run_id = runs.id)
+        order by ended_at limit new.e
     );
     delete from attempts where run_id in (
-        select id from runs where ended_at < new.a order by ended_at limit new.e
+        select id from runs
+        where ended_at < new.a and not exists (select 1 from chunks where run_id = runs.id)
+        order by ended_at limit new.e
     );
     delete from event_uses where run_id in (
-        select id from runs where ended_at < new.a order by ended_at limit new.e
+        select id from runs
+        where ended_at < new.a and not exists (select 1 from chunks where run_id = runs.id)
+        order by ended_at limit new.e
     );
     delete from runs where id in (
-        select id from runs where ended_at < new.a order by ended_at limit new.e
+        select id from runs
+        where ended_at < new.a and not exists (select 1 from chunks where run_id = runs.id)
+        order by ended_at limit new.e
     );
     delete from requests where id in (
         select id from requests order by id limit new.d

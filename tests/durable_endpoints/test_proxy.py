@@ -71,7 +71,7 @@ async def test_refusals(engine: VirtualEngine) -> None:
             answer = await client.get(f"/wait?{raw.decode('latin-1')}")
             assert answer.status_code in (400, 401)
         answer = await client.post(first.headers["location"])
-        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, DELETE, OPTIONS")
 
 
 async def test_it_sends_back_to_itself_and_then_says_202(

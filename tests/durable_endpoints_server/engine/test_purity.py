@@ -20,6 +20,7 @@ ALLOWED = {
     "durable_endpoints.protocol.expressions",
     "durable_endpoints.protocol.ops",
     "durable_endpoints.protocol.runs",
+    "durable_endpoints.protocol.streams",
     "durable_endpoints.protocol.step_ids",
 }
 

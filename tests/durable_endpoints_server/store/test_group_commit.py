@@ -27,7 +27,7 @@ class Disk:
         self.may_write.set()
         self.is_writing = threading.Event()
 
-    def write(self, changes: Sequence[str]) -> Collection[int]:
+    def write(self, changes: Sequence[str], is_relaxed: bool) -> Collection[int]:
         self.is_writing.set()
         assert self.may_write.wait(10)
         self.batches.append(list(changes))

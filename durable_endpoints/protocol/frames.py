@@ -1,0 +1,99 @@
+"""The frames of a run's stream: server-sent events (WHATWG HTML §9.2).
+
+They are those of Inngest's durable endpoints, byte for byte, with ids added.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Any
+
+import orjson
+
+from durable_endpoints.protocol.messages import StoredResponse
+from durable_endpoints.protocol.streams import RecordKind, StreamRecord
+
+CONTENT_TYPE = "text/event-stream"
+HEARTBEAT = b": keep-alive\n\n"
+_NO_BODY = (204, 205, 304)
+"""Statuses with which a browser makes no `Response` that has a body, not even an empty one."""
+
+
+def frame(event: str, data: bytes, id: str = "") -> bytes:
+    """One frame. `data` is JSON on one line."""
+    head = f"id: {id}\nevent: {event}\ndata: " if id else f"event: {event}\ndata: "
+    return head.encode() + data + b"\n\n"
+
+
+def record_frames(record: StreamRecord, after: int = 0) -> bytes:
+    """The frames of what a record says beyond the position `after`."""
+    position, kind, step = record.position, record.kind, record.step
+    if kind is not RecordKind.DATA:
+        event = "inngest.commit" if kind is RecordKind.COMMIT else "inngest.rollback"
+        return frame(event, orjson.dumps({"hashedStepId": step or None}), str(position))
+    chunks = record.chunks()
+    if after >= position:
+        chunks = chunks[after - position + 1 :]
+        position = after + 1
+    tail = _chunk_tail(step)
+    return b"".join(
+        [
+            b'id: %d\nevent: inngest.stream\ndata: {"data":%b%b' % (n, chunk, tail)
+            for n, chunk in enumerate(chunks, position)
+        ]
+    )
+
+
+def committed_frames(record: StreamRecord, commit: int, index: int, after: int) -> bytes:
+    """The frames of a record's chunks in the view that has committed chunks only, where they stand
+    at their commit: number `index` of its chunks is the record's first one, and those up to number
+    `after` are passed over."""
+    tail = _chunk_tail(record.step)
+    return b"".join(
+        [
+            b'id: %d.%d\nevent: inngest.stream\ndata: {"data":%b%b' % (commit, n, chunk, tail)
+            for n, chunk in enumerate(record.chunks(), index)
+            if n > after
+        ]
+    )
+
+
+def metadata_frame(run_id: str, position: str) -> bytes:
+    """The first frame of every stream. Its id is where the stream begins, if that is known."""
+    return frame("inngest.metadata", orjson.dumps({"runId": run_id}), position)
+
+
+def redirect_frame(run_id: str, url: str) -> bytes:
+    """Where the stream goes on after its end, for a client that does not know that yet."""
+    return frame("inngest.redirect_info", orjson.dumps({"runId": run_id, "url": url}))
+
+
+def response_frame(
+    response: StoredResponse, succeeded: bool, position: int, for_us: bool = False
+) -> bytes:
+    """The end: the run's response. `for_us` says that the client is one of ours, which takes every
+    status as it is."""
+    status, headers = response.status, list(response.headers)
+    if status in _NO_BODY and not for_us:
+        headers.append((b"durable-status", str(status).encode()))
+        status = 200
+    pairs = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in headers]
+    by_name: dict[str, str] = {}
+    for name, value in pairs:
+        by_name[name] = f"{by_name[name]}, {value}" if name in by_name else value
+    answer: dict[str, Any] = {
+        "body": response.body.decode("utf-8", "replace"),
+        "statusCode": status,
+        "headers": by_name,
+    }
+    if answer["body"].encode() != response.body:
+        answer["bodyBase64"] = b64encode(response.body).decode()
+    if len(by_name) < len(pairs):
+        answer["headerList"] = pairs
+    status_word = "succeeded" if succeeded else "failed"
+    data = orjson.dumps({"status": status_word, "response": answer})
+    return frame("inngest.response", data, str(position))
+
+
+def _chunk_tail(step: str) -> bytes:
+    return f',"hashedStepId":"{step}"}}\n\n'.encode() if step else b"}\n\n"

@@ -1,0 +1,60 @@
+"""A run's stream log: what it is made of.
+
+The log is a list of *records*. What one step pushes in one go is one record of several chunks; the
+end of a step's try is a record of its own, which makes the try's chunks permanent or withdraws
+them. Every chunk and every such end has a position; positions count from 1, without gaps, and are
+the ids of the frames that readers get (`frames.py`).
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+from typing import NamedTuple
+
+OUTSIDE = ""
+"""Stands for the step where there is none: the handler's own code between its steps."""
+
+class RecordKind(IntEnum):
+    """What a record says. The numbers are stored."""
+
+    DATA = 1
+    COMMIT = 2
+    """The step's chunks since its last end are permanent."""
+    ROLLBACK = 3
+    """The step's chunks since its last end are withdrawn."""
+
+
+class Silence(Enum):
+    """Why a reader gets no frames."""
+
+    YET = "nothing came in time"
+    OVER = "the run has ended, or is parked, and this was everything"
+    ELSEWHERE = "this process is about to end: ask again, where the run goes on"
+
+
+class StreamRecord(NamedTuple):
+    """One record of the log."""
+
+    position: int
+    """The position of its first chunk, or its own."""
+    length: int
+    """How many positions it takes."""
+    kind: RecordKind
+    step: str
+    """The hash of the step's id, or `OUTSIDE`."""
+    attempt: int
+    """The try of the step that wrote it; 0 outside a step."""
+    first: int
+    """Where the chunks begin that a commit or a rollback is about: its own position if there are
+    none, 0 if that is not known."""
+    data: bytes
+    """The chunks: JSON values, one on each line."""
+
+    @property
+    def last(self) -> int:
+        """The position of its last chunk."""
+        return self.position + self.length - 1
+
+    def chunks(self) -> list[bytes]:
+        """The chunks' JSON values."""
+        return self.data.split(b"\n")

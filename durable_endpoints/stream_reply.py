@@ -1,0 +1,108 @@
+"""The answer to a client that gets its run's stream: whatever it is told is a last frame of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+from durable_endpoints.answers import origin_of
+from durable_endpoints.engines.base import Session, StreamStart
+from durable_endpoints.event_stream import EventStream, LiveStream
+from durable_endpoints.execution import Departure
+from durable_endpoints.following import is_ours
+from durable_endpoints.options import EndpointOptions
+from durable_endpoints.protocol.frames import redirect_frame, response_frame
+from durable_endpoints.protocol.messages import Headers, StoredResponse
+from durable_endpoints.reply import Reply
+
+if TYPE_CHECKING:
+    from durable_endpoints.door import Door
+
+_UNWRITTEN = (Departure.LOST, Departure.BROKEN)
+"""Departures after which what was streamed last may not be in the log."""
+
+
+class StreamReply(Reply):
+    """Answers with the stream of the run that the request itself executes.
+
+    Until that has begun, because the run is not on disk yet, or never will be, it answers like any
+    other.
+    """
+
+    is_stream = True
+
+    def __init__(self, door: Door, session: Session, options: EndpointOptions) -> None:
+        super().__init__(door, session.id)
+        self._session = session
+        self._options = options
+        self._for_us = is_ours(door.snapshot["headers"])
+        session.open_stream()
+        reader = door.engine.read_stream(session.id, StreamStart())
+        heartbeat = door.application.settings.heartbeat
+        self._stream = LiveStream(
+            EventStream(session.id, reader, door.send_out, heartbeat),
+            session,
+            self._headers,
+            self._redirect,
+        )
+        self._sending: asyncio.Task[None] = door.engine.spawn(
+            self._stream.run(), f"stream {session.id} to its client"
+        )
+
+    async def later(self, options: EndpointOptions) -> None:
+        if self.is_given or not await self._stream.has_begun():
+            await super().later(options)
+            return
+        self.is_given = True
+        self._stream.finish(b"", self._written(), is_elsewhere=True)
+
+    async def stored(self, response: StoredResponse, succeeded: bool = True) -> None:
+        if self.is_given or not await self._stream.has_begun():
+            await super().stored(response, succeeded)
+            return
+        self.is_given = True
+        tail = self._written()
+        self._stream.finish(response_frame(response, succeeded, tail + 1, self._for_us), tail)
+
+    async def unavailable(self, detail: str, executed: str = "") -> None:
+        """The stream just ends: the client asks for the rest of it, until somebody has it."""
+        if await self._stream.has_begun():
+            await self.later(self._options)
+        else:
+            await super().unavailable(detail, executed)
+
+    async def closed(self) -> None:
+        """Return when the client has been sent everything."""
+        await asyncio.shield(self._sending)
+
+    async def _send(self, response: Response) -> None:
+        if await self._stream.has_begun():
+            body = bytes(response.body)
+            await self.stored(
+                StoredResponse(response.status_code, response.raw_headers, body), False
+            )
+        else:
+            await super()._send(response)
+
+    def _written(self) -> int:
+        """The position up to which the stream is certain to come."""
+        execution = self._door.execution
+        unwritten = execution is not None and execution.departure in _UNWRITTEN
+        return 0 if unwritten else self._session.stream_tail
+
+    async def _run_url(self) -> str:
+        options = self._options
+        token = self._door.engine.sign_run(self.run_id, options.cancellable)
+        return await self.url(options, token)
+
+    async def _headers(self) -> Headers:
+        return [(b"durable-run-url", (await self._run_url()).encode("latin-1"))]
+
+    async def _redirect(self) -> bytes:
+        url = await self._run_url()
+        settings, scope = self._door.application.settings, self._door.snapshot
+        if "://" not in url:
+            url = origin_of(scope, settings.public_url) + url
+        return redirect_frame(self.run_id, f"{url}{'&' if '?' in url else '?'}after=sync")

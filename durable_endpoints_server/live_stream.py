@@ -1,0 +1,150 @@
+"""A run's stream log while the run is executed: chunks go to the disk in batches, and then out.
+
+A chunk is written before any reader gets it, in a relaxed way: on disk within some 50 ms. What is
+pushed while one batch is under way is the next batch, so a fast producer makes larger batches, not
+more of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+from durable_endpoints.protocol.errors import EngineError, LimitError
+from durable_endpoints.protocol.ops import StepState
+from durable_endpoints.protocol.streams import OUTSIDE, StreamRecord
+from durable_endpoints_server.engine.facts import Change, Fact, StepWritten, Streamed, states
+from durable_endpoints_server.engine.model import Status, Stream
+from durable_endpoints_server.engine.streams import Chunk, append, check_room, follow
+from durable_endpoints_server.store.base import Ticket
+
+if TYPE_CHECKING:
+    from durable_endpoints_server.live import LiveRun
+    from durable_endpoints_server.streams import Streams
+
+_FULL = 256 * 1024
+"""Bytes that wait to be written, from which on a producer that can wait does."""
+_MANY = 1_000
+"""The same in chunks."""
+_MOST = 8 * 1024 * 1024
+"""Bytes that wait to be written at the most: a producer that cannot wait gets an error."""
+_RUNNING = states(Status.RUNNING)
+
+
+class LiveStream:
+    """The producing end of one run's stream log, as long as one execution lasts."""
+
+    def __init__(self, live: LiveRun, streams: Streams, stream: Stream) -> None:
+        self.stream = stream
+        self._live = live
+        self._streams = streams
+        self._lock = threading.Lock()
+        self._loop = live.loop
+        self._pending: list[Chunk] = []
+        self._pending_size = 0
+        self._ended: dict[str, int] = {}
+        """The last try of each step that has ended: what it still pushes does not count."""
+        self._replayed = stream.outside
+        """Chunks pushed outside steps by earlier executions: this one pushes them again first."""
+        self._is_woken = False
+        self._writing: asyncio.Task[None] | None = None
+
+    def push(self, step: str, attempt: int, values: list[bytes]) -> None:
+        """Add chunks, JSON values, of one try of a step. From any thread.
+
+        Raises `LimitError` when they are more than a run may stream, or more than can wait.
+        """
+        with self._lock:
+            if step == OUTSIDE and self._replayed:
+                known = min(self._replayed, len(values))
+                self._replayed -= known
+                values = values[known:]
+            if not values:
+                return
+            size = sum(map(len, values))
+            check_room(self.stream.size + self._pending_size, size, self._live.policy)
+            if self._pending_size + size > _MOST and self._pending:
+                raise LimitError(
+                    f"more than {_MOST:,} bytes of chunks wait to be written: let the handler wait "
+                    "for the disk, with `await stream.pipe(…)` rather than `stream.push(…)`"
+                )
+            self._pending += [Chunk(step, attempt, value) for value in values]
+            self._pending_size += size
+            if self._is_woken:
+                return
+            self._is_woken = True
+        try:
+            on_loop = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            on_loop = False
+        (self._loop.call_soon if on_loop else self._loop.call_soon_threadsafe)(self._wake)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a producer that can wait should, for `room`."""
+        return self._pending_size > _FULL or len(self._pending) > _MANY
+
+    async def room(self) -> None:
+        """Return when more chunks may come, or none will be written any more."""
+        while self.is_full and not self._live.has_left:
+            if self._writing is None:
+                self._wake()
+            assert self._writing is not None
+            await asyncio.shield(self._writing)
+
+    def join(self, facts: tuple[Fact, ...]) -> tuple[tuple[Fact, ...], tuple[StreamRecord, ...]]:
+        """Let what was pushed so far, and what the log has to say about `facts`, be written in one
+        change with them. Returns the facts of the change, and the records among them, for
+        `announce`."""
+        before = self.stream
+        records = self._take()
+        self.stream, more = follow(self.stream, facts)
+        records += more
+        for fact in facts:
+            if isinstance(fact, StepWritten) and fact.step.state is not StepState.PENDING:
+                self._ended[fact.step.id.hash] = fact.step.attempt
+        if self.stream is before:
+            return facts, ()
+        return (Streamed(tuple(records), self.stream), *facts), tuple(records)
+
+    def announce(self, ticket: Ticket, records: tuple[StreamRecord, ...]) -> None:
+        """Give `records` to readers once they are written."""
+        run_id, streams = self._live.id, self._streams
+        ticket.then(lambda: streams.publish(run_id, records))
+
+    def _wake(self) -> None:
+        if self._writing is None and not self._live.has_left:
+            name = f"stream of {self._live.id}"
+            self._writing = self._live.spawn(self._write(), name)
+
+    async def _write(self) -> None:
+        try:
+            while self._pending and not self._live.has_left:
+                records = tuple(self._take())
+                if not records:
+                    break
+                run = self._live.run
+                change = Change(
+                    (Streamed(records, self.stream),), run.id, run.generation, _RUNNING, True
+                )
+                ticket = self._live.submit(change)
+                self.announce(ticket, records)
+                await self._live.until_written(ticket)
+        except EngineError:
+            pass  # the execution meets the same failure, and ends with it
+        finally:
+            self._writing = None
+
+    def _take(self) -> list[StreamRecord]:
+        with self._lock:
+            pending, self._pending, self._pending_size = self._pending, [], 0
+            self._is_woken = False
+        if not pending:
+            return []
+        if self._ended:
+            pending = [
+                chunk for chunk in pending if chunk.attempt > self._ended.get(chunk.step, -1)
+            ]
+        self.stream, records = append(self.stream, pending)
+        return records

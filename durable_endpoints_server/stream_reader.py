@@ -1,0 +1,214 @@
+"""A reader of a run's stream log: from any position, to the certain end.
+
+A reader pulls: it asks for what comes after its position. If it keeps up, that is in memory; else
+it is read from the log until the reader has caught up. So a slow one costs nothing but its own
+time, and none can miss anything: it listens before it looks.
+
+Who joins late is spared what was withdrawn before. Who has a part of a withdrawn try already is
+told that it is withdrawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from durable_endpoints.protocol.frames import committed_frames, record_frames
+from durable_endpoints.protocol.streams import RecordKind, Silence, StreamRecord
+from durable_endpoints_server.engine.model import Status
+from durable_endpoints_server.store.base import Rollback, StreamPage
+from durable_endpoints_server.streams import Kept, Streams, resolve
+
+_PAGE = 256 * 1024
+"""Bytes of chunks that are read from the log in one go."""
+_RECORDS = 32
+"""The same in records, for the chunks of one step."""
+
+
+class Start(NamedTuple):
+    """What a reader wants."""
+
+    after: int = 0
+    """The last position it has."""
+    passed: int = 0
+    """How many of the chunks that are committed at the next position it has as well: only where
+    it wants `committed` ones."""
+    committed: bool = False
+    """Only what is committed, where and when it is."""
+    skips_sync: bool = False
+    """Begin where the execution that the client's own request drove has left the log, once it
+    has."""
+
+
+class Reader:
+    """One reader of one run, on one event loop, until it is closed."""
+
+    def __init__(self, streams: Streams, run_id: str, start: Start) -> None:
+        self.stops_at_outcome = False
+        """Whether the next frames shall end with the first commit or rollback of a step among
+        them. It is reset then."""
+        self.stays = False
+        """Whether it goes on while this process drains."""
+        self._streams = streams
+        self._run_id = run_id
+        self._position, self._passed = start.after, start.passed
+        self._began_at = start.after
+        self._committed = start.committed
+        self._skips_sync = start.skips_sync
+        self._channel = streams.enter(run_id)
+        self._looks = -1
+        """The channel's, when the log was last read to its end."""
+        self._rollbacks: list[Rollback] | None = None
+        """Those from before it joined and after its position."""
+        self._commit: _Commit | None = None
+        """The commit whose chunks it is being told."""
+        self._waiting: asyncio.Future[None] | None = None
+        self._is_poked = self._is_over = False
+
+    @property
+    def position(self) -> int:
+        """The last position that it has whole."""
+        return self._position
+
+    @property
+    def id(self) -> str:
+        """The position as the id of a frame; empty while it is not known."""
+        if self._skips_sync:
+            return ""
+        return f"{self._position + 1}.{self._passed}" if self._passed else str(self._position)
+
+    async def next(self, patience: int) -> bytes | Silence:
+        """The next frames, as soon as there are any, or why there are none after `patience` ms."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience / 1_000
+        while True:
+            self._waiting = waiting = self._channel.listener()
+            timer = None
+            try:
+                if self._streams.is_released and not self.stays:
+                    return Silence.ELSEWHERE
+                if frames := await self._look():
+                    return frames
+                if self._is_over:
+                    return Silence.OVER
+                if self._is_poked or loop.time() >= deadline:
+                    return Silence.YET
+                timer = loop.call_at(deadline, resolve, waiting)
+                await waiting
+            finally:
+                self._is_poked, self._waiting = False, None
+                self._channel.forget(waiting)
+                if timer is not None:
+                    timer.cancel()
+
+    def poke(self) -> None:
+        """Let `next` look once more and return."""
+        self._is_poked = True
+        if self._waiting is not None:
+            resolve(self._waiting)
+
+    def close(self) -> None:
+        """Nothing more is read."""
+        self._streams.leave(self._run_id, self._channel)
+
+    # Looking
+
+    async def _look(self) -> bytes:
+        """What there is beyond the position; notes whether nothing more will come."""
+        while True:
+            if self._commit is not None:
+                return await self._committed_chunks(self._commit)
+            kept: Sequence[Kept] | None = None
+            if self._rollbacks is not None:
+                kept = self._channel.after(self._position)
+                if not kept and kept is not None and self._looks == self._channel.looks:
+                    return b""
+            if not kept:
+                looks = self._channel.looks
+                page = await self._streams.store.stream_page(self._run_id, self._position, _PAGE)
+                if page is None or not await self._join(page):
+                    self._looks, self._is_over = looks, page is None
+                    return b""
+                kept = [Kept(record, b"") for record in page.records]
+                if not kept:
+                    self._looks = looks
+                    self._is_over = page.status.is_final or page.status is Status.PARKED
+                    return b""
+            if frames := self._frames(kept):
+                return frames
+
+    async def _join(self, page: StreamPage) -> bool:
+        """Find out what the reader is spared, and where it begins. False if that is not known."""
+        if self._skips_sync:
+            if page.handed_over is None and not page.status.is_final:
+                return False
+            self._skips_sync = False
+            begin = page.tail if page.handed_over is None else page.handed_over
+            self._position = self._began_at = begin
+            page.records[:] = [record for record in page.records if record.last > begin]
+        if self._rollbacks is None:
+            found = await self._streams.store.rollbacks(self._run_id) if page.records else []
+            self._rollbacks = [
+                rollback
+                for rollback in found
+                if self._position < rollback.position <= page.tail and not self._committed
+            ]
+        return True
+
+    def _frames(self, kept: Sequence[Kept]) -> bytes:
+        pieces: list[bytes] = []
+        for record, frames in kept:
+            if record.last <= self._position:
+                continue
+            if self._committed:
+                if record.kind is RecordKind.COMMIT:
+                    self._commit = _Commit(record, record.first, 1)
+                    break
+            elif not self._rollbacks or not self._is_spared(record):
+                is_whole = bool(frames) and self._position < record.position
+                pieces.append(frames if is_whole else record_frames(record, self._position))
+            self._position = record.last
+            if self.stops_at_outcome and record.kind is not RecordKind.DATA and record.step:
+                self.stops_at_outcome = False
+                break
+        return b"".join(pieces)
+
+    def _is_spared(self, record: StreamRecord) -> bool:
+        """Whether the record was withdrawn before the reader joined, or is a withdrawal of what it
+        never got."""
+        for rollback in self._rollbacks or ():
+            if record.position == rollback.position:
+                return rollback.first > self._began_at
+            if (
+                record.kind is RecordKind.DATA
+                and record.step == rollback.step
+                and rollback.first <= record.position < rollback.position
+            ):
+                return True
+        return False
+
+    async def _committed_chunks(self, commit: _Commit) -> bytes:
+        """Some of the chunks that a commit is about, or in the end its own frame."""
+        record, at, number = commit
+        found = await self._streams.store.step_chunks(
+            self._run_id, record.step, at, record.position, _RECORDS
+        )
+        if not found:
+            self._commit, self._passed, self._position = None, 0, record.position
+            return record_frames(record)
+        pieces = []
+        for chunks in found:
+            pieces.append(committed_frames(chunks, record.position, number, self._passed))
+            number += chunks.length
+        self._passed = max(self._passed, number - 1)
+        self._commit = _Commit(record, found[-1].last + 1, number)
+        return b"".join(pieces) or await self._committed_chunks(self._commit)
+
+
+class _Commit(NamedTuple):
+    record: StreamRecord
+    at: int
+    """Where the chunks begin that are still to be told."""
+    number: int
+    """The number of the first of them among all that are committed here."""
