@@ -93,11 +93,12 @@ class Reader:
                 if self._is_over:
                     return Silence.OVER
                 if self._is_poked or loop.time() >= deadline:
+                    self._is_poked = False
                     return Silence.YET
                 timer = loop.call_at(deadline, resolve, waiting)
                 await waiting
             finally:
-                self._is_poked, self._waiting = False, None
+                self._waiting = None
                 self._channel.forget(waiting)
                 if timer is not None:
                     timer.cancel()

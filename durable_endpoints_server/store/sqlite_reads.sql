@@ -40,7 +40,7 @@ where id = :run_id and not exists (
 with page (position, count, kind, step, attempt, first, data, sum) as (
     select
         position, count, kind, step, attempt, first, data,
-        sum(size + 100) over (order by position) - size
+        sum(size + 100) over (order by position) - size - 100
     from (
         select * from chunks
         where run_id = :run_id and position >= coalesce((

@@ -19,6 +19,7 @@ from durable_endpoints.protocol.ops import (
 )
 from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.step_ids import StepId, hash_name
+from durable_endpoints.protocol.streams import RecordKind, StreamRecord
 from durable_endpoints_server.engine.facts import (
     Change,
     EventReceived,
@@ -28,10 +29,11 @@ from durable_endpoints_server.engine.facts import (
     ResponseDelivered,
     RunChanged,
     StepWritten,
+    Streamed,
     Sweep,
     states,
 )
-from durable_endpoints_server.engine.model import Event, Policy, Run, Status
+from durable_endpoints_server.engine.model import Event, Policy, Run, Status, Stream
 from durable_endpoints_server.engine.transitions import (
     Cancel,
     Claim,
@@ -610,3 +612,136 @@ async def test_many_changes_in_one_batch(store: Store) -> None:
     entry = await store.entry("run-1")
     assert entry is not None
     assert [s.value for s in entry.memo] == [str(n).encode() for n in range(1_000)]
+
+
+# Streams
+
+
+def chunk(position: int, *values: bytes, step_name: str = "a", attempt: int = 1) -> StreamRecord:
+    key = step(step_name).hash
+    data = b"\n".join(values)
+    return StreamRecord(position, len(values), RecordKind.DATA, key, attempt, 0, data)
+
+
+def ending(kind: RecordKind, position: int, first: int, step_name: str = "a") -> StreamRecord:
+    return StreamRecord(position, 1, kind, step(step_name).hash, 1, first, b"")
+
+
+async def streamed(history: History, *records: StreamRecord, **state: object) -> Stream:
+    """Write `records`, and a state that goes with them."""
+    size = sum(len(record.data) for record in records)
+    stream = Stream(tail=records[-1].last if records else 0, size=size, **state)  # type: ignore[arg-type]
+    run = history.run
+    change = Change(
+        (Streamed(records, stream),), run.id, run.generation, states(run.status), is_relaxed=True
+    )
+    await history.store.submit(change).wait()
+    return stream
+
+
+async def test_a_stream_is_read_as_it_was_written(store: Store) -> None:
+    history = await History(store).begin()
+    records = [chunk(1, b'"a"', b'{"b":[1,2.50]}'), chunk(3, '"é🙂\\n"'.encode())]
+    records.append(ending(RecordKind.COMMIT, 4, 1))
+    stream = await streamed(history, *records, open={"x": 3}, outside=2, outside_committed=1)
+    page = await store.stream_page("run-1", 0, 1_000_000)
+    assert page == (Status.RUNNING, 4, None, records)
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert entry.stream == stream
+    assert await store.stream_page("nobody", 0, 1_000) is None
+
+
+async def test_a_run_without_a_stream_has_an_empty_page(store: Store) -> None:
+    await History(store).begin()
+    assert await store.stream_page("run-1", 0, 1_000) == (Status.RUNNING, 0, None, [])
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert entry.stream is None
+
+
+async def test_a_page_begins_with_the_record_that_holds_the_next_position(store: Store) -> None:
+    history = await History(store).begin()
+    records = [chunk(1, b"1", b"2"), chunk(3, b"3"), chunk(4, b"4", b"5", b"6"), chunk(7, b"7")]
+    await streamed(history, *records)
+    for after, count in ((0, 4), (1, 4), (2, 3), (3, 2), (4, 2), (5, 2), (6, 1), (7, 0), (99, 0)):
+        page = await store.stream_page("run-1", after, 1_000_000)
+        assert page is not None
+        assert page.records == records[4 - count :], after
+
+
+async def test_a_page_has_about_the_size_that_is_asked_for(store: Store) -> None:
+    history = await History(store).begin()
+    records = [chunk(n, b"1" * 1_000) for n in range(1, 21)]
+    await streamed(history, *records)
+    for size, least, most in ((1, 1, 1), (3_000, 2, 4), (1_000_000, 20, 20)):
+        page = await store.stream_page("run-1", 0, size)
+        assert page is not None
+        assert least <= len(page.records) <= most
+        assert page.records == records[: len(page.records)]
+
+
+async def test_rollbacks_and_the_chunks_of_one_step(store: Store) -> None:
+    history = await History(store).begin()
+    records = [
+        chunk(1, b"1"),
+        chunk(2, b"2", step_name="b"),
+        ending(RecordKind.ROLLBACK, 3, 1),
+        chunk(4, b"4"),
+        chunk(5, b"5", step_name="b"),
+        chunk(6, b"6"),
+        ending(RecordKind.COMMIT, 7, 4),
+    ]
+    await streamed(history, *records)
+    assert await store.rollbacks("run-1") == [(3, step("a").hash, 1)]
+    a = step("a").hash
+    assert await store.step_chunks("run-1", a, 4, 7, 10) == [records[3], records[5]]
+    assert await store.step_chunks("run-1", a, 4, 7, 1) == [records[3]]
+    assert await store.step_chunks("run-1", a, 7, 7, 10) == []
+    assert await store.rollbacks("nobody") == []
+
+
+async def test_a_stream_is_fenced_like_everything_else(store: Store) -> None:
+    history = await History(store).begin()
+    await streamed(history, chunk(1, b"1"))
+    before = history.run
+    await history.do(Release("x"))
+    late = Change(
+        (Streamed((chunk(2, b"2"),), Stream(2)),),
+        "run-1",
+        before.generation,
+        states(Status.RUNNING),
+        is_relaxed=True,
+    )
+    assert await refused(store, late)
+    await history.do(Claim("me", None))
+    assert await refused(store, late)
+    page = await store.stream_page("run-1", 0, 1_000)
+    assert page is not None
+    assert (page.tail, len(page.records)) == (1, 1)
+
+
+async def test_a_stream_skips_ahead(store: Store) -> None:
+    history = await History(store).begin()
+    before = await streamed(history, chunk(1, b"1"))
+    await history.do(Interrupt(alone=False, rebooted=True))
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert entry.stream == before._replace(tail=1_000_001, is_wary=True)
+
+
+async def test_a_stream_goes_with_its_run_portion_by_portion(store: Store) -> None:
+    history = await History(store).begin()
+    records = [chunk(n, b"1") for n in range(1, 31)]
+    await streamed(history, *records)
+    await history.do(Complete(200, None), now=T0)
+    sweep = Sweep(T0 + 1, T0 + 1, T0 + 1, limit=10, runs=5)
+    for _ in range(5):
+        assert await store.is_sweepable(T0 + 1, T0 + 1, T0 + 1) == (
+            await store.run("run-1") is not None
+        )
+        await store.submit(Change((sweep,))).wait()
+    assert await store.run("run-1") is None
+    assert await store.stream_page("run-1", 0, 1_000) is None
+    assert await store.rollbacks("run-1") == []
+    assert not await store.is_sweepable(T0 + 1, T0 + 1, T0 + 1)
