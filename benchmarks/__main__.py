@@ -10,13 +10,14 @@ from pathlib import Path
 
 import click
 
-from benchmarks import context, long_runs, over_http, sleepers, wakes
+from benchmarks import context, long_runs, over_http, sleepers, streams, wakes
 
 MEASUREMENTS: dict[str, Callable[[Path], None]] = {
     "context": context.measure,
     "steps": long_runs.measure,
     "wakes": wakes.measure,
     "sleepers": sleepers.measure,
+    "streams": streams.measure,
 }
 
 

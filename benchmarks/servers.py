@@ -14,14 +14,14 @@ VARIANTS = ("bare", "floor", "each", "background")
 
 
 class Server:
-    """A process that serves one of the variants of `benchmarks.apps`."""
+    """A process that serves one of the variants of `module`."""
 
-    def __init__(self, variant: str, folder: Path) -> None:
+    def __init__(self, variant: str, folder: Path, module: str = "benchmarks.apps") -> None:
         self.variant = variant
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        program = [sys.executable, "-m", "uvicorn", "--factory", f"benchmarks.apps:{variant}"]
+        program = [sys.executable, "-m", "uvicorn", "--factory", f"{module}:{variant}"]
         options = ["--port", str(self.port), "--no-access-log", "--log-level", "warning"]
         environment = {
             **os.environ,
@@ -53,3 +53,8 @@ class Server:
         """What the process has used so far, in user and system mode."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resident(self) -> float:
+        """The process's memory in bytes."""
+        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")

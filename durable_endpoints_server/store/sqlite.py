@@ -79,6 +79,7 @@ class SqliteStore(SqliteReader):
         self._writer.close()
         if self._log is not None:
             os.close(self._log)
+            self._log = None
 
     def _open_writer(self, synchronous: Synchronous) -> apsw.Connection:
         connection = connect(self._path, create=True)
