@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio.lowlevel
 from starlette.datastructures import QueryParams
 
+from durable_endpoints.answers import stream_headers
 from durable_endpoints.body import RequestBody
 from durable_endpoints.door import Door
 from durable_endpoints.ending import Ending
@@ -231,7 +232,7 @@ async def _follow(door: Door, outcome: Outcome, options: EndpointOptions, reply:
         door.engine,
         outcome,
         start,
-        [(b"durable-run-url", url.encode("latin-1"))],
+        stream_headers(url),
         door.send_out,
         body.until_gone,
         door.application.settings.heartbeat,

@@ -100,6 +100,16 @@ def origin_of(scope: Scope, public_url: str | None) -> str:
     return f"{scope.get('scheme', 'http')}://{quote(host.decode('latin-1'), safe=_URL) or fallback}"
 
 
+def stream_headers(url: str) -> Headers:
+    """What the head of a stream says beside the usual: where the run can be followed. A script of
+    another origin may read that, if it may read the answer at all (WHATWG Fetch §3.3.6)."""
+    exposed = b"durable-run-id, durable-run-url"
+    return [
+        (b"durable-run-url", url.encode("latin-1")),
+        (b"access-control-expose-headers", exposed),
+    ]
+
+
 def outcome_problem(outcome: Outcome) -> Response:
     """The answer for a run that has ended, or stands, without a response of its handler's."""
     run_id, headers = outcome.run_id, durable_headers(outcome.run_id, outcome.status)

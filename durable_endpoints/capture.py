@@ -79,6 +79,15 @@ class Capture:
         return int(self._start["status"])
 
     @property
+    def is_event_stream(self) -> bool:
+        """Whether the application itself sends server-sent events."""
+        assert self._start is not None
+        return any(
+            name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+            for name, value in self._start.get("headers", ())
+        )
+
+    @property
     def too_large(self) -> bool:
         """Whether the body is larger than what is kept."""
         return self._size > self._limit

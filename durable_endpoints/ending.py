@@ -100,6 +100,12 @@ class Ending:
         capture, reply = self.capture, self._reply
         await capture.release()
         if reply.is_stream and capture.is_complete:
+            if capture.is_event_stream:
+                logger.warning(
+                    "%s sends an event stream of its own, which its client gets as the text of one "
+                    "frame at the end of the run's stream: @endpoint(sse=False) lets it through",
+                    self._execution.info.function_id,
+                )
             if capture.too_large:
                 await reply.outcome(
                     Outcome(reply.run_id, "completed", "", None, "too_large", False, "", "", "")

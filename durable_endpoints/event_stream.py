@@ -33,12 +33,12 @@ class EventStream:
         self._send = send
         self._heartbeat = heartbeat
 
-    async def begin(self, headers: Headers) -> None:
-        """Send the head, and the first frame."""
+    async def begin(self, headers: Headers, status: str = "running") -> None:
+        """Send the head, with how the run stands, and the first frame."""
         own = {
             "Content-Type": CONTENT_TYPE,
             "X-Accel-Buffering": "no",
-            **durable_headers(self._run_id, "running"),
+            **durable_headers(self._run_id, status),
         }
         pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in own.items()]
         await self._send(

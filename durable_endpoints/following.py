@@ -78,7 +78,7 @@ async def follow(
     gone.add_done_callback(lambda _: reader.poke())
     stream = EventStream(outcome.run_id, reader, send, heartbeat)
     try:
-        await stream.begin(headers)
+        await stream.begin(headers, outcome.status)
         silence = await stream.relay(gone.done)
         if silence is Silence.OVER:
             await _end(engine, outcome.run_id, stream, for_us)

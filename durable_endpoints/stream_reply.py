@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-from durable_endpoints.answers import origin_of
+from durable_endpoints.answers import origin_of, stream_headers
 from durable_endpoints.engines.base import Session, StreamStart
 from durable_endpoints.event_stream import EventStream, LiveStream
 from durable_endpoints.execution import Departure
@@ -98,7 +98,7 @@ class StreamReply(Reply):
         return await self.url(options, token)
 
     async def _headers(self) -> Headers:
-        return [(b"durable-run-url", (await self._run_url()).encode("latin-1"))]
+        return stream_headers(await self._run_url())
 
     async def _redirect(self) -> bytes:
         url = await self._run_url()
