@@ -4,6 +4,8 @@ Decorate a handler with `@endpoint`, call its work through `step`, and add the m
 on every accepted request ends with the handler's own answer, whatever happens to the process.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from durable_endpoints.endpoint import configure, endpoint
 from durable_endpoints.endpoint_app import endpoint_app
 from durable_endpoints.errors import (
@@ -34,6 +36,9 @@ from durable_endpoints.sending import send_event
 from durable_endpoints.step import step
 from durable_endpoints.stream import stream
 
+if TYPE_CHECKING:
+    from durable_endpoints.client import fetch_with_stream
+
 __all__ = [
     "ConfigurationError",
     "DurableEndpointsError",
@@ -59,8 +64,18 @@ __all__ = [
     "endpoint",
     "endpoint_app",
     "endpoint_proxy",
+    "fetch_with_stream",
     "remember",
     "send_event",
     "step",
     "stream",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`fetch_with_stream` is imported when it is used: a server needs no HTTP client."""
+    if name == "fetch_with_stream":
+        from durable_endpoints.client import fetch_with_stream
+
+        return fetch_with_stream
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

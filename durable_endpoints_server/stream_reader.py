@@ -80,15 +80,18 @@ class Reader:
 
     async def next(self, patience: int) -> bytes | Silence:
         """The next frames, as soon as there are any, or why there are none after `patience` ms."""
+        if frames := self._in_memory():
+            return frames
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience / 1_000
         while True:
-            self._waiting = waiting = self._channel.listener()
+            # Listen before looking, so that nothing is missed between the two.
+            self._waiting = waiting = self._channel.listener(loop)
             timer = None
             try:
                 if self._streams.is_released and not self.stays:
                     return Silence.ELSEWHERE
-                if frames := await self._look():
+                if not self._is_up_to_date and (frames := await self._look()):
                     return frames
                 if self._is_over:
                     return Silence.OVER
@@ -102,6 +105,8 @@ class Reader:
                 self._channel.forget(waiting)
                 if timer is not None:
                     timer.cancel()
+            if frames := self._in_memory():
+                return frames
 
     def poke(self) -> None:
         """Let `next` look once more and return."""
@@ -115,28 +120,40 @@ class Reader:
 
     # Looking
 
+    @property
+    def _is_up_to_date(self) -> bool:
+        """Whether there is nothing that it has not seen, neither in memory nor in the log."""
+        if self._looks != self._channel.looks or self._commit is not None:
+            return False
+        kept = self._channel.after(self._position)
+        return kept is not None and not kept
+
+    def _in_memory(self) -> bytes:
+        """What is kept in memory beyond the position, for a reader that keeps up."""
+        if self._rollbacks is None or self._commit is not None:
+            return b""
+        kept = self._channel.after(self._position)
+        return self._frames(kept) if kept else b""
+
     async def _look(self) -> bytes:
         """What there is beyond the position; notes whether nothing more will come."""
         while True:
             if self._commit is not None:
                 return await self._committed_chunks(self._commit)
-            kept: Sequence[Kept] | None = None
-            if self._rollbacks is not None:
-                kept = self._channel.after(self._position)
-                if not kept and kept is not None and self._looks == self._channel.looks:
-                    return b""
-            if not kept:
-                looks = self._channel.looks
-                page = await self._streams.store.stream_page(self._run_id, self._position, _PAGE)
-                if page is None or not await self._join(page):
-                    self._looks, self._is_over = looks, page is None
-                    return b""
-                kept = [Kept(record, b"") for record in page.records]
-                if not kept:
-                    self._looks = looks
-                    self._is_over = page.status.is_final or page.status is Status.PARKED
-                    return b""
-            if frames := self._frames(kept):
+            if frames := self._in_memory():
+                return frames
+            if self._commit is not None:
+                continue
+            looks = self._channel.looks
+            page = await self._streams.store.stream_page(self._run_id, self._position, _PAGE)
+            if page is None or not await self._join(page):
+                self._looks, self._is_over = looks, page is None
+                return b""
+            if not page.records:
+                self._looks = looks
+                self._is_over = page.status.is_final or page.status is Status.PARKED
+                return b""
+            if frames := self._frames([Kept(record, b"") for record in page.records]):
                 return frames
 
     async def _join(self, page: StreamPage) -> bool:

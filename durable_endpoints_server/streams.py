@@ -95,10 +95,14 @@ class Channel:
         self.looks += 1
         self._wake()
 
-    def after(self, position: int) -> list[Kept] | None:
+    def after(self, position: int) -> Sequence[Kept] | None:
         """Everything that was published beyond `position`; None if not all of it is kept."""
         with self._lock:
-            if self._kept and self._kept[0].record.position > position + 1:
+            if not self._kept or (newest := self._kept[-1]).record.last <= position:
+                return ()
+            if newest.record.position == position + 1:
+                return (newest,)
+            if self._kept[0].record.position > position + 1:
                 return None
             found: list[Kept] = []
             for kept in reversed(self._kept):
@@ -107,9 +111,9 @@ class Channel:
                 found.append(kept)
             return found[::-1]
 
-    def listener(self) -> asyncio.Future[None]:
+    def listener(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """Resolved at the next `publish` or `look_again`. To be given back to `forget`."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[None] = loop.create_future()
         self._waiting.add(future)
         return future
 

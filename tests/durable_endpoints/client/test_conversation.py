@@ -274,6 +274,16 @@ def test_redirects_end_somewhere(start: Start) -> None:
         start().starts(303, {"location": "http://[::1"})
 
 
+def test_only_redirects_in_a_row_are_counted(start: Start) -> None:
+    talk = start()
+    for _ in range(3 * MAX_REDIRECTS):
+        talk.asks()
+        talk.starts(303, {"location": "/wait?runId=R&token=T"})
+        talk.asks()
+        talk.starts(200, STREAM)
+        talk.breaks(OSError("lost"))
+
+
 def test_a_failure_behind_a_redirect_repeats_the_request_itself(start: Start) -> None:
     talk = start()
     talk.asks()

@@ -255,6 +255,28 @@ async def test_it_waits_out_a_restart(form: Form, client: Any) -> None:
         assert methods == ["POST"] * 3 + ["GET"] * 5
 
 
+async def test_it_waits_before_it_asks_again(
+    form: Form, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("durable_endpoints.client.stream.anyio.sleep", sleep)
+    monkeypatch.setattr("durable_endpoints.client.blocking.time.sleep", waits.append)
+    script = in_turn(
+        Said(b"", is_reset=True),
+        answer(503, b"", "Retry-After: 7"),
+        stream(metadata(), chunk("x", 1), end=False),
+        stream(metadata(1), chunk("y", 2)),
+        stream(metadata(2), response(3)),
+    )
+    with serving(script) as server:
+        await form.read(server.url, client=client, pacing=Pacing(random=lambda: 1.0))
+    assert waits == [0.1, 7.0, 0.1]  # and none after an orderly end
+
+
 async def test_a_server_that_is_not_there(form: Form, client: Any) -> None:
     with serving(lambda asked: SHORT) as server:
         pass
