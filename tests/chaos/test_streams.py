@@ -14,6 +14,8 @@ import anyio
 import httpx
 import pytest
 
+from durable_endpoints import fetch_with_stream
+from durable_endpoints.client import Pacing, Transcript, fetch_with_stream_sync
 from tests.chaos.cutting import CuttingProxy
 from tests.chaos.process import Server
 from tests.durable_endpoints.streams import SSE, Frame, Held, frames_of, read
@@ -203,6 +205,43 @@ async def test_kill_nine_in_the_middle_of_streams(tmp_path: Path) -> None:
             stopping = True
         assert finished >= KILLS / 4, seed
         assert max(int(id) for _, id in truth.frames) < 1_000, "positions skip without a cause"
+
+
+async def test_fetch_with_stream_through_cuts_and_a_crash(tmp_path: Path) -> None:
+    """The library's own clients, both forms, through a proxy that cuts every connection."""
+    chance = random.Random(random.randrange(10**6))
+    pacing = Pacing(first_delay=0.01, longest_delay=0.2)
+    transcripts = [Transcript() for _ in range(6)]
+    with Server(tmp_path, app="tests.chaos.stream_app:app", PAUSE="0.02") as server:
+
+        def blocking(url: str, transcript: Transcript) -> httpx.Response:
+            feed = transcript.feed
+            return fetch_with_stream_sync(
+                url, on_data=feed, on_commit=feed, on_rollback=feed, pacing=pacing
+            )
+
+        async def ask(number: int, base: str) -> httpx.Response:
+            url, transcript = f"{base}/report/r{number}", transcripts[number]
+            if number % 2:
+                return await anyio.to_thread.run_sync(blocking, url, transcript)
+            feed = transcript.feed
+            return await fetch_with_stream(
+                url, on_data=feed, on_commit=feed, on_rollback=feed, pacing=pacing
+            )
+
+        async with CuttingProxy(server.port, lambda: chance.randrange(400, 3_000)) as proxy:
+            asking = [asyncio.ensure_future(ask(n, proxy.url)) for n in range(len(transcripts))]
+            await anyio.sleep(0.4)
+            await anyio.to_thread.run_sync(server.kill)
+            await anyio.to_thread.run_sync(server.start)
+            with anyio.fail_after(60):
+                answers = await asyncio.gather(*asking)
+        assert proxy.cuts > len(answers)
+    for answer, transcript in zip(answers, transcripts, strict=True):
+        assert answer.status_code == 200
+        expected = "".join(answer.json()["texts"])
+        assert sorted(transcript.text) == sorted(expected)
+        assert transcript.committed_text == transcript.text
 
 
 async def test_sigterm_ends_streams_and_readers_go_on_elsewhere(tmp_path: Path) -> None:
