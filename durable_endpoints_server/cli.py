@@ -133,6 +133,23 @@ def show(database: str, as_json: bool, run_id: str) -> None:
     click.echo(report.as_json(full) if as_json else report.page_of_run(full))
 
 
+@runs.command("stream")
+@_database_option
+@_json_option
+@click.argument("run_id")
+def stream(database: str, as_json: bool, run_id: str) -> None:
+    """What a run has streamed: every try of every step, with what was committed and withdrawn."""
+    path = _existing(database)
+
+    async def ask(reader: SqliteReader) -> list[dict[str, Any]] | None:
+        return await report.stream_of_run(reader, run_id)
+
+    lines = _read(path, ask)
+    if lines is None:
+        fail(f"there is no run {run_id} in {path}")
+    click.echo(report.as_json(lines) if as_json else report.page_of_stream(lines))
+
+
 @runs.command("retry")
 @_database_option
 @click.argument("run_id")

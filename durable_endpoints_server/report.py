@@ -10,10 +10,13 @@ import orjson
 
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.ops import StepRecord
+from durable_endpoints.protocol.streams import RecordKind
 from durable_endpoints_server.engine.model import Run
 from durable_endpoints_server.store.base import RequestRecord, RunSummary
 from durable_endpoints_server.store.sqlite_reader import SqliteReader
 
+_PAGE = 1024 * 1024
+"""Bytes of a stream that are read at once."""
 _PREVIEW = 60
 
 
@@ -112,6 +115,45 @@ def page_of_run(full: dict[str, Any]) -> str:
         ]
         lines += ["", _table(("FAILED STEP", "TRY", "WHEN", "ERROR"), tries, "")]
     return "\n".join(lines)
+
+
+async def stream_of_run(reader: SqliteReader, run_id: str) -> list[dict[str, Any]] | None:
+    """A run's stream log, chunk by chunk. None for an unknown run."""
+    entry = await reader.entry(run_id)
+    if entry is None:
+        return None
+    names = {step.id.hash: str(step.id) for step in entry.memo}
+    lines: list[dict[str, Any]] = []
+    after = 0
+    while (page := await reader.stream_page(run_id, after, _PAGE)) and page.records:
+        for record in page.records:
+            line = {
+                "event": record.kind.name.lower(),
+                "step": names.get(record.step, record.step) or None,
+                "attempt": record.attempt or None,
+            }
+            chunks = record.chunks() if record.kind is RecordKind.DATA else [b"null"]
+            lines += [
+                {"position": position, **line, "data": orjson.loads(chunk)}
+                for position, chunk in enumerate(chunks, record.position)
+            ]
+        after = page.records[-1].last
+    return lines
+
+
+def page_of_stream(lines: Sequence[dict[str, Any]]) -> str:
+    """The same, as text."""
+    rows = [
+        (
+            str(line["position"]),
+            line["event"],
+            line["step"] or "",
+            str(line["attempt"] or ""),
+            "" if line["event"] != "data" else _preview(orjson.dumps(line["data"])) or "",
+        )
+        for line in lines
+    ]
+    return _table(("POSITION", "EVENT", "STEP", "TRY", "DATA"), rows, "It has streamed nothing.")
 
 
 def table_of_requests(lines: Sequence[RequestRecord]) -> str:

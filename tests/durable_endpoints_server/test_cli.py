@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 from ulid import ULID
 
-from durable_endpoints import DurableEndpointsMiddleware, endpoint, endpoint_proxy, step
+from durable_endpoints import DurableEndpointsMiddleware, endpoint, endpoint_proxy, step, stream
 from durable_endpoints_server.cli import main
 from tests.durable_endpoints_server.helpers import park
 
@@ -31,10 +31,15 @@ def application(database: Path) -> FastAPI:
     def fail() -> None:
         raise ValueError("no ink")
 
+    def plus_one(n: int) -> int:
+        stream.push({"adding to": n})
+        stream.push("…")
+        return n + 1
+
     @app.get("/sum/{n}")
     @endpoint
     async def add(n: int) -> int:
-        return await step.run("add", lambda: n + 1)
+        return await step.run("add", plus_one, n)
 
     @app.get("/broken")
     @endpoint(retries=0)
@@ -279,6 +284,23 @@ def test_a_run_is_shown_with_its_steps(shared: Runs) -> None:
     assert step_line.split()[-1] == "2"
 
 
+def test_a_stream_is_shown_chunk_by_chunk(shared: Runs) -> None:
+    lines = json_of(call("runs", "stream", shared.done, "--json", database=shared.database))
+    assert [(line["position"], line["event"], line["step"]) for line in lines] == [
+        (1, "data", "add"),
+        (2, "data", "add"),
+        (3, "commit", "add"),
+    ]
+    assert [line["data"] for line in lines] == [{"adding to": 1}, "…", None]
+    shown = call("runs", "stream", shared.done, database=shared.database).stdout.splitlines()
+    assert shown[0].split() == ["POSITION", "EVENT", "STEP", "TRY", "DATA"]
+    assert shown[1].split() == ["1", "data", "add", "1", '{"adding', 'to":1}']
+    assert (
+        "streamed nothing"
+        in call("runs", "stream", shared.waiting, database=shared.database).stdout
+    )
+
+
 def test_a_failed_run_is_shown_with_its_errors(shared: Runs) -> None:
     page = call("runs", "show", shared.failed, database=shared.database).stdout
     assert "status      failed (exception)" in page
@@ -313,7 +335,7 @@ def test_a_run_shows_neither_request_nor_response(tmp_path: Path) -> None:
         assert "authorization" not in page.lower()
 
 
-@pytest.mark.parametrize("command", ["show", "retry", "cancel"])
+@pytest.mark.parametrize("command", ["show", "stream", "retry", "cancel"])
 @pytest.mark.parametrize("run_id", [str(ULID()), "no such thing", "ü✓", "' or 1=1 --"])
 def test_an_unknown_run_is_an_error(shared: Runs, command: str, run_id: str) -> None:
     result = call("runs", command, run_id, database=shared.database)
