@@ -201,7 +201,7 @@ class Reader:
             if (
                 record.kind is RecordKind.DATA
                 and record.step == rollback.step
-                and rollback.first <= record.position < rollback.position
+                and 0 < rollback.first <= record.position < rollback.position
             ):
                 return True
         return False

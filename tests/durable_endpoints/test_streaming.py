@@ -32,6 +32,7 @@ from durable_endpoints import (
 from durable_endpoints.protocol.step_ids import hash_name
 from durable_endpoints.testing import VirtualEngine
 from durable_endpoints_server.engine.facts import Change, Streamed
+from durable_endpoints_server.store.memory import MemoryStore
 from tests.durable_endpoints.helpers import fast, one, run_id_of, star
 from tests.durable_endpoints.streams import SSE, Frame, Held, events_of, frames_of, read
 from tests.durable_endpoints_server.helpers import FlakyStore, anything
@@ -921,6 +922,55 @@ async def test_the_process_may_die_between_two_chunks(engine: VirtualEngine) -> 
         rest = await read(client, url, **{"last-event-id": str(held.last_id)})
         assert events_of(rest)[1] == "rollback", "what was lost is withdrawn before all else"
         assert held.take(rest).data == ["outside", "try 2"]
+        assert Held().take(await read(client, url)).data == held.data
+
+
+async def test_the_machine_may_go_down_between_two_chunks(
+    engine: VirtualEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader has chunks that never reached the disk: they are withdrawn, and their positions
+    are never used again."""
+    gate = asyncio.Event()
+    tries = 0
+
+    @endpoint
+    async def handler(request: Request) -> PlainTextResponse:
+        async def write(name: str) -> str:
+            nonlocal tries
+            tries += 1
+            stream.push(f"{name}{tries}.1")
+            await asyncio.sleep(0.01)
+            stream.push(f"{name}{tries}.2")
+            if tries == 2:
+                await gate.wait()
+            return "ok"
+
+        stream.push("outside")
+        await step.run("a", write, "a")
+        await step.run("b", write, "b")
+        return PlainTextResponse("done")
+
+    async with engine.client(one(engine, handler)) as client:
+        async with client.stream("GET", "/", headers=SSE) as response:
+            url = response.headers["durable-run-url"]
+            held, chunks = Held(), response.aiter_bytes()
+            while "b2.2" not in held.data:
+                held.take(frames_of(await anext(chunks)))
+            await engine.crash()
+        assert isinstance(engine.store, MemoryStore)
+        row = engine.store._rows[run_id_of(response)]
+        lost = [record for record in row.records if record.step == B]
+        assert len(lost) == 2
+        row.records = row.records[:-2]
+        assert row.stream is not None
+        row.stream = row.stream._replace(tail=row.records[-1].last, open={})
+        monkeypatch.setattr("durable_endpoints_server.recovery.is_same_boot", lambda *_: False)
+        await engine.start()
+        await engine.settle()
+        rest = await read(client, url, **{"last-event-id": str(held.last_id)})
+        assert held.take(rest).data == ["outside", "a1.1", "a1.2", "b3.1", "b3.2"]
+        assert held.committed == held.data
+        assert int(rest[1].id or 0) > 1_000_000
         assert Held().take(await read(client, url)).data == held.data
 
 
