@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import Enum
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from anyio.lowlevel import EventLoopToken
 
@@ -23,18 +23,15 @@ from durable_endpoints.engines.base import Engine, Session
 from durable_endpoints.errors import EngineError, LimitError, LostRunError, NotInRunError
 from durable_endpoints.hooks import Hook, RunInfo
 from durable_endpoints.inputs import run_input
-from durable_endpoints.memo import PATIENCE, Memo
+from durable_endpoints.memo import Memo
 from durable_endpoints.options import EndpointOptions
+from durable_endpoints.parking import Parking
 from durable_endpoints.protocol.messages import StoredRequest
 from durable_endpoints.protocol.ops import StepOp, StepRecord
 from durable_endpoints.protocol.step_ids import HANDLER_STEP, StepId, StepIds
 from durable_endpoints.unwinding import MAX_SIGNALS, CancelledInsideError, Suspended, drive
 
 logger = logging.getLogger("durable_endpoints")
-
-_MAIN_PATIENCE = 4
-"""Turns to wait before departing when the handler itself waits: time for a task that it has just
-created to begin its step."""
 
 
 class Departure(Enum):
@@ -64,15 +61,6 @@ class StepScope:
         return self.execution.engine
 
 
-class _Parked(NamedTuple):
-    future: asyncio.Future[StepRecord]
-    task: asyncio.Task[Any] | None
-    is_direct: bool
-    """Whether the handler itself waits here, rather than a task that it started."""
-    for_handover: bool
-    """Whether this is a new step that a server about to end does not start any more."""
-
-
 class Keeper(Protocol):
     """Whoever ends an execution: see `ending.py`."""
 
@@ -90,7 +78,6 @@ class Execution:
 
     __slots__ = (
         "_acknowledged",
-        "_activity",
         "_bodies",
         "_closed",
         "_draining",
@@ -99,12 +86,11 @@ class Execution:
         "_loop",
         "_main",
         "_max_steps",
-        "_parked",
+        "_parking",
         "_path_params",
         "_quiet",
         "_recorded",
         "_request",
-        "_running",
         "_signals",
         "_steps",
         "departure",
@@ -170,9 +156,7 @@ class Execution:
         self._recorded = unacknowledged
         self._acknowledged = 0
         self._bodies: set[asyncio.Task[Any]] = set()
-        self._running = 0
-        self._parked: dict[str, _Parked] = {}
-        self._activity = 0
+        self._parking = Parking(self._loop)
         self._signals: tuple[Suspended, ...] = ()
         self._quiet: asyncio.Future[None] | None = None
         self.is_given_up = False
@@ -240,7 +224,7 @@ class Execution:
     def _end_handler(self) -> None:
         """Tasks of the handler's that still wait for a step wait in vain."""
         self._handler_ended = True
-        tasks = {parked.task for parked in self._parked.values()}
+        tasks = self._parking.tasks
         if self.departure is not None:
             tasks |= self._bodies
         for task in tasks:
@@ -307,7 +291,7 @@ class Execution:
     async def room(self) -> None:
         """Return when more may be streamed. Counts as something that runs: a handler that waits
         for the disk is not one that waits for an event."""
-        self._running += 1
+        self._parking.begin()
         try:
             await self.session.room()
         finally:
@@ -369,8 +353,7 @@ class Execution:
         """Begin a body at once, if nothing has to be waited for before."""
         if self._acknowledged < self._required or self._draining:
             return False
-        self._running += 1
-        self._activity += 1
+        self._parking.begin()
         return True
 
     async def start_body(self) -> None:
@@ -379,7 +362,7 @@ class Execution:
             if self._draining:
                 await self._park("", for_handover=True)
             recorded = self._recorded
-            self._running += 1
+            self._parking.begin()
             try:
                 await self.session.acknowledge()
             except EngineError as error:
@@ -397,14 +380,14 @@ class Execution:
 
     def end_body(self) -> None:
         """A body has ended, in whatever way."""
-        self._running -= 1
-        self._stir()
-        if self._quiet is not None and not self._running and not self._quiet.done():
+        parking = self._parking
+        parking.end(self)
+        if self._quiet is not None and not parking.running and not self._quiet.done():
             self._quiet.set_result(None)
 
     async def bodies_end(self) -> None:
         """Return when no body runs any more, and what came of the last one is recorded."""
-        while self._running and self.departure is None:
+        while self._parking.running and self.departure is None:
             self._quiet = self._loop.create_future()
             await self._quiet
             await asyncio.sleep(0)
@@ -440,41 +423,19 @@ class Execution:
         try:
             return await self.memo.take(record)
         finally:
-            self._stir()
+            self._parking.stir(self)
 
     async def _park(self, key: str, for_handover: bool = False) -> StepRecord:
-        task = asyncio.current_task()
-        future: asyncio.Future[StepRecord] = self._loop.create_future()
-        is_direct = self.token is not None or task is self._main
-        key = key or f"handover {id(future)}"
-        self._parked[key] = _Parked(future, task, is_direct, for_handover)
-        self._activity += 1
-        self._settle(_MAIN_PATIENCE if task is self._main else PATIENCE)
-        try:
-            return await future
-        finally:
-            del self._parked[key]
+        in_thread = self.token is not None
+        return await self._parking.park(self, key, self._main, in_thread, for_handover)
 
-    def _stir(self) -> None:
-        """Something went on: whoever is parked may not be all there is."""
-        if self._parked:
-            self._activity += 1
-            self._settle(PATIENCE)
+    @property
+    def has_handler_ended(self) -> bool:
+        """Whether the handler has returned, or raised."""
+        return self._handler_ended
 
-    def _settle(self, turns: int) -> None:
-        self._loop.call_soon(self._check, self._activity, turns)
-
-    def _check(self, activity: int, turns: int) -> None:
-        """Depart once nothing has happened for some turns, nothing runs, and something waits."""
-        if activity != self._activity or self._running or self._handler_ended:
-            return
-        if turns or self.memo.is_handing_out:
-            self._loop.call_soon(self._check, activity, max(turns - 1, 0))
-            return
-        waiting = [parked for parked in self._parked.values() if not parked.future.done()]
-        if waiting:
-            handover = any(parked.for_handover for parked in waiting)
-            self.depart(Departure.HANDOVER if handover else Departure.WAITING)
+    def nothing_goes_on(self, handover: bool) -> None:
+        self.depart(Departure.HANDOVER if handover else Departure.WAITING)
 
     # Departing
 
@@ -493,7 +454,7 @@ class Execution:
             self._quiet.set_result(None)
         if self._handler_ended:
             return
-        direct = [p for p in self._parked.values() if p.is_direct and not p.future.done()]
+        direct = [parked for parked in self._parking.waiting if parked.is_direct]
         for parked in direct:
             signal = Suspended()
             self._signals += (signal,)
@@ -525,12 +486,9 @@ class Execution:
     def resolved(self, step: StepRecord) -> bool:
         if self.departure is not None or self._closed:
             return False
-        parked = self._parked.get(step.id.hash)
-        if parked is None:
+        if not self._parking.resolve(step):
             self.memo.update(step)
-        elif not parked.future.done():
-            parked.future.set_result(step)
-        self._stir()
+        self._parking.stir(self)
         return True
 
     def stopped(self, reason: str) -> None:

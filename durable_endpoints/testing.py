@@ -22,11 +22,13 @@ import httpx
 from starlette.types import ASGIApp
 
 from durable_endpoints.asgi_transport import AppTransport
+from durable_endpoints.engines.base import Session
 from durable_endpoints.engines.embedded import EmbeddedEngine
 from durable_endpoints.errors import StorageError
 from durable_endpoints.events import new_event
 from durable_endpoints.protocol.durations import Duration, parse_duration
 from durable_endpoints.protocol.ops import StepRecord
+from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.sealing import Keyring
 from durable_endpoints.settings import Settings
 from durable_endpoints_server.clock import Alarm, SystemClock
@@ -111,6 +113,10 @@ class VirtualEngine(EmbeddedEngine):
             self._host = host = self._new_host(self.store, self.clock)
             # Clients are real, and so is the time for which they wait at `/wait`.
             host.waiters = Waiters(self.store, SystemClock())
+
+    def register(self, new: NewRun) -> Session:
+        # A request takes no virtual time, however long it takes on this machine.
+        return super().register(new._replace(elapsed=0))
 
     @asynccontextmanager
     async def client(self, app: ASGIApp, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
