@@ -15,7 +15,7 @@ from durable_endpoints.ending import Ending
 from durable_endpoints.engines.base import KeyHolder, Outcome, Reentry, Session
 from durable_endpoints.errors import EngineError, LimitError, LostRunError
 from durable_endpoints.execution import Execution
-from durable_endpoints.following import accepts_stream, follow, is_ours, stream_start
+from durable_endpoints.following import accepts_stream, follow
 from durable_endpoints.hooks import RunInfo, notify
 from durable_endpoints.idempotency import NO_CLAIM, BadKeyError, Claim, claim_of, conflict
 from durable_endpoints.ids import new_run_id
@@ -72,7 +72,10 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
         if not engine.is_admitting:
             await engine.admit()
         claim = None
-        if (key := header(door.snapshot["headers"], b"idempotency-key")) is not None:
+        if (key := header(door.snapshot["headers"], b"idempotency-key")) is None:
+            if _wants_stream(door, options) and header(door.snapshot["headers"], b"last-event-id"):
+                raise _cannot_resume(door)
+        else:
             claim = await claim_of(key, door.scope, request, options)
             if (holder := await engine.key_holder(claim.key)) is not None:
                 raise _repeat(door, claim, holder, options)
@@ -219,25 +222,30 @@ def _wants_stream(door: Door, options: EndpointOptions) -> bool:
 
 async def _follow(door: Door, outcome: Outcome, options: EndpointOptions, reply: Reply) -> None:
     """Answer a repeat with the stream of the run that it joins."""
-    headers, body = door.snapshot["headers"], door.body
+    body = door.body
     assert isinstance(body, RequestBody)
-    try:
-        start = stream_start(headers, QueryParams())
-    except ValueError as error:
-        await reply.problem(400, "bad_request", str(error))
-        return
-    token = door.engine.sign_run(outcome.run_id, options.cancellable)
-    url = await reply.url(options, token)
-    await follow(
-        door.engine,
+    url = await reply.url(options, door.engine.sign_run(outcome.run_id, options.cancellable))
+    instead = await follow(
+        door.application,
         outcome,
-        start,
+        door.snapshot["headers"],
+        QueryParams(),
         stream_headers(url),
         door.send_out,
         body.until_gone,
-        door.application.settings.heartbeat,
-        is_ours(headers),
     )
+    if instead is not None:
+        await reply.plain(instead)
+
+
+def _cannot_resume(door: Door) -> Suspended:
+    """EventSource reconnects by itself, to the same URL: that shall not do the work again."""
+    detail = (
+        "Last-Event-ID goes with the URL of a run, which the stream named in Durable-Run-Url, or "
+        "with the Idempotency-Key of the request that began it. Here it would begin another run."
+    )
+    reply = Reply(door, "")
+    return _refuse(door, lambda: reply.problem(400, "bad_request", detail))
 
 
 def _refuse(door: Door, answer: Any) -> Suspended:

@@ -214,6 +214,8 @@ async def run_step(
                 elapsed = (time.perf_counter_ns() - began) // 1_000
                 attempt = await fail(execution, step, attempt, error, elapsed, options)
             except BaseException:
+                # Cancelled, by the handler perhaps, which may call the step again.
+                execution.session.withdraw(step.hash)
                 execution.end_body()
                 raise
             else:

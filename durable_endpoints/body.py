@@ -63,9 +63,6 @@ class RequestBody:
             rest = bytes(self._buffer[self._position :])
             self._position = len(self._buffer)
             return {"type": "http.request", "body": rest, "more_body": False}
-        if not self._gone:
-            await self._receive()
-            self._gone = True
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
@@ -86,8 +83,8 @@ class RequestBody:
         return self.whole()
 
     async def until_gone(self) -> None:
-        """Return when the client has left. Only for a body that is complete, and that nobody
-        receives any more."""
+        """Return when the client has left. For a request that has become a run, or joins one: the
+        body is complete, and the application receives nothing more from the server."""
         while not self._gone:
             self._gone = (await self._receive())["type"] == "http.disconnect"
 

@@ -81,17 +81,21 @@ class LiveStream:
         session: Session,
         headers: Callable[[], Awaitable[Headers]],
         redirect: Callable[[], Awaitable[bytes]],
+        until_gone: Callable[[], Awaitable[None]],
     ) -> None:
         """`headers` makes those of the stream's head, `redirect` the frame that says where the run
-        can be followed."""
+        can be followed; `until_gone` returns when the client has left."""
         self._stream = stream
         self._session = session
         self._headers = headers
         self._redirect = redirect
+        self._until_gone = until_gone
+        self._is_gone = False
         self._begun: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._finished = asyncio.Event()
         self._until = 0
         self._last = b""
+        self._on_sent: Callable[[], None] | None = None
         self._is_elsewhere = False
         self._is_redirected = False
         stream.reader.stops_at_outcome = stream.reader.stays = True
@@ -101,10 +105,18 @@ class LiveStream:
         not be registered: then it gets an ordinary answer."""
         return await asyncio.shield(self._begun)
 
-    def finish(self, last: bytes, until: int, is_elsewhere: bool = False) -> None:
+    def finish(
+        self,
+        last: bytes,
+        until: int,
+        is_elsewhere: bool = False,
+        on_sent: Callable[[], None] | None = None,
+    ) -> None:
         """End the stream with `last`, after everything up to the position `until`, and, if the run
-        goes on elsewhere, with where that is."""
+        goes on elsewhere, with where that is. `on_sent` is called if the client was there to the
+        end."""
         self._last, self._until, self._is_elsewhere = last, until, is_elsewhere
+        self._on_sent = on_sent
         self._finished.set()
         self._stream.reader.poke()
 
@@ -119,19 +131,29 @@ class LiveStream:
             stream.reader.close()
             return
         self._begun.set_result(True)
+        gone = asyncio.ensure_future(self._until_gone())
+        gone.add_done_callback(self._leave)
         try:
             await stream.begin(headers)
             await self._relay()
             if self._is_elsewhere:
                 await self._tell_where()
             await stream.end(self._last)
+            if self._on_sent is not None and not self._is_gone:
+                self._on_sent()
         except EngineError as error:
             logger.error("the stream of a run is broken off: %s", error)
             await stream.end()
         except OSError:
             pass  # the client has left (ASGI HTTP spec 2.4 lets `send` raise then)
         finally:
+            gone.cancel()
             stream.reader.close()
+
+    def _leave(self, gone: asyncio.Future[None]) -> None:
+        if not gone.cancelled():
+            self._is_gone = True
+            self._stream.reader.poke()
 
     async def _relay(self) -> None:
         while not self._is_done():
@@ -143,6 +165,8 @@ class LiveStream:
                 return
 
     def _is_done(self) -> bool:
+        if self._is_gone:
+            return True
         return self._finished.is_set() and self._stream.reader.position >= self._until
 
     def _owes_redirect(self) -> bool:

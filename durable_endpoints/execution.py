@@ -288,15 +288,6 @@ class Execution:
         except LostRunError:
             pass  # the session tells in its own way
 
-    async def room(self) -> None:
-        """Return when more may be streamed. Counts as something that runs: a handler that waits
-        for the disk is not one that waits for an event."""
-        self._parking.begin()
-        try:
-            await self.session.room()
-        finally:
-            self.end_body()
-
     # Bodies
 
     @property

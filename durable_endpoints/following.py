@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import QueryParams
+from starlette.responses import Response
 from starlette.types import Send
 
 from durable_endpoints import answers
@@ -23,6 +25,9 @@ from durable_endpoints.protocol.frames import response_frame
 from durable_endpoints.protocol.messages import Headers, StoredResponse
 from durable_endpoints.protocol.streams import Silence
 from durable_endpoints.requests import header
+
+if TYPE_CHECKING:
+    from durable_endpoints.application import Application
 
 _POSITION = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,15}))?")
 _SSE = re.compile(r"(?:^|,)\s*text/event-stream\s*(?:;([^,]*))?(?:,|$)", re.IGNORECASE)
@@ -62,36 +67,59 @@ def stream_start(headers: Headers, query: QueryParams) -> StreamStart:
 
 
 async def follow(
-    engine: Engine,
+    application: Application,
     outcome: Outcome,
-    start: StreamStart,
     headers: Headers,
+    query: QueryParams,
+    extra: Headers,
     send: Send,
     until_gone: Callable[[], Awaitable[None]],
-    heartbeat: int,
-    for_us: bool,
-) -> None:
-    """Send the stream of the run that `outcome` is about. `headers` are added to those of every
-    stream; `until_gone` returns when the client has left; `for_us` as in `response_frame`."""
-    reader = engine.read_stream(outcome.run_id, start)
+) -> Response | None:
+    """Send the stream of the run that `outcome` is about, from where the request's `headers` and
+    `query` want it to begin, to its end; or return what is to be answered instead.
+
+    `extra` is added to the stream's own headers; `until_gone` returns when the client has left.
+    """
+    engine, run_id = application.engine, outcome.run_id
+    try:
+        start = stream_start(headers, query)
+    except ValueError as error:
+        return answers.problem(400, "bad_request", str(error))
+    if start.after and (refusal := await _beyond_the_end(engine, outcome, start.after)):
+        return refusal
+    reader = engine.read_stream(run_id, start)
     gone = asyncio.ensure_future(until_gone())
     gone.add_done_callback(lambda _: reader.poke())
-    stream = EventStream(outcome.run_id, reader, send, heartbeat)
+    stream = EventStream(run_id, reader, send, application.settings.heartbeat)
     try:
-        await stream.begin(headers, outcome.status)
+        await stream.begin(extra, outcome.status)
         silence = await stream.relay(gone.done)
         if silence is Silence.OVER:
-            await _end(engine, outcome.run_id, stream, for_us)
+            await _end(engine, run_id, stream, is_ours(headers))
         elif not gone.done():
             await stream.end()
     except EngineError as error:
-        logger.error("a stream of run %s is broken off: %s", outcome.run_id, error)
+        logger.error("a stream of run %s is broken off: %s", run_id, error)
         await stream.end()
     except OSError:
         pass  # the client has left (ASGI HTTP spec 2.4 lets `send` raise then)
     finally:
         gone.cancel()
         reader.close()
+    return None
+
+
+async def _beyond_the_end(engine: Engine, outcome: Outcome, after: int) -> Response | None:
+    """The answer to a reader who has everything already, or claims what nobody can have."""
+    tail = await engine.stream_tail(outcome.run_id)
+    if after <= tail:
+        return None
+    headers = answers.durable_headers(outcome.run_id, outcome.status)
+    if outcome.is_final and after == tail + 1:
+        # Whoever asks again after the end, as EventSource does, shall not (WHATWG HTML §9.2.3).
+        return Response(status_code=204, headers=headers)
+    detail = f"The stream of this run has no position {after}: {tail} is its last one."
+    return answers.problem(400, "bad_request", detail, headers)
 
 
 async def _end(engine: Engine, run_id: str, stream: EventStream, for_us: bool) -> None:
@@ -99,16 +127,18 @@ async def _end(engine: Engine, run_id: str, stream: EventStream, for_us: bool) -
     if outcome is None:
         await stream.end()  # its retention has just ended
         return
-    position = stream.reader.position + 1
+    # A run that is parked may go on, and needs the position itself then.
+    position = stream.reader.position + 1 if outcome.is_final else None
     await stream.end(outcome_frame(outcome, position, for_us))
     if outcome.until_delivered and outcome.response is not None:
         engine.delivered(run_id)
 
 
-def outcome_frame(outcome: Outcome, position: int, for_us: bool) -> bytes:
+def outcome_frame(outcome: Outcome, position: int | None, for_us: bool) -> bytes:
     """The last frame: the run's own response, or what `/wait` would answer instead."""
     response = outcome.response
     if response is None:
         problem = answers.outcome_problem(outcome)
         response = StoredResponse(problem.status_code, problem.raw_headers, bytes(problem.body))
-    return response_frame(response, outcome.status == "completed", position, for_us)
+    succeeded = outcome.status == "completed" and outcome.response is not None
+    return response_frame(response, succeeded, position, for_us)

@@ -15,6 +15,7 @@ from durable_endpoints.capture import RUN_ID_HEADER
 from durable_endpoints.door import SCOPE_KEY, Door
 from durable_endpoints.engines.base import Engine
 from durable_endpoints.errors import ConfigurationError
+from durable_endpoints.following import accepts_stream
 from durable_endpoints.hooks import Hook
 from durable_endpoints.lifespan import fail_startup, run_lifespan
 from durable_endpoints.options import (
@@ -130,6 +131,11 @@ class DurableEndpointsMiddleware:
         elif scope["path"].endswith(application.wait_paths) and application.serves_wait(scope):
             await wait_for_run(application, scope, receive, send)
         elif routes.may_be_durable(scope):
+            if accepts_stream(scope["headers"]):
+                # The response is one frame of a stream, and nobody there decodes it.
+                scope["headers"] = [
+                    pair for pair in scope["headers"] if pair[0] != b"accept-encoding"
+                ]
             body = RequestBody(receive, self._body_limit)
             door = Door(application, scope, body, send)
             if scope.get("extensions"):

@@ -27,11 +27,10 @@ from starlette.types import Receive, Scope, Send
 from durable_endpoints import answers
 from durable_endpoints.answers import problem, send_response
 from durable_endpoints.door import SCOPE_KEY, Door, Outside
-from durable_endpoints.engines.base import Engine, Outcome, StreamStart
+from durable_endpoints.engines.base import Engine, Outcome
 from durable_endpoints.errors import EngineError
-from durable_endpoints.following import accepts_stream, follow, is_ours, stream_start
+from durable_endpoints.following import accepts_stream, follow
 from durable_endpoints.protocol.messages import Headers
-from durable_endpoints.protocol.streams import Silence
 from durable_endpoints.protocol.tokens import Grant
 from durable_endpoints.requests import header
 
@@ -114,8 +113,7 @@ async def wait_for_run(
         elif method == "DELETE":
             await _send(await _cancel(engine, run_id, grant), scope, send, cross_origin)
         elif method == "GET" and accepts_stream(scope["headers"]):
-            heartbeat = application.settings.heartbeat
-            await _stream(engine, run_id, query, scope, receive, send, cross_origin, heartbeat)
+            await _stream(application, run_id, query, scope, receive, send, cross_origin)
         else:
             outcome = await engine.outcome(run_id, PATIENCE)
             if outcome is not None and outcome.response is not None:
@@ -128,49 +126,26 @@ async def wait_for_run(
 
 
 async def _stream(
-    engine: Engine,
+    application: Application,
     run_id: str,
     query: QueryParams,
     scope: Scope,
     receive: Receive,
     send: Send,
     cross_origin: Headers,
-    heartbeat: int,
 ) -> None:
-    headers = scope["headers"]
-    try:
-        start = stream_start(headers, query)
-    except ValueError as error:
-        await _send(problem(400, "bad_request", str(error)), scope, send, cross_origin)
-        return
-    outcome = await engine.outcome(run_id, 0)
-    if outcome is None:
-        await _send(_answer(None, run_id, query), scope, send, cross_origin)
-        return
-    if outcome.is_final and await _has_it_all(engine, run_id, start):
-        # Whoever asks again after the end, as EventSource does, shall not (WHATWG HTML §9.2.3).
-        headers_204 = answers.durable_headers(run_id, outcome.status)
-        await _send(Response(status_code=204, headers=headers_204), scope, send, cross_origin)
-        return
-
     async def until_gone() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    await follow(
-        engine, outcome, start, cross_origin, send, until_gone, heartbeat, is_ours(headers)
-    )
-
-
-async def _has_it_all(engine: Engine, run_id: str, start: StreamStart) -> bool:
-    """Whether a reader of a run that has ended has the last frame, the response's, as well."""
-    if not start.after:
-        return False
-    reader = engine.read_stream(run_id, StreamStart(start.after - 1))
-    try:
-        return await reader.next(0) is Silence.OVER
-    finally:
-        reader.close()
+    outcome = await application.engine.outcome(run_id, 0)
+    if outcome is None:
+        instead: Response | None = _unknown(run_id)
+    else:
+        headers = scope["headers"]
+        instead = await follow(application, outcome, headers, query, cross_origin, send, until_gone)
+    if instead is not None:
+        await _send(instead, scope, send, cross_origin)
 
 
 async def _cancel(engine: Engine, run_id: str, grant: Grant) -> Response:

@@ -64,6 +64,11 @@ class Reply:
         outcome = Outcome(self.run_id, status, reason, None, "", False, "", "", "")
         await self.outcome(outcome)
 
+    async def plain(self, response: Response) -> None:
+        """An answer of ours that is made already."""
+        if not self.is_given:
+            await self._send(response)
+
     async def closed(self) -> None:
         """Return when the client has been sent everything: at once, unless that is a stream."""
 

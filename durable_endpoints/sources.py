@@ -1,35 +1,36 @@
 """What `stream.pipe` takes, as pieces of text: iterators, HTTP responses, streams of LLM providers.
 
 A provider's stream says itself when it is complete. One that ends without having said so was cut
-off, and its text is not taken for the whole answer.
+off, and its text is not taken for the whole answer (`deltas.py`).
 """
 
 from __future__ import annotations
 
-import codecs
-import time
+import asyncio
+import inspect
+import threading
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from inspect import isawaitable
 from typing import Any
 
-from durable_endpoints.calls import call_in_thread
-from durable_endpoints.errors import TruncatedStreamError, UsageError
+from durable_endpoints.calls import call_in_thread, unwrap
+from durable_endpoints.deltas import Text
+from durable_endpoints.errors import UsageError
 
 Source = str | bytes | Iterable[Any] | AsyncIterable[Any] | Callable[[], Any] | Any
 """An (async) iterator of text, of bytes, or of what an LLM provider streams; an httpx response that
 was not read yet; or a callable, which may be async, that returns one of these."""
 
-_AT_ONCE = 64
-"""How many items of a blocking iterator are fetched in one visit to a worker thread …"""
-_AT_MOST = 0.005
-"""… and for how long, in seconds: a slow source is not held back."""
+_AHEAD = 1_000
+"""Items that the thread of a blocking source may be ahead."""
 
 
 async def texts(source: Source) -> AsyncIterator[str]:
-    """The source's text, piece by piece, on the event loop. Blocking sources are read in worker
-    threads."""
+    """The source's text, piece by piece, on the event loop. Blocking sources are read in a worker
+    thread."""
     source = await _opened(source)
-    text = Text()
+    text = Text(source)
     if isinstance(source, str | bytes | list | tuple):
         for item in [source] if isinstance(source, str | bytes) else source:
             yield text.of(item)
@@ -40,13 +41,17 @@ async def texts(source: Source) -> AsyncIterator[str]:
         finally:
             await _close(source)
     else:
-        iterator = _iterator(source)
+        pump = _Pump(source, _iterator(source))
+        reading = asyncio.ensure_future(call_in_thread(pump.run))
+        reading.add_done_callback(lambda _: pump.wake())
         try:
-            while items := await call_in_thread(_some, iterator):
+            while items := await pump.take(reading):
                 for item in items:
                     yield text.of(item)
+            await reading  # raises what the source raised
         finally:
-            await _close(source)
+            pump.stop()
+            reading.cancel()
     yield text.end()
 
 
@@ -59,52 +64,44 @@ def blocking_texts(source: Source) -> Iterator[str]:
             f"stream.sync.pipe cannot await {type(source).__name__}: write `await stream.pipe(…)` "
             "in an `async def`"
         )
-    text = Text()
+    text = Text(source)
     if isinstance(source, str | bytes):
         yield text.of(source)
     else:
-        source = _response_text(source, "iter_text")
+        source = _response_text(source, is_async=False)
         try:
             for item in _iterator(source):
                 yield text.of(item)
         finally:
-            if hasattr(source, "close"):
-                source.close()
+            _close_here(source)
     yield text.end()
 
 
 async def _opened(source: Source) -> Any:
     if callable(source) and not _is_iterable(source):
-        source = source()
+        function = unwrap(source)
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            source = source()
+        else:  # it may ask a provider, and block until that answers
+            source = await call_in_thread(source)
     if isawaitable(source) and not _is_iterable(source):
         source = await source
-    return _response_text(source, "aiter_text", "iter_text")
+    return _response_text(source, is_async=True)
 
 
-async def _close(source: Any) -> None:
-    """Let go of a source, however it was left. One that another thread is in cannot be closed."""
-    close = getattr(source, "aclose", None) or getattr(source, "close", None)
-    if close is not None:
-        try:
-            closed = close()
-            if isawaitable(closed):
-                await closed
-        except ValueError:
-            pass  # "generator already executing", in its thread
-
-
-def _response_text(source: Any, *methods: str) -> Any:
-    """An HTTP response's text; any other source as it is. An error page is not what was asked
-    for, so that raises."""
-    if not hasattr(source, "raise_for_status") or not hasattr(source, methods[0]):
+def _response_text(source: Any, is_async: bool) -> Any:
+    """An HTTP response's text; any other source as it is. An error page is not what was asked for,
+    so that raises."""
+    if not hasattr(source, "raise_for_status") or not hasattr(source, "iter_bytes"):
         return source
     source.raise_for_status()
+    # Decoded here, UTF-8 that is cut off in the middle of a character is an error.
+    encoding = (getattr(source, "encoding", None) or "utf-8").lower()
+    what = "bytes" if encoding in ("utf-8", "utf8", "ascii", "us-ascii") else "text"
     stream = getattr(source, "stream", None)
-    for method in methods:
-        wanted = "__aiter__" if method.startswith("a") else "__iter__"
-        if stream is None or hasattr(stream, wanted):
-            return getattr(source, method)()
-    return source
+    if is_async and (stream is None or hasattr(stream, "__aiter__")):
+        return getattr(source, f"aiter_{what}")()
+    return getattr(source, f"iter_{what}")()
 
 
 def _is_iterable(source: Any) -> bool:
@@ -122,70 +119,60 @@ def _iterator(source: Any) -> Iterator[Any]:
         ) from None
 
 
-def _some(iterator: Iterator[Any]) -> list[Any]:
-    """The next items: at least one, unless there are none."""
-    items: list[Any] = []
-    began = time.monotonic()
-    for item in iterator:
-        items.append(item)
-        if len(items) >= _AT_ONCE or time.monotonic() - began > _AT_MOST:
-            break
-    return items
+async def _close(source: Any) -> None:
+    """Let go of a source, however it was left."""
+    close = getattr(source, "aclose", None) or getattr(source, "close", None)
+    if close is not None:
+        closed = close()
+        if isawaitable(closed):
+            await closed
 
 
-class Text:
-    """Makes text of the items of one source."""
+def _close_here(source: Any) -> None:
+    if hasattr(source, "close"):
+        source.close()
 
-    __slots__ = ("_decoder", "_is_complete", "_is_provider")
 
-    def __init__(self) -> None:
-        self._decoder: codecs.IncrementalDecoder | None = None
-        self._is_provider = self._is_complete = False
+class _Pump:
+    """Reads a blocking source in a thread of its own, to which nobody else comes, and hands its
+    items over as they come."""
 
-    def of(self, item: Any) -> str:
-        """The text of one item, which is empty if the item has none."""
-        if type(item) is str:
-            return item
-        if isinstance(item, bytes | bytearray | memoryview):
-            # A character may be split between two items.
-            if self._decoder is None:
-                self._decoder = codecs.getincrementaldecoder("utf-8")()
-            return self._decoder.decode(bytes(item))
-        if isinstance(item, str):
-            return str(item)
-        return self._of_provider(item)
+    def __init__(self, source: Any, iterator: Iterator[Any]) -> None:
+        self._source = source
+        self._iterator = iterator
+        self._items: deque[Any] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._there = asyncio.Event()
+        self._room = threading.Semaphore(_AHEAD)
+        self._is_stopped = False
 
-    def end(self) -> str:
-        """What is left. Raises if the source was cut off."""
-        if self._is_provider and not self._is_complete:
-            raise TruncatedStreamError(
-                "the provider's stream ended before the provider said that it was complete"
-            )
-        return "" if self._decoder is None else self._decoder.decode(b"", final=True)
+    def run(self) -> None:
+        """The thread's own part."""
+        try:
+            for item in self._iterator:
+                self._items.append(item)
+                self._loop.call_soon_threadsafe(self._there.set)
+                self._room.acquire()
+                if self._is_stopped:
+                    return
+        finally:
+            _close_here(self._source)
 
-    def _of_provider(self, item: Any) -> str:
-        """An item of OpenAI's chat completions, or an event of its responses or of Anthropic's
-        messages."""
-        self._is_provider = True
-        choices = getattr(item, "choices", None)
-        if isinstance(choices, list):
-            text = ""
-            for choice in choices:
-                if getattr(choice, "index", 0) == 0:
-                    text += getattr(getattr(choice, "delta", None), "content", None) or ""
-                    self._is_complete |= getattr(choice, "finish_reason", None) is not None
-            return text
-        kind = getattr(item, "type", None)
-        if not isinstance(kind, str):
-            raise UsageError(
-                f"stream.pipe got a {type(item).__name__} from its source: it takes text, bytes, "
-                "and the streams of OpenAI's and Anthropic's clients; for anything else iterate "
-                "yourself, and stream.push() what readers shall get"
-            )
-        self._is_complete |= kind in ("response.completed", "response.incomplete", "message_stop")
-        delta = getattr(item, "delta", None)
-        if kind == "response.output_text.delta" and isinstance(delta, str):
-            return delta
-        if kind == "content_block_delta":
-            return getattr(delta, "text", None) or ""
-        return ""
+    async def take(self, reading: asyncio.Future[Any]) -> list[Any]:
+        """The items that are there, one at least; none at the end."""
+        while not self._items and not reading.done():
+            self._there.clear()
+            if not self._items:
+                await self._there.wait()
+        items = [self._items.popleft() for _ in range(len(self._items))]
+        self._room.release(len(items)) if items else None
+        return items
+
+    def wake(self) -> None:
+        """The thread has ended."""
+        self._there.set()
+
+    def stop(self) -> None:
+        """Read no more, once the item that is being waited for is there."""
+        self._is_stopped = True
+        self._room.release()

@@ -10,22 +10,49 @@ from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.protocol.streams import OUTSIDE
 from durable_endpoints.protocol.values import NotJsonError, encode
 from durable_endpoints.sources import Source, blocking_texts, texts
+from durable_endpoints.step import step
 from durable_endpoints.where import on_event_loop
+
+STEP_NAME = "stream.pipe"
+"""The step that `pipe` makes where there is none."""
 
 
 class _Sink(NamedTuple):
     """Where chunks go."""
 
     execution: Execution
-    step: str
-    attempt: int
+    step: str = OUTSIDE
+    attempt: int = 0
+    scope: StepScope | None = None
 
     def push(self, data: Any, what: str) -> None:
+        _check_open(self.scope, what)
         try:
             value = encode(data)
         except NotJsonError as error:
             raise StepValueError(f"{what}: the value cannot be streamed: {error}") from None
         self.execution.push(self.step, self.attempt, value)
+
+
+class _Once:
+    """A source that a step was given, and that cannot be read again if it is an iterator."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._is_used = False
+
+    @staticmethod
+    def source_of(source: Source) -> Source:
+        """The source itself. Raises if it has been read by an earlier try."""
+        if not isinstance(source, _Once):
+            return source
+        if source._is_used and not callable(source._source):
+            raise RuntimeError(
+                "the source of stream.pipe was used up by the try before this one: give it a "
+                "callable that opens the source"
+            )
+        source._is_used = True
+        return source._source
 
 
 class SyncStream:
@@ -38,8 +65,10 @@ class SyncStream:
             raise UsageError(
                 "stream.sync.pipe would block the event loop: write `await stream.pipe(…)`"
             )
+        if sink is not None and sink.scope is None:
+            return step.sync.run(STEP_NAME, self.pipe, _Once(source))
         pieces: list[str] = []
-        for text in blocking_texts(source):
+        for text in blocking_texts(_Once.source_of(source)):
             pieces.append(text)
             if sink is not None and text:
                 sink.push(text, "stream.sync.pipe")
@@ -62,7 +91,9 @@ class Stream:
         if the try fails. Outside a step it belongs to the handler, is streamed once however often
         the handler runs, and permanent with the next thing that is remembered.
 
-        Only puts the value into a buffer, from any thread, and never waits; `pipe` does. Raises
+        Only puts the value into a buffer and never waits; `pipe` does. Works from threads that
+        carry the context (those of `asyncio.to_thread` and of plain steps do, a `threading.Thread`
+        does not: there it does nothing). Raises
         `LimitError` when more is streamed than a run may (`max_stream`), or than the buffer holds;
         `StepValueError` for what is not JSON; `NotInRunError` in a request outside a run. Outside
         any request it does nothing.
@@ -76,18 +107,25 @@ class Stream:
 
         `source` is an async iterator or an iterator of text or bytes (UTF-8, split anywhere), an
         httpx response opened with `stream()`, a stream of OpenAI's or Anthropic's client, or a
-        callable that returns one of these. A source that fails fails the step; a provider's stream
-        that was cut off raises `TruncatedStreamError`. A client that leaves changes nothing. Waits
-        when the source is faster than the disk. Outside any request it just returns the text.
+        callable that returns one of these; what blocks is read in a worker thread. A source that
+        fails fails the step; a provider's stream that was cut off raises `TruncatedStreamError`
+        (give the stream itself: its plain text, such as Anthropic's `text_stream`, does not show
+        that). A client that leaves changes nothing. Waits when the source is faster than the disk.
+
+        Outside a step it makes one of its own, named `stream.pipe`: a replay has the text from
+        memory, and does not ask the source for it again. Outside any request it just returns the
+        text.
         """
         sink = _sink("stream.pipe")
+        if sink is not None and sink.scope is None:
+            return await step.run(STEP_NAME, self.pipe, _Once(source))
         pieces: list[str] = []
-        async for text in texts(source):
+        async for text in texts(_Once.source_of(source)):
             pieces.append(text)
             if sink is not None and text:
                 sink.push(text, "stream.pipe")
                 if sink.execution.session.is_full:
-                    await sink.execution.room()
+                    await sink.execution.session.room()
         return "".join(pieces)
 
 
@@ -97,11 +135,8 @@ def _sink(what: str) -> _Sink | None:
     if place is None:
         return None
     if isinstance(place, StepScope):
-        if place.ended:
-            raise NotInRunError(
-                f"{what} is called after the end of step {str(place.step)!r}, or of this try of it"
-            )
-        return _Sink(place.execution, place.step.hash, place.attempt)
+        _check_open(place, what)
+        return _Sink(place.execution, place.step.hash, place.attempt, place)
     execution: Execution | None = place.execution
     if execution is None:
         raise NotInRunError(f"{what} is called outside a run: {place.explanation}")
@@ -110,7 +145,15 @@ def _sink(what: str) -> _Sink | None:
             f"{what} is called after the response of this run: nobody would read it. Stream before "
             "the handler returns"
         )
-    return _Sink(execution, OUTSIDE, 0)
+    return _Sink(execution)
+
+
+def _check_open(scope: StepScope | None, what: str) -> None:
+    """A thread may outlive its try, and shall not go on paying a provider."""
+    if scope is not None and scope.ended:
+        raise NotInRunError(
+            f"{what} is called after the end of step {str(scope.step)!r}, or of this try of it"
+        )
 
 
 stream = Stream()

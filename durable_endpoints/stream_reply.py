@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 from durable_endpoints.answers import origin_of, stream_headers
-from durable_endpoints.engines.base import Session, StreamStart
+from durable_endpoints.body import RequestBody
+from durable_endpoints.engines.base import Session
 from durable_endpoints.event_stream import EventStream, LiveStream
 from durable_endpoints.execution import Departure
 from durable_endpoints.following import is_ours
@@ -38,14 +39,16 @@ class StreamReply(Reply):
         self._session = session
         self._options = options
         self._for_us = is_ours(door.snapshot["headers"])
-        session.open_stream()
-        reader = door.engine.read_stream(session.id, StreamStart())
+        body = door.body
+        assert isinstance(body, RequestBody)
+        reader = session.read_stream()
         heartbeat = door.application.settings.heartbeat
         self._stream = LiveStream(
             EventStream(session.id, reader, door.send_out, heartbeat),
             session,
             self._headers,
             self._redirect,
+            body.until_gone,
         )
         self._sending: asyncio.Task[None] = door.engine.spawn(
             self._stream.run(), f"stream {session.id} to its client"
@@ -63,8 +66,10 @@ class StreamReply(Reply):
             await super().stored(response, succeeded)
             return
         self.is_given = True
-        tail = self._written()
-        self._stream.finish(response_frame(response, succeeded, tail + 1, self._for_us), tail)
+        tail, execution = self._written(), self._door.execution
+        last = response_frame(response, succeeded, tail + 1, self._for_us)
+        is_kept_for_this = execution is not None and execution.options.omit_response_body
+        self._stream.finish(last, tail, on_sent=self._delivered if is_kept_for_this else None)
 
     async def unavailable(self, detail: str, executed: str = "") -> None:
         """The stream just ends: the client asks for the rest of it, until somebody has it."""
@@ -86,11 +91,15 @@ class StreamReply(Reply):
         else:
             await super()._send(response)
 
+    def _delivered(self) -> None:
+        self._door.engine.delivered(self.run_id)
+
     def _written(self) -> int:
         """The position up to which the stream is certain to come."""
         execution = self._door.execution
-        unwritten = execution is not None and execution.departure in _UNWRITTEN
-        return 0 if unwritten else self._session.stream_tail
+        if execution is not None and execution.departure in _UNWRITTEN:
+            return self._session.stream_written
+        return self._session.stream_tail
 
     async def _run_url(self) -> str:
         options = self._options

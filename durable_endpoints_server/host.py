@@ -10,11 +10,20 @@ from dataclasses import dataclass, field
 from durable_endpoints.protocol.errors import EngineError, LostRunError
 from durable_endpoints.protocol.ops import StepRecord
 from durable_endpoints.protocol.runs import NewRun
+from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints_server.clock import Clock, SystemClock
 from durable_endpoints_server.dispatcher import Dispatcher
 from durable_endpoints_server.engine.facts import Change, RequestSeen, ResponseDelivered, RunEnded
 from durable_endpoints_server.engine.model import Policy, Run, Status, Stream
-from durable_endpoints_server.engine.transitions import Cancel, Decision, Retry, decide, register
+from durable_endpoints_server.engine.streams import with_stream
+from durable_endpoints_server.engine.transitions import (
+    Cancel,
+    Decision,
+    Expire,
+    Retry,
+    decide,
+    register,
+)
 from durable_endpoints_server.events import EventService
 from durable_endpoints_server.inbox import Inbox
 from durable_endpoints_server.live import LiveRun
@@ -205,15 +214,28 @@ class Host:
             if run is None:
                 return False
             try:
-                decision = decide(run, command, self.clock.now(), self.policy)
-                await self.store.submit(decision.change).wait()
+                if await self.command_idle(run, command):
+                    return True
             except LostRunError:
                 return False
-            except RefusedError:
-                continue  # it changed meanwhile
-            fact = decision.change.facts[0]
-            self.announce(decision.run, fact if isinstance(fact, RunEnded) else None, None)
-            return True
+
+    async def command_idle(self, run: Run, command: Cancel | Retry | Expire) -> bool:
+        """Let `command` happen to a run that nobody executes, and tell whoever has to act on it.
+        False if the run changed meanwhile. Raises `LostRunError` if it is not possible."""
+        decision = decide(run, command, self.clock.now(), self.policy)
+        change = decision.change
+        records: tuple[StreamRecord, ...] = ()
+        if decision.run.status.is_final and (stream := await self.store.stream(run.id)):
+            # An execution that vanished may have left something open.
+            change, records = with_stream(change, stream)
+        try:
+            await self.store.submit(change).wait()
+        except RefusedError:
+            return False
+        self.streams.publish(run.id, records)
+        fact = decision.change.facts[0]
+        self.announce(decision.run, fact if isinstance(fact, RunEnded) else None, None)
+        return True
 
     def delivered(self, run_id: str) -> None:
         """A response that was kept only until delivered has reached somebody."""

@@ -40,6 +40,7 @@ from durable_endpoints_server.engine.transitions import (
 )
 from durable_endpoints_server.live_stream import LiveStream
 from durable_endpoints_server.store.base import Lane, RefusedError, Ticket
+from durable_endpoints_server.stream_reader import Reader, Start
 
 if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
@@ -97,6 +98,8 @@ class LiveRun:
         self._stream = None if stream is None else LiveStream(self, host.streams, stream)
         self._left = False
         self._ticket: Ticket = self._write(decision.change)
+        if self._stream is not None:
+            self._stream.replay()
         self._open = {step.id.hash: step for step in memo if not step.is_final}
         self._alarms: dict[str, Alarm] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -186,6 +189,11 @@ class LiveRun:
         assert self._stream is not None
         self._stream.push(step, attempt, values)
 
+    def withdraw(self, step: str) -> None:
+        """A try of a step was given up without an outcome: what it has streamed is withdrawn."""
+        if self._stream is not None and not self._left:
+            self._stream.withdraw(step)
+
     @property
     def is_full(self) -> bool:
         """Whether a producer that can wait should, for `room`."""
@@ -201,6 +209,18 @@ class LiveRun:
         """The last position in the stream log."""
         return 0 if self._stream is None else self._stream.stream.tail
 
+    @property
+    def stream_written(self) -> int:
+        """The last of these positions that is known to be written."""
+        return 0 if self._stream is None else self._stream.written
+
+    def read_stream(self) -> Reader:
+        """Read what this execution streams, and no later one."""
+        self.open_stream()
+        assert self._stream is not None
+        stream = self._stream
+        return Reader(self._host.streams, self.id, Start(), limit=lambda: stream.stream.handed_over)
+
     def submit(self, change: Change) -> Ticket:
         """Queue a change in this execution's lane."""
         return self._host.store.submit(change, self._lane)
@@ -208,11 +228,6 @@ class LiveRun:
     @property
     def policy(self) -> Policy:
         return self._host.policy
-
-    @property
-    def has_left(self) -> bool:
-        """Whether nothing is written by this execution any more."""
-        return self._left
 
     # How the execution ends
 

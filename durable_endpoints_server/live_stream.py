@@ -14,9 +14,24 @@ from typing import TYPE_CHECKING
 from durable_endpoints.protocol.errors import EngineError, LimitError
 from durable_endpoints.protocol.ops import StepState
 from durable_endpoints.protocol.streams import OUTSIDE, StreamRecord
-from durable_endpoints_server.engine.facts import Change, Fact, StepWritten, Streamed, states
+from durable_endpoints_server.engine.facts import (
+    Change,
+    Fact,
+    RunChanged,
+    RunEnded,
+    StepWritten,
+    Streamed,
+    states,
+)
 from durable_endpoints_server.engine.model import Status, Stream
-from durable_endpoints_server.engine.streams import Chunk, append, check_room, follow
+from durable_endpoints_server.engine.streams import (
+    Chunk,
+    append,
+    check_room,
+    follow,
+    weight_of,
+    withdraw,
+)
 from durable_endpoints_server.store.base import Ticket
 
 if TYPE_CHECKING:
@@ -45,10 +60,17 @@ class LiveStream:
         self._pending_size = 0
         self._ended: dict[str, int] = {}
         """The last try of each step that has ended: what it still pushes does not count."""
-        self._replayed = stream.outside
+        self._replayed = 0
         """Chunks pushed outside steps by earlier executions: this one pushes them again first."""
+        self.written = stream.tail
+        """The last position that is known to be written."""
+        self._is_closed = False
         self._is_woken = False
         self._writing: asyncio.Task[None] | None = None
+
+    def replay(self) -> None:
+        """The execution's handler is about to run, from its top."""
+        self._replayed = self.stream.outside
 
     def push(self, step: str, attempt: int, values: list[bytes]) -> None:
         """Add chunks, JSON values, of one try of a step. From any thread.
@@ -60,9 +82,9 @@ class LiveStream:
                 known = min(self._replayed, len(values))
                 self._replayed -= known
                 values = values[known:]
-            if not values:
+            if not values or self._is_closed:
                 return
-            size = sum(map(len, values))
+            size = weight_of(values)
             check_room(self.stream.size + self._pending_size, size, self._live.policy)
             if self._pending_size + size > _MOST and self._pending:
                 raise LimitError(
@@ -87,7 +109,7 @@ class LiveStream:
 
     async def room(self) -> None:
         """Return when more chunks may come, or none will be written any more."""
-        while self.is_full and not self._live.has_left:
+        while self.is_full and not self._is_closed:
             if self._writing is None:
                 self._wake()
             assert self._writing is not None
@@ -104,37 +126,53 @@ class LiveStream:
         for fact in facts:
             if isinstance(fact, StepWritten) and fact.step.state is not StepState.PENDING:
                 self._ended[fact.step.id.hash] = fact.step.attempt
+            elif isinstance(fact, RunEnded | RunChanged):
+                # Nothing that comes now is written, and so it must not take a position either.
+                self._is_closed = fact.run.status is not Status.RUNNING
         if self.stream is before:
             return facts, ()
         return (Streamed(tuple(records), self.stream), *facts), tuple(records)
 
+    def withdraw(self, step: str) -> None:
+        """A try of a step was given up without an outcome: withdraw its chunks."""
+        if self._is_closed:
+            return
+        pushed = self._take()
+        self.stream, withdrawn = withdraw(self.stream, step)
+        if records := (*pushed, *withdrawn):
+            self.announce(self._submit(records), records)
+
     def announce(self, ticket: Ticket, records: tuple[StreamRecord, ...]) -> None:
         """Give `records` to readers once they are written."""
-        run_id, streams = self._live.id, self._streams
-        ticket.then(lambda: streams.publish(run_id, records))
+        ticket.then(lambda: self._publish(records))
+
+    def _publish(self, records: tuple[StreamRecord, ...]) -> None:
+        self.written = records[-1].last
+        self._streams.publish(self._live.id, records)
 
     def _wake(self) -> None:
-        if self._writing is None and not self._live.has_left:
+        if self._writing is None and not self._is_closed:
             name = f"stream of {self._live.id}"
             self._writing = self._live.spawn(self._write(), name)
 
     async def _write(self) -> None:
         try:
-            while self._pending and not self._live.has_left:
+            while self._pending and not self._is_closed:
                 records = tuple(self._take())
                 if not records:
                     break
-                run = self._live.run
-                change = Change(
-                    (Streamed(records, self.stream),), run.id, run.generation, _RUNNING, True
-                )
-                ticket = self._live.submit(change)
+                ticket = self._submit(records)
                 self.announce(ticket, records)
                 await self._live.until_written(ticket)
         except EngineError:
             pass  # the execution meets the same failure, and ends with it
         finally:
             self._writing = None
+
+    def _submit(self, records: tuple[StreamRecord, ...]) -> Ticket:
+        run = self._live.run
+        facts = (Streamed(records, self.stream),)
+        return self._live.submit(Change(facts, run.id, run.generation, _RUNNING, is_relaxed=True))
 
     def _take(self) -> list[StreamRecord]:
         with self._lock:

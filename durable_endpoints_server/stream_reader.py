@@ -11,13 +11,13 @@ told that it is withdrawn.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from durable_endpoints.protocol.frames import committed_frames, record_frames
 from durable_endpoints.protocol.streams import RecordKind, Silence, StreamRecord
 from durable_endpoints_server.engine.model import Status
-from durable_endpoints_server.store.base import Rollback, StreamPage
+from durable_endpoints_server.store.base import NO_RECORDS, Rollback, StreamPage
 from durable_endpoints_server.streams import Kept, Streams, resolve
 
 _PAGE = 256 * 1024
@@ -44,7 +44,14 @@ class Start(NamedTuple):
 class Reader:
     """One reader of one run, on one event loop, until it is closed."""
 
-    def __init__(self, streams: Streams, run_id: str, start: Start) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        run_id: str,
+        start: Start,
+        limit: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        """`limit` tells the last position that it may have, once that is known."""
         self.stops_at_outcome = False
         """Whether the next frames shall end with the first commit or rollback of a step among
         them. It is reset then."""
@@ -56,6 +63,7 @@ class Reader:
         self._began_at = start.after
         self._committed = start.committed
         self._skips_sync = start.skips_sync
+        self._limit = limit
         self._channel = streams.enter(run_id)
         self._looks = -1
         """The channel's, when the log was last read to its end."""
@@ -123,10 +131,17 @@ class Reader:
     @property
     def _is_up_to_date(self) -> bool:
         """Whether there is nothing that it has not seen, neither in memory nor in the log."""
+        if self._is_at_limit:
+            return True
         if self._looks != self._channel.looks or self._commit is not None:
             return False
         kept = self._channel.after(self._position)
         return kept is not None and not kept
+
+    @property
+    def _is_at_limit(self) -> bool:
+        limit = self._limit()
+        return limit is not None and self._position >= limit
 
     def _in_memory(self) -> bytes:
         """What is kept in memory beyond the position, for a reader that keeps up."""
@@ -137,48 +152,50 @@ class Reader:
 
     async def _look(self) -> bytes:
         """What there is beyond the position; notes whether nothing more will come."""
-        while True:
+        while not self._is_at_limit:
             if self._commit is not None:
                 return await self._committed_chunks(self._commit)
             if frames := self._in_memory():
                 return frames
             if self._commit is not None:
                 continue
-            looks = self._channel.looks
-            page = await self._streams.store.stream_page(self._run_id, self._position, _PAGE)
-            if page is None or not await self._join(page):
-                self._looks, self._is_over = looks, page is None
-                return b""
-            if not page.records:
+            looks, store = self._channel.looks, self._streams.store
+            if self._rollbacks is None:
+                head = await store.stream_page(self._run_id, NO_RECORDS, 1)
+                if head is None or not await self._join(head):
+                    self._looks, self._is_over = looks, head is None
+                    return b""
+            page = await store.stream_page(self._run_id, self._position, _PAGE)
+            if page is None or not page.records:
                 self._looks = looks
-                self._is_over = page.status.is_final or page.status is Status.PARKED
+                self._is_over = page is None or _is_over(page.status)
                 return b""
             if frames := self._frames([Kept(record, b"") for record in page.records]):
                 return frames
+        return b""
 
-    async def _join(self, page: StreamPage) -> bool:
-        """Find out what the reader is spared, and where it begins. False if that is not known."""
+    async def _join(self, head: StreamPage) -> bool:
+        """Find out where the reader begins, and what it is spared. False if that is not known."""
         if self._skips_sync:
-            if page.handed_over is None and not page.status.is_final:
+            if head.handed_over is None and not head.status.is_final:
                 return False
             self._skips_sync = False
-            begin = page.tail if page.handed_over is None else page.handed_over
+            begin = head.tail if head.handed_over is None else head.handed_over
             self._position = self._began_at = begin
-            page.records[:] = [record for record in page.records if record.last > begin]
-        if self._rollbacks is None:
-            found = await self._streams.store.rollbacks(self._run_id) if page.records else []
-            self._rollbacks = [
-                rollback
-                for rollback in found
-                if self._position < rollback.position <= page.tail and not self._committed
-            ]
+        found = [] if self._committed else await self._streams.store.rollbacks(self._run_id)
+        self._rollbacks = [
+            rollback for rollback in found if self._position < rollback.position <= head.tail
+        ]
         return True
 
     def _frames(self, kept: Sequence[Kept]) -> bytes:
         pieces: list[bytes] = []
+        limit = self._limit()
         for record, frames in kept:
             if record.last <= self._position:
                 continue
+            if limit is not None and record.position > limit:
+                break
             if self._committed:
                 if record.kind is RecordKind.COMMIT:
                     self._commit = _Commit(record, record.first, 1)
@@ -222,6 +239,10 @@ class Reader:
         self._passed = max(self._passed, number - 1)
         self._commit = _Commit(record, found[-1].last + 1, number)
         return b"".join(pieces) or await self._committed_chunks(self._commit)
+
+
+def _is_over(status: Status) -> bool:
+    return status.is_final or status is Status.PARKED
 
 
 class _Commit(NamedTuple):

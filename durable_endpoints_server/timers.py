@@ -6,12 +6,12 @@ memory. This service knows one number, the earliest instant, and asks the store 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
 from durable_endpoints.protocol.errors import LostRunError, StorageError
 from durable_endpoints.protocol.ops import StepKind
-from durable_endpoints_server.engine.facts import RunEnded
 from durable_endpoints_server.engine.model import Run
 from durable_endpoints_server.engine.transitions import Expire, Resolve, decide
 from durable_endpoints_server.store.base import DueStep, RefusedError, Ticket
@@ -78,16 +78,7 @@ class Timers:
             return self._host.clock.now() + _AFTER_FAILURE
 
     async def _expire(self, runs: list[Run]) -> None:
-        now = self._host.clock.now()
-        written: list[tuple[Run, RunEnded, Ticket]] = []
-        for run in runs:
-            decision = decide(run, Expire(), now, self._host.policy)
-            fact = decision.change.facts[0]
-            assert isinstance(fact, RunEnded)
-            written.append((decision.run, fact, self._host.store.submit(decision.change)))
-        for run, fact, ticket in written:
-            if await _is_written(ticket):
-                self._host.announce(run, fact, None)
+        await asyncio.gather(*(self._host.command_idle(run, Expire()) for run in runs))
 
     async def _resolve(self, due: list[DueStep]) -> None:
         now = self._host.clock.now()

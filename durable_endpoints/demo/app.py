@@ -1,6 +1,7 @@
 """The demo's application: ordinary Starlette, made durable by a middleware and a decorator.
 
-`DURABLE_DEMO_FOLDER` is where it writes its digests and its journal.
+`DURABLE_DEMO_FOLDER` is where it writes its digests and its journal. With `DURABLE_DEMO_LLM_URL`
+and `DURABLE_DEMO_LLM_MODEL` a language model writes the digest.
 """
 
 from __future__ import annotations
@@ -23,14 +24,41 @@ from durable_endpoints import (
     endpoint_proxy,
     send_event,
     step,
+    stream,
 )
-from durable_endpoints.demo.digest import compose, count_words, pick_key_sentences
+from durable_endpoints.demo.digest import (
+    compose,
+    compose_prompt,
+    count_words,
+    pick_key_sentences,
+)
 from durable_endpoints.demo.journal import JournalHook
+from durable_endpoints.demo.llm import Llm
+from durable_endpoints.demo.writing import MadeUpFailure, count, whole, word_by_word
+from durable_endpoints.errors import StepError
 
 FOLDER = Path(os.environ["DURABLE_DEMO_FOLDER"])
 PAUSE = 0.5
 """Seconds that the work pretends to take, so that eyes can follow."""
+WRITING = 1.0
+"""Seconds that it takes to write the digest …"""
+FILING = 0.3
+"""… and to put it into its file."""
+LLM_PAUSE = 0.01
+"""Seconds after each piece of a language model's text …"""
+LLM_FAILS_AFTER = 12
+"""… and the piece behind which the first try fails: how many will come is not known."""
 NAP = "1s"
+
+LLM = (
+    Llm(
+        os.environ["DURABLE_DEMO_LLM_URL"],
+        os.environ["DURABLE_DEMO_LLM_MODEL"],
+        os.environ.get("OPENAI_API_KEY", "").strip(),
+    )
+    if "DURABLE_DEMO_LLM_URL" in os.environ
+    else None
+)
 
 
 @endpoint
@@ -43,7 +71,10 @@ async def digest(request: Request) -> Response:
         step.run("count words", slowly_count, text),
         step.run("pick key sentences", slowly_pick, text),
     )
-    file = await step.run("write digest", write_digest, document, compose(counts, sentences))
+    try:
+        file = await step.run("write digest", write_digest, document, counts, sentences, text)
+    except StepError as error:
+        return JSONResponse({"error": error.message}, 502)
     await step.sleep("let it rest", NAP)
     approval = await step.wait_for_event(
         "approval", event="digest/approved", match="data.document", timeout="1h"
@@ -69,15 +100,27 @@ def slowly_pick(text: str) -> list[str]:
     return pick_key_sentences(text)
 
 
-async def write_digest(document: str, text: str) -> str:
-    """Write the file; the first try of each document finds the disk "busy"."""
-    await asyncio.sleep(PAUSE)
+async def write_digest(
+    document: str, counts: dict[str, Any], sentences: list[str], text: str
+) -> str:
+    """Write the digest as a stream, and then the file; the first try of each document fails in the
+    middle of the stream."""
     file = FOLDER / f"{document}.digest"
     marker = file.with_suffix(".tried")
-    if not marker.exists():
+    if LLM is None:
+        ready = compose(counts, sentences)
+        pieces, pause, middle = whole(ready), WRITING / count(ready), count(ready) // 2
+    else:
+        prompt = compose_prompt(counts, sentences, text)
+        pieces, pause, middle = LLM.write(prompt), LLM_PAUSE, LLM_FAILS_AFTER
+    fails_after = None if marker.exists() else middle
+    try:
+        written = await stream.pipe(word_by_word(pieces, pause, fails_after))
+    except MadeUpFailure:
         marker.touch()
-        raise OSError("the disk is busy (a failure the demo made up)")
-    file.write_text(text, "utf-8")
+        raise
+    await asyncio.sleep(FILING)
+    file.write_text(written, "utf-8")
     return file.name
 
 

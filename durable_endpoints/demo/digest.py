@@ -1,4 +1,7 @@
-"""The demo's work: count words, pick key sentences, compose a digest. Plain functions."""
+"""The demo's work: count words, pick key sentences, compose a digest or the request for one.
+
+Plain functions.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _COMMON_LENGTH = 4
 """Words up to this length are mostly grammar and say little of what a text is about."""
 _LONGEST_SENTENCE = 500
+_LONGEST_EXCERPT = 4_000
 
 
 def count_words(text: str) -> dict[str, Any]:
@@ -46,3 +50,13 @@ def compose(counts: dict[str, Any], sentences: list[str]) -> str:
     frequent = ", ".join(counts["frequent"]) or "none"
     head = f"{counts['words']:,} words, {counts['different']:,} different. Frequent: {frequent}."
     return "\n".join([head, *(f"- {sentence}" for sentence in sentences)]) + "\n"
+
+
+def compose_prompt(counts: dict[str, Any], sentences: list[str], text: str) -> str:
+    """What a language model is asked for, in a bounded number of characters."""
+    parts = [
+        "Write a digest of a text, in about 100 words of plain prose, without a heading.",
+        f"What was counted, and its key sentences:\n{compose(counts, sentences)}",
+        f"How it begins:\n{text[:_LONGEST_EXCERPT]}",
+    ]
+    return "\n\n".join(parts)

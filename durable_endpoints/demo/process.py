@@ -12,6 +12,8 @@ from pathlib import Path
 
 import httpx
 
+from durable_endpoints.demo.llm import Llm
+
 _PATIENCE = 20.0
 _APP = "durable_endpoints.demo.app:app"
 
@@ -23,8 +25,9 @@ class AppError(Exception):
 class AppProcess:
     """uvicorn with the demo's application, on one port for all its lives."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, llm: Llm | None = None) -> None:
         self.folder = folder
+        self.llm = llm
         self.database = folder / "endpoints.db"
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -60,8 +63,11 @@ class AppProcess:
         mine = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("DURABLE_ENDPOINTS_", "INNGEST_"))
+            if not name.startswith(("DURABLE_ENDPOINTS_", "DURABLE_DEMO_", "INNGEST_"))
         }
+        if self.llm is not None:
+            mine["DURABLE_DEMO_LLM_URL"] = self.llm.url
+            mine["DURABLE_DEMO_LLM_MODEL"] = self.llm.model
         return mine | {
             "DURABLE_DEMO_FOLDER": str(self.folder),
             "DURABLE_ENDPOINTS_DATABASE": f"sqlite:///{self.database}",

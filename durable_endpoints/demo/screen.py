@@ -1,10 +1,11 @@
-"""The demo's terminal: lines with the time and who speaks, a live line at the foot, and checks."""
+"""The demo's terminal: lines with the time and who speaks, a live area at the foot, and checks."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 
 import click
 
@@ -13,12 +14,12 @@ _SPINNER = "|/-\\"
 
 
 class Screen:
-    """Writes to standard output: colours and a live line on a terminal, plain lines elsewhere."""
+    """Writes to standard output: colours and a live area on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._is_terminal = sys.stdout.isatty()
-        self._live = ""
+        self._height = 0  # of what stands in the live area
         self._turn = 0
         self.failures = 0
 
@@ -43,21 +44,33 @@ class Screen:
         self.failures += not holds
         self._write(f"  {mark}  {text}")
 
-    def live(self, text: str) -> None:
-        """Replace the live line at the foot; on a terminal only."""
-        self._live = text
-        if self._is_terminal:
-            self._turn += 1
-            self._clear()
-            width = shutil.get_terminal_size().columns - 1
-            click.echo(f"   {_SPINNER[self._turn % len(_SPINNER)]} {text}"[:width], nl=False)
+    @property
+    def columns(self) -> int:
+        """The width of the terminal."""
+        return shutil.get_terminal_size().columns
+
+    def live(self, text: str, below: Sequence[str] = ()) -> None:
+        """Replace the live area by a line of `text` and the lines `below`, by nothing if there is
+        no text; on a terminal only."""
+        if not self._is_terminal:
+            return
+        self._turn += 1
+        lines = [f"   {_SPINNER[self._turn % len(_SPINNER)]} {text}", *below] if text else []
+        lines = lines[: max(1, shutil.get_terminal_size().lines - 1)]
+        # Without wrapping: a line that is wider than it was taken for stays one line.
+        shown = f"\x1b[?7l{chr(10).join(lines)}\x1b[?7h"
+        click.echo(self._clearing() + shown, nl=False)
+        sys.stdout.flush()
+        self._height = len(lines)
 
     def _write(self, text: str) -> None:
-        if self._live:
-            self._clear()
-        click.echo(text)
+        click.echo(self._clearing() + text)
         sys.stdout.flush()
+        self._height = 0
 
-    def _clear(self) -> None:
-        if self._is_terminal:
-            click.echo("\r\x1b[K", nl=False)
+    def _clearing(self) -> str:
+        """What removes the live area, and leaves the cursor where that began."""
+        if not self._height:
+            return ""
+        up = f"\x1b[{self._height - 1}A" if self._height > 1 else ""
+        return f"\r{up}\x1b[J"

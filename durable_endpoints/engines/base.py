@@ -103,6 +103,10 @@ class Session(Protocol):
         """
         ...
 
+    def withdraw(self, step: str) -> None:
+        """A try of a step was given up without an outcome: what it has streamed is withdrawn."""
+        ...
+
     @property
     def is_full(self) -> bool:
         """Whether a producer that can wait should, for `room`."""
@@ -115,6 +119,15 @@ class Session(Protocol):
     @property
     def stream_tail(self) -> int:
         """The last position of what this execution has streamed and recorded."""
+        ...
+
+    @property
+    def stream_written(self) -> int:
+        """The last of these positions that is known to be written."""
+        ...
+
+    def read_stream(self) -> StreamReader:
+        """Read what this execution streams, and no later one."""
         ...
 
     async def suspend(self) -> None:
@@ -271,6 +284,10 @@ class Engine(Protocol):
 
     def read_stream(self, run_id: str, start: StreamStart) -> StreamReader:
         """Begin to read the stream of a run."""
+        ...
+
+    async def stream_tail(self, run_id: str) -> int:
+        """The last position of the run's stream; 0 if there is none."""
         ...
 
     async def cancel(self, run_id: str, reason: str) -> bool:

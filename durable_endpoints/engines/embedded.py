@@ -39,7 +39,7 @@ from durable_endpoints_server.engine.model import Policy
 from durable_endpoints_server.host import Host, HostOptions
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.owner import new_owner
-from durable_endpoints_server.store.base import Ended, Entry, Store
+from durable_endpoints_server.store.base import NO_RECORDS, Ended, Entry, Store
 from durable_endpoints_server.store.location import sqlite_path
 from durable_endpoints_server.store.ownership import DispatcherRole
 from durable_endpoints_server.store.sqlite import SqliteStore
@@ -218,6 +218,10 @@ class EmbeddedEngine:
 
     def read_stream(self, run_id: str, start: StreamStart) -> StreamReader:
         return Reader(self.host.streams, run_id, Start(*start))
+
+    async def stream_tail(self, run_id: str) -> int:
+        page = await self.host.store.stream_page(run_id, NO_RECORDS, 1)
+        return 0 if page is None else page.tail
 
     async def cancel(self, run_id: str, reason: str) -> bool:
         return await self.host.cancel(run_id, reason)

@@ -69,10 +69,10 @@ def redirect_frame(run_id: str, url: str) -> bytes:
 
 
 def response_frame(
-    response: StoredResponse, succeeded: bool, position: int, for_us: bool = False
+    response: StoredResponse, succeeded: bool, position: int | None, for_us: bool = False
 ) -> bytes:
-    """The end: the run's response. `for_us` says that the client is one of ours, which takes every
-    status as it is."""
+    """The end: the run's response. `position` is None for an end that may not be the last word;
+    `for_us` says that the client is one of ours, which takes every status as it is."""
     status, headers = response.status, list(response.headers)
     if status in _NO_BODY and not for_us:
         headers.append((b"durable-status", str(status).encode()))
@@ -92,7 +92,7 @@ def response_frame(
         answer["headerList"] = pairs
     status_word = "succeeded" if succeeded else "failed"
     data = orjson.dumps({"status": status_word, "response": answer})
-    return frame("inngest.response", data, str(position))
+    return frame("inngest.response", data, "" if position is None else str(position))
 
 
 def _chunk_tail(step: str) -> bytes:

@@ -11,8 +11,11 @@ from __future__ import annotations
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
+FRAME = 100
+"""Bytes that a chunk weighs beside its own: what its frame adds to it."""
 OUTSIDE = ""
 """Stands for the step where there is none: the handler's own code between its steps."""
+
 
 class RecordKind(IntEnum):
     """What a record says. The numbers are stored."""
@@ -54,6 +57,11 @@ class StreamRecord(NamedTuple):
     def last(self) -> int:
         """The position of its last chunk."""
         return self.position + self.length - 1
+
+    @property
+    def weight(self) -> int:
+        """About as many bytes as its frames have."""
+        return len(self.data) + FRAME * self.length
 
     def chunks(self) -> list[bytes]:
         """The chunks' JSON values."""

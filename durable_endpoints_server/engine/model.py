@@ -78,7 +78,7 @@ class Stream(NamedTuple):
     tail: int = 0
     """The last position."""
     size: int = 0
-    """Bytes of chunks."""
+    """What its chunks weigh: their bytes, and some for each frame."""
     open: Mapping[str, int] = {}
     """The steps with chunks that are neither committed nor rolled back, and where these begin."""
     outside: int = 0

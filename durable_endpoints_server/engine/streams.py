@@ -17,12 +17,19 @@ from typing import NamedTuple
 
 from durable_endpoints.protocol.errors import LimitError
 from durable_endpoints.protocol.ops import StepKind, StepRecord, StepState
-from durable_endpoints.protocol.streams import OUTSIDE, RecordKind, StreamRecord
-from durable_endpoints_server.engine.facts import Fact, RunChanged, RunEnded, StepWritten
+from durable_endpoints.protocol.streams import FRAME, OUTSIDE, RecordKind, StreamRecord
+from durable_endpoints_server.engine.facts import (
+    Change,
+    Fact,
+    RunChanged,
+    RunEnded,
+    StepWritten,
+    Streamed,
+)
 from durable_endpoints_server.engine.model import Policy, Status, Stream
 
 _MAX_RECORD = 64 * 1024
-"""Bytes of chunks in one record, unless a single chunk is larger: what readers get in one piece."""
+"""The weight of one record, unless a single chunk is heavier: what readers get in one piece."""
 _WITH_OUTCOME = (StepKind.RUN, StepKind.SEND)
 """Steps whose outcome readers are told: those that run something."""
 
@@ -35,9 +42,14 @@ class Chunk(NamedTuple):
     value: bytes
 
 
-def check_room(used: int, size: int, policy: Policy) -> None:
-    """Raise `LimitError` if `size` bytes more are more than a run may stream."""
-    if used + size > policy.max_stream:
+def weight_of(values: Sequence[bytes]) -> int:
+    """What chunks count for, in bytes."""
+    return sum(map(len, values)) + FRAME * len(values)
+
+
+def check_room(used: int, weight: int, policy: Policy) -> None:
+    """Raise `LimitError` if `weight` more is more than a run may stream."""
+    if used + weight > policy.max_stream:
         raise LimitError(f"the run would stream more than {policy.max_stream:,} bytes (max_stream)")
 
 
@@ -49,7 +61,7 @@ def append(stream: Stream, chunks: Sequence[Chunk]) -> tuple[Stream, list[Stream
         step, attempt, _ = chunks[start]
         end, size = start, 0
         while end < len(chunks) and chunks[end][:2] == (step, attempt):
-            size += len(chunks[end].value)
+            size += len(chunks[end].value) + FRAME
             if size > _MAX_RECORD and end > start:
                 break
             end += 1
@@ -71,6 +83,22 @@ def follow(stream: Stream, facts: Iterable[Fact]) -> tuple[Stream, list[StreamRe
                 _follow_leave(log)
         elif isinstance(fact, RunEnded):
             log.close_all(commit_outside=fact.run.status is Status.COMPLETED)
+    return log.stream, log.records
+
+
+def with_stream(change: Change, stream: Stream) -> tuple[Change, tuple[StreamRecord, ...]]:
+    """`change` with what the log has to say about it, and the records among that."""
+    after, records = follow(stream, change.facts)
+    if after is stream:
+        return change, ()
+    return change._replace(facts=(Streamed(tuple(records), after), *change.facts)), tuple(records)
+
+
+def withdraw(stream: Stream, step: str) -> tuple[Stream, list[StreamRecord]]:
+    """A try of a step was given up without an outcome: its chunks are withdrawn, if it has any."""
+    log = _Log(stream)
+    if step in stream.open:
+        log.close(step, RecordKind.ROLLBACK, 0)
     return log.stream, log.records
 
 
@@ -158,9 +186,8 @@ class _Log:
 
     def _add(self, record: StreamRecord) -> None:
         self.records.append(record)
-        self.stream = self.stream._replace(
-            tail=record.last, size=self.stream.size + len(record.data)
-        )
+        stream = self.stream
+        self.stream = stream._replace(tail=record.last, size=stream.size + record.weight)
 
 
 def started(generation: int) -> Stream:

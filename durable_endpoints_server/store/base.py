@@ -9,12 +9,15 @@ store passes the conformance suite in `tests/conformance/`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from durable_endpoints.protocol.ops import StepRecord
 from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints_server.engine.facts import Change
 from durable_endpoints_server.engine.model import Event, Run, Status, Stream, Wait
+
+NO_RECORDS: Final = 2**62
+"""A position beyond every stream: a page from there has no records."""
 
 
 class RefusedError(Exception):
@@ -190,8 +193,12 @@ class Store(Protocol):
         ...
 
     async def stream_page(self, run_id: str, after: int, size: int) -> StreamPage | None:
-        """The records of the run's stream log that end after the position `after`, in order: about
-        `size` bytes of them, one at least if there is one. None for an unknown run."""
+        """The records of the run's stream log that end after the position `after`, in order: what
+        weighs about `size`, one at least if there is one. None for an unknown run."""
+        ...
+
+    async def stream(self, run_id: str) -> Stream | None:
+        """The state of the run's stream log. None if it has none."""
         ...
 
     async def rollbacks(self, run_id: str) -> list[Rollback]:

@@ -223,12 +223,16 @@ class MemoryStore:
             return None
         records: list[StreamRecord] = []
         for record in row.records[bisect(row.records, after, key=lambda record: record.last) :]:
-            if records and size < len(record.data):
+            if size <= 0:
                 break
             records.append(record)
-            size -= len(record.data) + 100
+            size -= record.weight
         stream = row.stream if row.stream is not None else Stream()
         return StreamPage(row.run.status, stream.tail, stream.handed_over, records)
+
+    async def stream(self, run_id: str) -> Stream | None:
+        row = self._rows.get(run_id)
+        return None if row is None else row.stream
 
     async def rollbacks(self, run_id: str) -> list[Rollback]:
         return [

@@ -35,3 +35,11 @@ select
     id, name, received_at, settled,
     json_array(id, name, cast(data as text), ts, received_at) as doc
 from events;
+
+create temp view stream_doc as
+select
+    run_id,
+    json_array(
+        tail, size, cast(open as text), outside, outside_committed, handed_over, is_wary
+    ) as doc
+from streams;

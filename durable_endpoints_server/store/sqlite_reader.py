@@ -15,7 +15,7 @@ import orjson
 from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints_server.engine.matching import document_of, text_of, value_at
-from durable_endpoints_server.engine.model import Event, Run, Status
+from durable_endpoints_server.engine.model import Event, Run, Status, Stream
 from durable_endpoints_server.store.base import (
     Arrival,
     AttemptRecord,
@@ -43,6 +43,7 @@ from durable_endpoints_server.store.sqlite_rows import (
 T = TypeVar("T")
 
 _READERS: Final = 2
+_PAGE_RECORDS: Final = 1_000
 _FOREVER: Final = 9e18
 _FEW_BYTES: Final = 64 * 1024
 _FEW_ROWS: Final = 100
@@ -78,13 +79,17 @@ class SqliteReader:
         )
 
     async def stream_page(self, run_id: str, after: int, size: int) -> StreamPage | None:
-        values = {"run_id": run_id, "after": after, "bytes": size, "limit": 1 + size // 100}
+        values = {"run_id": run_id, "after": after, "size": size, "limit": _PAGE_RECORDS}
         row = await self._ask("stream_page", **values)
         if row is None:
             return None
         status, tail, handed_over, records = row
         found = [read_record(doc) for doc in orjson.loads(records)]
         return StreamPage(Status(status), tail, handed_over, found)
+
+    async def stream(self, run_id: str) -> Stream | None:
+        row = await self._ask_soon("stream", run_id=run_id)
+        return None if row is None else read_stream(orjson.loads(row[0]))
 
     async def rollbacks(self, run_id: str) -> list[Rollback]:
         return [Rollback(*doc) for doc in await self._list("rollbacks", run_id=run_id)]

@@ -12,12 +12,7 @@ select
     (select data from payloads where run_id = :run_id and part = 'request'),
     retries,
     root_path,
-    (
-        select json_array(
-            tail, size, cast(open as text), outside, outside_committed, handed_over, is_wary
-        )
-        from streams where run_id = :run_id
-    )
+    (select doc from stream_doc where run_id = :run_id)
 from runs join run_doc using (id)
 where id = :run_id and runs.memo_bytes <= :most and runs.steps <= :most / 100
     and not exists (
@@ -35,21 +30,23 @@ where id = :run_id and not exists (
     where run_id = :run_id and part = 'response' and length(data) > :most
 )
 
+-- name: stream
+select doc from stream_doc where run_id = :run_id
+
 -- name: stream_page
--- Records that end after `:after`: as many as fit into `:bytes`, and one at least.
-with page (position, count, kind, step, attempt, first, data, sum) as (
-    select
-        position, count, kind, step, attempt, first, data,
-        sum(size + 100) over (order by position) - size - 100
-    from (
-        select * from chunks
-        where run_id = :run_id and position >= coalesce((
+-- Records that end after `:after`: as many as weigh `:size` together, and one at least. Their data
+-- is read only once they are chosen.
+with
+    candidates (position, size) as (
+        select position, size from chunks
+        where run_id = :run_id and position + count - 1 > :after and position >= coalesce((
             select max(position) from chunks where run_id = :run_id and position <= :after + 1
         ), 0)
         order by position limit :limit
+    ),
+    chosen (position, before) as (
+        select position, sum(size) over (order by position) - size from candidates
     )
-    where position + count - 1 > :after
-)
 select
     runs.status, coalesce(streams.tail, 0), streams.handed_over,
     (
@@ -57,7 +54,9 @@ select
             json_array(position, count, kind, step, attempt, first, cast(data as text))
             order by position
         )
-        from page where sum <= :bytes
+        from chunks
+        where run_id = :run_id
+            and position in (select position from chosen where before < :size)
     )
 from runs left join streams on streams.run_id = runs.id
 where runs.id = :run_id

@@ -168,7 +168,7 @@ def _streamed(fact: Streamed) -> _Rows:
         stream.is_wary,
     )
     return (
-        *((15, (*record[:-1], len(record.data), record.data)) for record in fact.records),
+        *((15, (*record[:-1], record.weight, record.data)) for record in fact.records),
         (16, state),
     )
 

@@ -32,6 +32,7 @@ from durable_endpoints import (
 from durable_endpoints.protocol.step_ids import hash_name
 from durable_endpoints.testing import VirtualEngine
 from durable_endpoints_server.engine.facts import Change, Streamed
+from durable_endpoints_server.engine.model import Status
 from durable_endpoints_server.store.memory import MemoryStore
 from tests.durable_endpoints.helpers import fast, one, run_id_of, star
 from tests.durable_endpoints.streams import SSE, Frame, Held, events_of, frames_of, read
@@ -368,6 +369,90 @@ async def test_a_handler_that_fails_pushes_again_what_was_not_permanent(
     assert Held().take(whole).data == ["kept", "try 2"]
 
 
+async def test_a_pipe_outside_steps_is_a_step_of_its_own(engine: VirtualEngine) -> None:
+    """A second pass may get the same text in other pieces, and would pay for it once more."""
+    passes = 0
+
+    async def pieces() -> AsyncIterator[str]:
+        nonlocal passes
+        passes += 1
+        for piece in ("one ", "two", " three") if passes == 1 else ("one two ", "three"):
+            yield piece
+            await asyncio.sleep(0.01)
+
+    flaky = Flaky()
+
+    @endpoint
+    async def handler(request: Request) -> JSONResponse:
+        first, second = await asyncio.gather(
+            stream.pipe(pieces()), step.run("a", flaky.write), return_exceptions=False
+        )
+        third = await stream.pipe(pieces)
+        return JSONResponse([first, second, third])
+
+    async with engine.client(one(engine, handler)) as client:
+        first = await read(client, "/")
+        await engine.advance("1m")
+        whole = Held().take(await read(client, url_of(first).removesuffix("&after=sync")))
+    texts = json.loads(whole.response["response"]["body"])
+    assert texts == ["one two three", "one two three four", "one two three"]
+    pipes = [
+        d for s, d, _ in whole.chunks if s in (hash_name("stream.pipe"), hash_name("stream.pipe:1"))
+    ]
+    assert "".join(pipes) == "one two threeone two three"
+    assert passes == 2
+
+
+async def test_an_iterator_is_not_read_twice(engine: VirtualEngine) -> None:
+    """What is tried again in the same execution, because something runs beside it, needs a source
+    that can be opened again."""
+    gate = asyncio.Event()
+
+    @endpoint(retries=1)
+    async def handler(request: Request) -> PlainTextResponse:
+        answers = await asyncio.gather(
+            stream.pipe(words("a b c", fail_after=1)),
+            step.run("beside", gate.wait),
+            return_exceptions=True,
+        )
+        return PlainTextResponse(str(answers[0]))
+
+    async with engine.client(one(engine, handler)) as client:
+        asking = asyncio.create_task(client.get("/"))
+        await asyncio.sleep(0.05)
+        engine.clock.move_to(engine.clock.now() + 5_000)
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert "used up by the try before" in (await asking).text
+
+
+async def test_a_step_that_is_cancelled_by_its_handler_has_its_chunks_withdrawn(
+    engine: VirtualEngine,
+) -> None:
+    tries = 0
+
+    @endpoint
+    async def handler(request: Request) -> PlainTextResponse:
+        async def write() -> str:
+            nonlocal tries
+            tries += 1
+            stream.push(f"try {tries}")
+            await asyncio.sleep(0.05 if tries == 1 else 0)
+            return "ok"
+
+        try:
+            async with asyncio.timeout(0.02):
+                await step.run("a", write)
+        except TimeoutError:
+            await step.run("a", write)
+        return PlainTextResponse("x")
+
+    async with engine.client(one(engine, handler)) as client:
+        frames = await read(client, "/")
+    assert Held().take(frames).data == ["try 2"]
+    assert "rollback" in events_of(frames)
+
+
 async def test_where_nothing_can_be_streamed(engine: VirtualEngine) -> None:
     assert stream.push(1) is None  # type: ignore[func-returns-value]
     assert await stream.pipe(words("outside any request")) == "outside any request"
@@ -427,8 +512,11 @@ async def test_a_buffer_that_is_full_is_an_error_for_push_and_a_wait_for_pipe(
             for _ in range(20):
                 stream.push("x" * 1_000_000)
         await asyncio.sleep(0.01)
-        text = await stream.pipe("y" * 1_000_000 for _ in range(20))
-        return PlainTextResponse(str(len(text)))
+
+        async def large() -> int:
+            return len(await stream.pipe("y" * 1_000_000 for _ in range(20)))
+
+        return PlainTextResponse(str(await step.run("a", large)))
 
     async with engine.client(one(engine, handler)) as client:
         assert (await client.get("/")).text == "20000000"
@@ -631,6 +719,108 @@ async def test_who_has_the_end_is_told_to_stop(finished: tuple[httpx.AsyncClient
     assert response.status_code == 204
 
 
+async def test_who_has_all_but_the_end_is_told_the_end(engine: VirtualEngine) -> None:
+    """Also when the last thing in the log is a rollback that it could be spared."""
+
+    @endpoint
+    async def handler(request: Request) -> PlainTextResponse:
+        def fail() -> None:
+            raise ValueError("no")
+
+        await step.run("a", lambda: stream.push("x"))
+        try:
+            await step.options(retries=0).run("b", fail)
+        except StepError:
+            return PlainTextResponse("fallback")
+        return PlainTextResponse("?")
+
+    async with engine.client(one(engine, handler)) as client:
+        first = await client.get("/", headers=SSE)
+        url = first.headers["durable-run-url"]
+        last = int(frames_of(first.content)[-1].id or 0)
+        for position in range(last):
+            rest = await read(client, url, **{"last-event-id": str(position)})
+            assert rest[-1].event == "inngest.response", position
+        for beyond, status in ((last, 204), (last + 1, 400), (999_999, 400)):
+            response = await client.get(url, headers={**SSE, "last-event-id": str(beyond)})
+            assert response.status_code == status
+
+
+async def test_an_event_source_that_reconnects_to_the_endpoint_begins_no_new_run(
+    engine: VirtualEngine,
+) -> None:
+    runs = 0
+
+    @endpoint
+    async def handler(request: Request) -> PlainTextResponse:
+        nonlocal runs
+        runs += 1
+        stream.push("x")
+        return PlainTextResponse("x")
+
+    async with engine.client(one(engine, handler)) as client:
+        assert Held().take(await read(client, "/")).text == "x"
+        response = await client.get("/", headers={**SSE, "last-event-id": "1"})
+        assert (response.status_code, response.json()["error"]) == (400, "bad_request")
+        assert "Durable-Run-Url" in response.json()["detail"]
+    assert runs == 1
+
+
+async def test_the_end_of_a_run_that_is_only_parked_takes_no_position(
+    engine: VirtualEngine,
+) -> None:
+    @endpoint
+    async def handler(request: Request) -> PlainTextResponse:
+        await step.run("a", lambda: stream.push("x"))
+        await step.sleep("z", "1h")
+        return PlainTextResponse("x")
+
+    async with engine.client(one(engine, handler)) as client:
+        first = await client.get("/", headers=SSE)
+        run_id, url = run_id_of(first), first.headers["durable-run-url"]
+        assert isinstance(engine.store, MemoryStore)
+        row = engine.store._rows[run_id]
+        row.run = row.run._replace(status=Status.PARKED, reason="request_sealed")
+        frames = await read(client, url)
+        assert (frames[-1].id, frames[-1].data["response"]["statusCode"]) == (None, 503)
+        assert frames[-1].data["status"] == "failed"
+        assert await engine.host.retry(run_id)
+        following = asyncio.create_task(read(client, url, **{"last-event-id": "2"}))
+        await asyncio.sleep(0.01)
+        await engine.advance("1h")
+        assert (await following)[-1].data["response"]["body"] == "x"
+
+
+async def test_a_run_that_is_cancelled_after_a_crash_withdraws_what_was_open(
+    engine: VirtualEngine,
+) -> None:
+    gate = asyncio.Event()
+
+    @endpoint(cancellable=True)
+    async def handler(request: Request) -> PlainTextResponse:
+        async def write() -> None:
+            stream.push("half")
+            await gate.wait()
+
+        await step.run("a", write)
+        return PlainTextResponse("x")
+
+    app: Any = one(engine, handler)
+    async with engine.client(app) as client:
+        async with client.stream("GET", "/", headers=SSE) as response:
+            run_id = run_id_of(response)
+            held, chunks = Held(), response.aiter_bytes()
+            while not held.data:
+                held.take(frames_of(await anext(chunks)))
+            await engine.crash()
+        engine._executors.clear()  # nobody executes it yet
+        await engine.start()
+        assert await engine.cancel(run_id, "by a test")
+        assert isinstance(engine.store, MemoryStore)
+        kinds = [record.kind.name for record in engine.store._rows[run_id].records]
+        assert kinds == ["DATA", "ROLLBACK"]
+
+
 async def test_only_what_is_committed(finished: tuple[httpx.AsyncClient, str]) -> None:
     client, url = finished
     frames = await read(client, f"{url}&view=committed")
@@ -808,6 +998,75 @@ async def test_middlewares_around_and_inside(engine: VirtualEngine) -> None:
     async with engine.client(app) as client:
         frames = await read(client, "/", **{"accept-encoding": "gzip"})
     assert Held().take(frames).text == "hello there"
+
+
+async def test_compression_inside_does_not_reach_the_response_in_the_stream(
+    engine: VirtualEngine,
+) -> None:
+    @endpoint
+    async def handler(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("x" * 5_000)
+
+    app = star(engine, Route("/", handler), inside=[Middleware(GZipMiddleware)])
+    async with engine.client(app) as client:
+        answer = (await read(client, "/", **{"accept-encoding": "gzip"}))[-1].data["response"]
+    assert answer["body"] == "x" * 5_000
+    assert "content-encoding" not in answer["headers"]
+
+
+async def test_responses_that_are_not_kept(engine: VirtualEngine) -> None:
+    @endpoint(omit_response_body=True)
+    async def secret(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("secret")
+
+    @endpoint
+    async def large(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("x" * 200)
+
+    routes = [Route("/secret", secret), Route("/large", large)]
+    async with engine.client(star(engine, *routes, max_response_body=100)) as client:
+        response = await client.get("/secret", headers=SSE)
+        end = frames_of(response.content)[-1].data
+        assert (end["status"], end["response"]["body"]) == ("succeeded", "secret")
+        await engine.settle()
+        end = (await read(client, response.headers["durable-run-url"]))[-1].data
+        assert (end["status"], end["response"]["statusCode"]) == ("failed", 410)
+        response = await client.get("/large", headers=SSE)
+        for answer in (
+            response,
+            await client.get(response.headers["durable-run-url"], headers=SSE),
+        ):
+            end = frames_of(answer.content)[-1].data
+            assert (end["status"], end["response"]["statusCode"]) == ("failed", 507)
+
+
+async def test_cancelling_a_busy_stream_gives_the_end_the_position_that_it_has(
+    engine: VirtualEngine,
+) -> None:
+    @endpoint(cancellable=True)
+    async def handler(request: Request) -> PlainTextResponse:
+        async def hot() -> None:
+            while True:
+                for _ in range(50):
+                    stream.push("x")
+                await asyncio.sleep(0)
+
+        await step.run("a", hot)
+        return PlainTextResponse("never")
+
+    async with (
+        engine.client(one(engine, handler)) as client,
+        client.stream("GET", "/", headers=SSE) as response,
+    ):
+        url, chunks = response.headers["durable-run-url"], response.aiter_bytes()
+        content = await anext(chunks) + await anext(chunks)
+        assert (await client.delete(url)).status_code == 200
+        content += b"".join([chunk async for chunk in chunks])
+        replayed = await read(client, url)
+    live = frames_of(content)
+    assert live[-1] == replayed[-1]
+    ids = [int(frame.id) for frame in live if frame.id is not None]
+    assert ids == list(range(len(ids)))
 
 
 async def test_parallel_steps_stream_side_by_side(engine: VirtualEngine) -> None:

@@ -300,3 +300,26 @@ async def test_who_falls_behind_reads_the_log(monkeypatch: pytest.MonkeyPatch) -
         frames += frames_of(found)
     assert ids(frames) == [str(n) for n in range(1, 61)]
     reader.close()
+
+
+async def test_after_sync_passes_over_a_sync_phase_of_any_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("durable_endpoints_server.stream_reader._PAGE", 200)
+    history = await history_of(*[("push", 0, 4)] * 10, ("done", 0, 1), ("release", 0, 1))
+    await history.push(STEPS[1], 2)
+    assert ids(await read_all(history, Start(skips_sync=True))) == ["42", "43"]
+    await history.act(("done", 1, 1))
+    await history.do(Complete(200, None))
+    assert ids(await read_all(history, Start(skips_sync=True))) == ["42", "43", "44"]
+
+
+async def test_a_reader_with_a_limit_gets_nothing_beyond_it() -> None:
+    history = await history_of(("push", 0, 2), ("done", 0, 1), ("release", 0, 1))
+    reader = Reader(history.streams, RUN, Start(), limit=lambda: history.stream.handed_over)
+    await history.push(STEPS[0], 5)
+    assert ids(frames_of(await reader.next(0))) == ["1", "2", "3"]  # type: ignore[arg-type]
+    for _ in range(3):
+        await history.push(STEPS[0], 1)
+        assert await reader.next(0) is Silence.YET
+    reader.close()

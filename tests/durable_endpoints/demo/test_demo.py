@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
 
 from durable_endpoints.demo import digest
 from durable_endpoints.demo.driver import TEXT
-
-
-def demo(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "durable_endpoints_server", "demo", *arguments]
-    # Settings of another application in the environment are not the demo's.
-    environment = {
-        **os.environ,
-        "DURABLE_ENDPOINTS_DATABASE": str(folder / "not-this.db"),
-        "TMPDIR": str(folder),
-    }
-    return subprocess.run(
-        program, cwd=folder, env=environment, capture_output=True, text=True, timeout=90
-    )
+from tests.durable_endpoints.demo.running import demo
 
 
 def test_the_demo_proves_what_it_says(tmp_path: Path) -> None:
@@ -32,6 +18,10 @@ def test_the_demo_proves_what_it_says(tmp_path: Path) -> None:
     assert "kill -9" in done.stdout
     assert "none of the 3 steps on disk ran again" in done.stdout
     assert "NOT " not in done.stdout
+    told = re.findall(r"(withdrawn|committed): (\d+) words", done.stdout)
+    kinds = [kind for kind, _ in told]
+    assert kinds == ["withdrawn", "committed", "withdrawn", "withdrawn", "committed", "committed"]
+    assert all(int(words) > 5 for _, words in told)
     assert "\x1b[" not in done.stdout, "colours, though this is no terminal"
     assert list(tmp_path.iterdir()) == [], "something was left behind"
 

@@ -62,7 +62,7 @@ def test_chunks_of_one_try_are_one_record_and_every_chunk_has_a_position() -> No
     log.do(done(A))
     found = [(r.position, r.last, r.kind, r.data) for r in log.records]
     assert found == [(1, 3, DATA, b"1\n2\n3"), (4, 4, DATA, b"4"), (5, 5, COMMIT, b"")]
-    assert (log.stream.tail, log.stream.size, log.stream.open) == (5, 6, {})
+    assert (log.stream.tail, log.stream.size, log.stream.open) == (5, 506, {})
     assert log.records[-1].first == 1
 
 

@@ -7,7 +7,7 @@ drop table producers;
 create table streams (
     run_id            text primary key,
     tail              integer not null,        -- the last position
-    size              integer not null,        -- bytes of chunks
+    size              integer not null,        -- weight of all records
     open              blob not null,           -- JSON: step -> first chunk that is not ended
     outside           integer not null,        -- chunks pushed outside steps
     outside_committed integer not null,
@@ -24,7 +24,7 @@ create table chunks (
     step     text not null,                    -- hash of the step's id, '' outside steps
     attempt  integer not null,
     first    integer not null,                 -- where the chunks begin that an end is about
-    size     integer not null,                 -- bytes of data
+    size     integer not null,                 -- weight: bytes of data, and 100 for each position
     data     blob not null,                    -- JSON values, one on each line
     primary key (run_id, position)
 ) without rowid;
