@@ -29,19 +29,19 @@ _AHEAD = 1_000
 async def texts(source: Source) -> AsyncIterator[str]:
     """The source's text, piece by piece, on the event loop. Blocking sources are read in a worker
     thread."""
-    source = await _opened(source)
-    text = Text(source)
-    if isinstance(source, str | bytes | list | tuple):
-        for item in [source] if isinstance(source, str | bytes) else source:
+    opened: Any = await _opened(source)
+    text = Text(opened)
+    if isinstance(opened, str | bytes | list | tuple):
+        for item in [opened] if isinstance(opened, str | bytes) else opened:
             yield text.of(item)
-    elif hasattr(source, "__aiter__"):
+    elif hasattr(opened, "__aiter__"):
         try:
-            async for item in source:
+            async for item in opened:
                 yield text.of(item)
         finally:
-            await _close(source)
+            await _close(opened)
     else:
-        pump = _Pump(source, _iterator(source))
+        pump = _Pump(opened, _iterator(opened))
         reading = asyncio.ensure_future(call_in_thread(pump.run))
         reading.add_done_callback(lambda _: pump.wake())
         try:

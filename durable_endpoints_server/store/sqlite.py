@@ -58,7 +58,8 @@ class SqliteStore(SqliteReader):
         place = os.stat(self._path)
         self._place = place.st_dev, place.st_ino
         self._check_at = 0.0
-        self._synchronous = self._durable = synchronous
+        self._synchronous: Synchronous = synchronous
+        self._durable: Synchronous = synchronous
         self._log: int | None = None
         self._commits = GroupCommit(self._write, "durable-endpoints-writer", self._sync)
 
