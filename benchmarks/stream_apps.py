@@ -26,6 +26,13 @@ def frame(position: int) -> bytes:
     return record_frames(record)
 
 
+async def slow_tokens() -> AsyncIterator[str]:
+    """Two tokens, as a model gives them: some time apart."""
+    yield TOKEN
+    await asyncio.sleep(0.02)
+    yield TOKEN
+
+
 @cache
 def all_frames(count: int) -> bytes:
     return b"".join(map(frame, range(1, count + 1)))
@@ -47,6 +54,14 @@ def bare_stream() -> FastAPI:
             async for _ in tokens(count):
                 number += 1
                 yield frame(number)
+
+        return StreamingResponse(frames(), media_type="text/event-stream")
+
+    @app.get("/slow")
+    async def slow() -> Response:
+        async def frames() -> AsyncIterator[bytes]:
+            async for _ in slow_tokens():
+                yield frame(1)
 
         return StreamingResponse(frames(), media_type="text/event-stream")
 
@@ -73,6 +88,11 @@ def durable_stream() -> FastAPI:
     @endpoint
     async def stream_tokens(count: int) -> int:
         return len(await step.run("write", lambda: stream.pipe(tokens(count))))
+
+    @app.get("/slow")
+    @endpoint
+    async def slow() -> int:
+        return len(await step.run("write", lambda: stream.pipe(slow_tokens())))
 
     @app.get("/ticks/{count}/{interval}")
     @endpoint

@@ -29,7 +29,7 @@ class Reading(asyncio.Protocol):
     def __init__(self, path: str, on_data: Callable[[bytes, int], None] | None = None) -> None:
         self.head = b""
         self.size = 0
-        self.began = self.first = self.last = 0
+        self.began = self.head_at = self.first = self.last = 0
         self.started = asyncio.Event()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._path = path
@@ -48,6 +48,7 @@ class Reading(asyncio.Protocol):
             self.head += data
             if b"\r\n\r\n" in self.head:
                 self.started.set()
+        self.head_at = self.head_at or now
         if not self.first and b"event: inngest.stream" in data:
             self.first = now
         self.size += len(data)
@@ -67,7 +68,13 @@ class Reading(asyncio.Protocol):
         return (self.last - self.began) / 1e9
 
     @property
+    def to_head(self) -> float:
+        """Milliseconds to the first byte."""
+        return (self.head_at - self.began) / 1e6
+
+    @property
     def to_first(self) -> float:
+        """Milliseconds to the first token."""
         return (self.first - self.began) / 1e6
 
 
@@ -99,11 +106,10 @@ def run_url(reading: Reading) -> str:
 async def throughput(bare: Server, durable: Server) -> None:
     path = f"/tokens/{TOKENS}"
     times: dict[str, list[float]] = {"bare": [], "durable": []}
-    firsts: dict[str, list[float]] = {"bare": [], "durable": []}
+    slow: dict[str, list[Reading]] = {"bare": [], "durable": []}
     for name, server in (("bare", bare), ("durable", durable)):
         await read(server, path)
-        for _ in range(20):
-            firsts[name].append((await read(server, "/tokens/1")).to_first)
+        slow[name] = [await read(server, "/slow") for _ in range(60)][20:]
     for _ in range(ROUNDS):
         for name, server in (("bare", bare), ("durable", durable)):
             reading = await read(server, path)
@@ -115,11 +121,12 @@ async def throughput(bare: Server, durable: Server) -> None:
             name,
             spread([1_000 * t for t in times[name]], "{:.0f}"),
             f"{TOKENS / median(times[name]):,.0f}",
-            spread(firsts[name]),
+            spread([reading.to_head for reading in slow[name]]),
+            spread([reading.to_first for reading in slow[name]]),
         )
         for name in times
     ]
-    table(("", "ms", "tokens/s", "first token of a short one, ms"), rows)
+    table(("", "ms", "tokens/s", "first byte, ms", "first token, ms"), rows)
     print(f"share of bare: {spread(shares, '{:.0f}')} %")
 
 

@@ -20,8 +20,8 @@ from durable_endpoints_server.engine.model import Status
 from durable_endpoints_server.store.base import NO_RECORDS, Rollback, StreamPage
 from durable_endpoints_server.streams import Kept, Streams, resolve
 
-_PAGE = 256 * 1024
-"""Bytes of chunks that are read from the log in one go."""
+_PAGE = 1024 * 1024
+"""What is read from the log in one go: about as many bytes of frames."""
 _RECORDS = 32
 """The same in records, for the chunks of one step."""
 
