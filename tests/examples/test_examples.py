@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from durable_endpoints.client import Rollback, Transcript, fetch_with_stream_sync
 from tests.chaos.process import Server
 
 
@@ -39,3 +40,35 @@ def test_approval_answers_when_the_link_is_opened(tmp_path: Path) -> None:
         assert not waiting.done()
         assert client.get(link[1]).text == "Thank you."
         assert waiting.result().json() == {"paid": True, "receipt": "receipt-e1"}
+
+
+def test_streaming_survives_a_break_and_a_kill(tmp_path: Path) -> None:
+    transcript, withdrawn = Transcript(), []
+
+    def roll_back(event: Rollback) -> None:
+        withdrawn.append(transcript.text)
+        transcript.feed(event)
+
+    with (
+        Server(tmp_path, app="examples.streaming:app", alive="/docs") as server,
+        ThreadPoolExecutor() as threads,
+    ):
+        assert '"/wait/client.js"' in httpx.get(server.url).text
+        module = httpx.get(f"{server.url}/wait/client.js")
+        assert module.headers["content-type"].startswith("text/javascript")
+        asking = threads.submit(
+            fetch_with_stream_sync,
+            f"{server.url}/write/whales",
+            method="POST",
+            on_data=transcript.feed,
+            on_commit=transcript.feed,
+            on_rollback=roll_back,
+        )
+        while not withdrawn:
+            time.sleep(0.02)
+        server.kill()
+        server.start()
+        answer = asking.result(60)
+    assert withdrawn[0].startswith("All that is")
+    assert answer.json() == {"text": transcript.committed_text}
+    assert transcript.text.endswith("words. That is all.")
