@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.browser.scripted import Site, serving
 from tests.browser.scripts import ANSWERS, SCRIPTS
-from tests.requirements import need
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 A, B = "86f7e437faa5a7fce15d1ddcb9eaeaea377667b8", "e9d71f5ee7c92d6dc9e92ffdad17b8bd49418f98"
 STORY = "Once b1 b2 a end 🦊"
 
@@ -26,21 +22,6 @@ STORY = "Once b1 b2 a end 🦊"
 def served() -> Iterator[Site]:
     with serving(Site(SCRIPTS, ANSWERS)) as site:
         yield site
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        need(False, "playwright")
-    need(CHROMIUM.exists(), "chromium")
-    # A name that is not localhost, because there a page without https has fewer interfaces.
-    arguments = ["--no-sandbox", "--host-resolver-rules=MAP plain.test 127.0.0.1"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
