@@ -226,19 +226,22 @@ class Reader:
     async def _committed_chunks(self, commit: _Commit) -> bytes:
         """Some of the chunks that a commit is about, or in the end its own frame."""
         record, at, number = commit
-        found = await self._streams.store.step_chunks(
-            self._run_id, record.step, at, record.position, _RECORDS
-        )
-        if not found:
-            self._commit, self._passed, self._position = None, 0, record.position
-            return record_frames(record)
-        pieces = []
-        for chunks in found:
-            pieces.append(committed_frames(chunks, record.position, number, self._passed))
-            number += chunks.length
-        self._passed = max(self._passed, number - 1)
-        self._commit = _Commit(record, found[-1].last + 1, number)
-        return b"".join(pieces) or await self._committed_chunks(self._commit)
+        while True:
+            found = await self._streams.store.step_chunks(
+                self._run_id, record.step, at, record.position, _RECORDS
+            )
+            if not found:
+                self._commit, self._passed, self._position = None, 0, record.position
+                return record_frames(record)
+            pieces = []
+            for chunks in found:
+                pieces.append(committed_frames(chunks, record.position, number, self._passed))
+                number += chunks.length
+            at = found[-1].last + 1
+            self._passed = max(self._passed, number - 1)
+            self._commit = _Commit(record, at, number)
+            if frames := b"".join(pieces):
+                return frames
 
 
 def _is_over(status: Status) -> bool:
