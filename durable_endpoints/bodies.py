@@ -135,8 +135,13 @@ async def succeed(
     try:
         encoded, decoded = round_trip(value)
     except NotJsonError as error:
+        execution.withdraw(step)
         raise StepValueError(f"the result of step {str(step)!r} cannot be kept: {error}") from None
-    execution.record(StepDone(step, StepKind.RUN, encoded, attempt, elapsed))
+    try:
+        execution.record(StepDone(step, StepKind.RUN, encoded, attempt, elapsed))
+    except LimitError:
+        execution.withdraw(step)
+        raise
     execution.last_step = step
     if not execution.is_open:
         await execution.refuse(has_run=True)
@@ -167,6 +172,7 @@ async def fail(
     if execution.is_closed or execution.departure is not None:
         await execution.refuse(has_run=True)
     if isinstance(error, UsageError | ConfigurationError | LimitError):
+        execution.withdraw(step)
         raise error
     description = failures.describe(error)
     encoded = description.encode()
@@ -214,9 +220,7 @@ async def run_step(
                 elapsed = (time.perf_counter_ns() - began) // 1_000
                 attempt = await fail(execution, step, attempt, error, elapsed, options)
             except BaseException:
-                # Cancelled, by the handler perhaps, which may call the step again.
-                execution.session.withdraw(step.hash)
-                execution.end_body()
+                execution.give_up_try(step)  # the handler, for one, may call the step again
                 raise
             else:
                 elapsed = (time.perf_counter_ns() - began) // 1_000

@@ -111,7 +111,9 @@ class Ending:
                     Outcome(reply.run_id, "completed", "", None, "too_large", False, "", "", "")
                 )
             else:
-                await reply.stored(capture.response())
+                await reply.stored(
+                    with_whole_location(capture.response(), self._door.snapshot["path"])
+                )
 
     def _may_be_a_failure(self) -> bool:
         """Whether this response may be what a mounted application makes of an exception that
@@ -135,7 +137,8 @@ class Ending:
             # From outside, while the record is on its way to the disk. The run ends all the same.
             execution.close()
             self._finish(_COMPLETED)
-            self._door.engine.spawn(self._see_to_it(), "complete a run")
+            if self._door.engine.is_running:
+                self._door.engine.spawn(self._see_to_it(), "complete a run")
             raise
         execution.close()
         self._finish(_COMPLETED)
@@ -191,6 +194,8 @@ class Ending:
             await self._conclude_once(error)
         finally:
             if self._reply.is_stream:
+                # Whatever came in between: the client is told where to ask, at least.
+                await self._reply.later(self._execution.options)
                 await self._reply.closed()
 
     async def _conclude_once(self, error: BaseException | None) -> None:

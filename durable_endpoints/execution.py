@@ -288,6 +288,13 @@ class Execution:
         except LostRunError:
             pass  # the session tells in its own way
 
+    def withdraw(self, step: StepId) -> None:
+        """What this try of a step has streamed is not followed by an outcome: withdraw it."""
+        try:
+            self.session.withdraw(step.hash)
+        except EngineError:
+            pass  # whatever comes next meets the same failure
+
     # Bodies
 
     @property
@@ -387,9 +394,16 @@ class Execution:
         """Run a coroutine on this event loop, and wait for it in the calling thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def end_body_soon(self) -> None:
+    def give_up_try(self, step: StepId) -> None:
+        """A body has ended without anything to record: cancelled, say."""
+        try:
+            self.withdraw(step)
+        finally:
+            self.end_body()
+
+    def give_up_try_soon(self, step: StepId) -> None:
         """The same from a thread."""
-        self._loop.call_soon_threadsafe(self.end_body)
+        self._loop.call_soon_threadsafe(self.give_up_try, step)
 
     def enter_task(self) -> asyncio.Task[Any]:
         """Note that the current task runs a body, so that it can be stopped."""

@@ -9,6 +9,7 @@ Last-Event-ID: 17, or ?from=17     only what comes after position 17
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from starlette.types import Send
 from durable_endpoints import answers
 from durable_endpoints.engines.base import Engine, Outcome, StreamStart
 from durable_endpoints.errors import EngineError
-from durable_endpoints.event_stream import EventStream, logger
+from durable_endpoints.event_stream import EventStream
 from durable_endpoints.protocol.frames import response_frame
 from durable_endpoints.protocol.messages import Headers, StoredResponse
 from durable_endpoints.protocol.streams import Silence
@@ -28,6 +29,8 @@ from durable_endpoints.requests import header
 
 if TYPE_CHECKING:
     from durable_endpoints.application import Application
+
+logger = logging.getLogger("durable_endpoints")
 
 _POSITION = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,15}))?")
 _SSE = re.compile(r"(?:^|,)\s*text/event-stream\s*(?:;([^,]*))?(?:,|$)", re.IGNORECASE)
@@ -93,14 +96,15 @@ async def follow(
     stream = EventStream(run_id, reader, send, application.settings.heartbeat)
     try:
         await stream.begin(extra, outcome.status)
-        silence = await stream.relay(gone.done)
-        if silence is Silence.OVER:
-            await _end(engine, run_id, stream, is_ours(headers))
-        elif not gone.done():
+        try:
+            silence = await stream.relay(gone.done)
+            if silence is Silence.OVER:
+                await _end(engine, run_id, stream, is_ours(headers))
+            elif not gone.done():
+                await stream.end()
+        except EngineError as error:
+            logger.error("a stream of run %s is broken off: %s", run_id, error)
             await stream.end()
-    except EngineError as error:
-        logger.error("a stream of run %s is broken off: %s", run_id, error)
-        await stream.end()
     except OSError:
         pass  # the client has left (ASGI HTTP spec 2.4 lets `send` raise then)
     finally:

@@ -10,19 +10,20 @@ from starlette.responses import Response
 from durable_endpoints.answers import origin_of, stream_headers
 from durable_endpoints.body import RequestBody
 from durable_endpoints.engines.base import Session
-from durable_endpoints.event_stream import EventStream, LiveStream
+from durable_endpoints.event_stream import EventStream
 from durable_endpoints.execution import Departure
 from durable_endpoints.following import is_ours
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.protocol.frames import redirect_frame, response_frame
 from durable_endpoints.protocol.messages import Headers, StoredResponse
 from durable_endpoints.reply import Reply
+from durable_endpoints.requester_stream import RequesterStream
 
 if TYPE_CHECKING:
     from durable_endpoints.door import Door
 
-_UNWRITTEN = (Departure.LOST, Departure.BROKEN)
-"""Departures after which what was streamed last may not be in the log."""
+_WRITTEN = (Departure.WAITING, Departure.HANDOVER, Departure.STOPPED)
+"""Departures after which everything that was streamed is certain to be in the log."""
 
 
 class StreamReply(Reply):
@@ -43,7 +44,7 @@ class StreamReply(Reply):
         assert isinstance(body, RequestBody)
         reader = session.read_stream()
         heartbeat = door.application.settings.heartbeat
-        self._stream = LiveStream(
+        self._stream = RequesterStream(
             EventStream(session.id, reader, door.send_out, heartbeat),
             session,
             self._headers,
@@ -59,14 +60,17 @@ class StreamReply(Reply):
             await super().later(options)
             return
         self.is_given = True
-        self._stream.finish(b"", self._written(), is_elsewhere=True)
+        execution, session = self._door.execution, self._session
+        certain = execution is not None and execution.departure in _WRITTEN
+        until = session.stream_tail if certain else session.stream_written
+        self._stream.finish(b"", until, is_elsewhere=True)
 
     async def stored(self, response: StoredResponse, succeeded: bool = True) -> None:
         if self.is_given or not await self._stream.has_begun():
             await super().stored(response, succeeded)
             return
         self.is_given = True
-        tail, execution = self._written(), self._door.execution
+        tail, execution = self._session.stream_tail, self._door.execution
         last = response_frame(response, succeeded, tail + 1, self._for_us)
         is_kept_for_this = execution is not None and execution.options.omit_response_body
         self._stream.finish(last, tail, on_sent=self._delivered if is_kept_for_this else None)
@@ -93,13 +97,6 @@ class StreamReply(Reply):
 
     def _delivered(self) -> None:
         self._door.engine.delivered(self.run_id)
-
-    def _written(self) -> int:
-        """The position up to which the stream is certain to come."""
-        execution = self._door.execution
-        if execution is not None and execution.departure in _UNWRITTEN:
-            return self._session.stream_written
-        return self._session.stream_tail
 
     async def _run_url(self) -> str:
         options = self._options

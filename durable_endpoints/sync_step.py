@@ -187,7 +187,7 @@ def _run(
                 elapsed = (time.perf_counter_ns() - began) // 1_000
                 attempt = _on_loop(execution, fail, step, attempt, error, elapsed, options)
             except BaseException:
-                execution.end_body_soon()
+                execution.give_up_try_soon(step)
                 raise
             else:
                 elapsed = (time.perf_counter_ns() - began) // 1_000

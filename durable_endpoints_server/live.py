@@ -56,12 +56,13 @@ class LiveRun:
     """One execution and its lease.
 
     All methods are for the event loop on which the execution runs; `offer` and `stop` may be
-    awaited from any. Each command is decided on the state in memory, which is exact, because
-    nobody else writes the run while this execution holds the lease; the fence in the store makes
-    sure of it.
+    awaited from any, and `push` is for any thread. Each command is decided on the state in memory,
+    which is exact, because nobody else writes the run while this execution holds the lease; the
+    fence in the store makes sure of it.
     """
 
     __slots__ = (
+        "__weakref__",
         "_alarms",
         "_host",
         "_lane",
@@ -100,6 +101,7 @@ class LiveRun:
         self._ticket: Ticket = self._write(decision.change)
         if self._stream is not None:
             self._stream.replay()
+            self._ticket.then(lambda: host.streams.look_again(decision.run.id))
         self._open = {step.id.hash: step for step in memo if not step.is_final}
         self._alarms: dict[str, Alarm] = {}
         self._tasks: set[asyncio.Task[None]] = set()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from durable_endpoints.protocol.errors import EngineError, LimitError
 from durable_endpoints.protocol.ops import StepState
@@ -52,7 +53,9 @@ class LiveStream:
 
     def __init__(self, live: LiveRun, streams: Streams, stream: Stream) -> None:
         self.stream = stream
-        self._live = live
+        self._run_id, self._policy = live.id, live.policy
+        # It is the execution that has this, and goes with its request; a cycle would outlive that.
+        self._live = ref(live)
         self._streams = streams
         self._lock = threading.Lock()
         self._loop = live.loop
@@ -85,11 +88,12 @@ class LiveStream:
             if not values or self._is_closed:
                 return
             size = weight_of(values)
-            check_room(self.stream.size + self._pending_size, size, self._live.policy)
+            check_room(self.stream.size + self._pending_size, size, self._policy)
             if self._pending_size + size > _MOST and self._pending:
                 raise LimitError(
-                    f"more than {_MOST:,} bytes of chunks wait to be written: let the handler wait "
-                    "for the disk, with `await stream.pipe(…)` rather than `stream.push(…)`"
+                    f"more than {_MOST:,} bytes of chunks wait to be written (each counts 100 more "
+                    "than it has): let the handler wait for the disk, with `await stream.pipe(…)` "
+                    "rather than `stream.push(…)`"
                 )
             self._pending += [Chunk(step, attempt, value) for value in values]
             self._pending_size += size
@@ -135,12 +139,13 @@ class LiveStream:
 
     def withdraw(self, step: str) -> None:
         """A try of a step was given up without an outcome: withdraw its chunks."""
-        if self._is_closed:
+        live = self._live()
+        if self._is_closed or live is None:
             return
         pushed = self._take()
         self.stream, withdrawn = withdraw(self.stream, step)
         if records := (*pushed, *withdrawn):
-            self.announce(self._submit(records), records)
+            self.announce(self._submit(live, records), records)
 
     def announce(self, ticket: Ticket, records: tuple[StreamRecord, ...]) -> None:
         """Give `records` to readers once they are written."""
@@ -148,31 +153,30 @@ class LiveStream:
 
     def _publish(self, records: tuple[StreamRecord, ...]) -> None:
         self.written = records[-1].last
-        self._streams.publish(self._live.id, records)
+        self._streams.publish(self._run_id, records)
 
     def _wake(self) -> None:
-        if self._writing is None and not self._is_closed:
-            name = f"stream of {self._live.id}"
-            self._writing = self._live.spawn(self._write(), name)
+        live = self._live()
+        if self._writing is None and not self._is_closed and live is not None:
+            self._writing = live.spawn(self._write(live), f"stream of {self._run_id}")
 
-    async def _write(self) -> None:
+    async def _write(self, live: LiveRun) -> None:
         try:
             while self._pending and not self._is_closed:
                 records = tuple(self._take())
                 if not records:
                     break
-                ticket = self._submit(records)
+                ticket = self._submit(live, records)
                 self.announce(ticket, records)
-                await self._live.until_written(ticket)
+                await live.until_written(ticket)
         except EngineError:
             pass  # the execution meets the same failure, and ends with it
         finally:
             self._writing = None
 
-    def _submit(self, records: tuple[StreamRecord, ...]) -> Ticket:
-        run = self._live.run
-        facts = (Streamed(records, self.stream),)
-        return self._live.submit(Change(facts, run.id, run.generation, _RUNNING, is_relaxed=True))
+    def _submit(self, live: LiveRun, records: tuple[StreamRecord, ...]) -> Ticket:
+        run, facts = live.run, (Streamed(records, self.stream),)
+        return live.submit(Change(facts, run.id, run.generation, _RUNNING, is_relaxed=True))
 
     def _take(self) -> list[StreamRecord]:
         with self._lock:

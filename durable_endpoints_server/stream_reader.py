@@ -11,6 +11,7 @@ told that it is withdrawn.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -67,12 +68,14 @@ class Reader:
         self._channel = streams.enter(run_id)
         self._looks = -1
         """The channel's, when the log was last read to its end."""
-        self._rollbacks: list[Rollback] | None = None
-        """Those from before it joined and after its position."""
+        self._spared: _Spared | None = None
+        """What was withdrawn between its position and the moment when it joined."""
         self._commit: _Commit | None = None
         """The commit whose chunks it is being told."""
         self._waiting: asyncio.Future[None] | None = None
         self._is_poked = self._is_over = False
+        self.was_poked = False
+        """Whether `next` has last returned because of `poke`."""
 
     @property
     def position(self) -> int:
@@ -104,7 +107,7 @@ class Reader:
                 if self._is_over:
                     return Silence.OVER
                 if self._is_poked or loop.time() >= deadline:
-                    self._is_poked = False
+                    self.was_poked, self._is_poked = self._is_poked, False
                     return Silence.YET
                 timer = loop.call_at(deadline, resolve, waiting)
                 await waiting
@@ -135,6 +138,8 @@ class Reader:
             return True
         if self._looks != self._channel.looks or self._commit is not None:
             return False
+        if self._skips_sync:
+            return True
         kept = self._channel.after(self._position)
         return kept is not None and not kept
 
@@ -145,7 +150,7 @@ class Reader:
 
     def _in_memory(self) -> bytes:
         """What is kept in memory beyond the position, for a reader that keeps up."""
-        if self._rollbacks is None or self._commit is not None:
+        if self._spared is None or self._commit is not None:
             return b""
         kept = self._channel.after(self._position)
         return self._frames(kept) if kept else b""
@@ -160,7 +165,7 @@ class Reader:
             if self._commit is not None:
                 continue
             looks, store = self._channel.looks, self._streams.store
-            if self._rollbacks is None:
+            if self._spared is None:
                 head = await store.stream_page(self._run_id, NO_RECORDS, 1)
                 if head is None or not await self._join(head):
                     self._looks, self._is_over = looks, head is None
@@ -183,9 +188,10 @@ class Reader:
             begin = head.tail if head.handed_over is None else head.handed_over
             self._position = self._began_at = begin
         found = [] if self._committed else await self._streams.store.rollbacks(self._run_id)
-        self._rollbacks = [
-            rollback for rollback in found if self._position < rollback.position <= head.tail
-        ]
+        self._spared = _Spared(
+            [rollback for rollback in found if self._position < rollback.position <= head.tail],
+            self._began_at,
+        )
         return True
 
     def _frames(self, kept: Sequence[Kept]) -> bytes:
@@ -200,7 +206,7 @@ class Reader:
                 if record.kind is RecordKind.COMMIT:
                     self._commit = _Commit(record, record.first, 1)
                     break
-            elif not self._rollbacks or not self._is_spared(record):
+            elif self._spared is None or record not in self._spared:
                 is_whole = bool(frames) and self._position < record.position
                 pieces.append(frames if is_whole else record_frames(record, self._position))
             self._position = record.last
@@ -208,20 +214,6 @@ class Reader:
                 self.stops_at_outcome = False
                 break
         return b"".join(pieces)
-
-    def _is_spared(self, record: StreamRecord) -> bool:
-        """Whether the record was withdrawn before the reader joined, or is a withdrawal of what it
-        never got."""
-        for rollback in self._rollbacks or ():
-            if record.position == rollback.position:
-                return rollback.first > self._began_at
-            if (
-                record.kind is RecordKind.DATA
-                and record.step == rollback.step
-                and 0 < rollback.first <= record.position < rollback.position
-            ):
-                return True
-        return False
 
     async def _committed_chunks(self, commit: _Commit) -> bytes:
         """Some of the chunks that a commit is about, or in the end its own frame."""
@@ -246,6 +238,30 @@ class Reader:
 
 def _is_over(status: Status) -> bool:
     return status.is_final or status is Status.PARKED
+
+
+class _Spared:
+    """What a reader need not get, because it was withdrawn before it came, and the withdrawals of
+    what it never had."""
+
+    def __init__(self, rollbacks: Sequence[Rollback], began_at: int) -> None:
+        self._needless = {rollback.position for rollback in rollbacks if rollback.first > began_at}
+        self._firsts: dict[str, list[int]] = {}
+        self._ends: dict[str, list[int]] = {}
+        for position, step, first in rollbacks:
+            if first:  # else it is about chunks that are in no log any more
+                self._firsts.setdefault(step, []).append(first)
+                self._ends.setdefault(step, []).append(position)
+
+    def __contains__(self, record: StreamRecord) -> bool:
+        if record.kind is not RecordKind.DATA:
+            return record.position in self._needless
+        firsts = self._firsts.get(record.step)
+        if firsts is None:
+            return False
+        # A step's tries follow each other: the last one that begins before is the only candidate.
+        place = bisect(firsts, record.position) - 1
+        return place >= 0 and record.position < self._ends[record.step][place]
 
 
 class _Commit(NamedTuple):

@@ -60,6 +60,7 @@ class Streams:
             channel.readers -= 1
             if not channel.readers and self._channels.get(run_id) is channel:
                 del self._channels[run_id]
+                channel.clear()
 
 
 class Kept(NamedTuple):
@@ -91,7 +92,13 @@ class Channel:
                 self._size -= len(self._kept.popleft().frames)
         self._wake()
 
+    def clear(self) -> None:
+        """Nobody reads any more."""
+        with self._lock:
+            self._kept.clear()
+
     def look_again(self) -> None:
+        """Something may have happened that only the store tells."""
         self.looks += 1
         self._wake()
 

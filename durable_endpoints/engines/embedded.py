@@ -30,6 +30,7 @@ from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
 from durable_endpoints.protocol.ops import NewEvent
 from durable_endpoints.protocol.runs import Fail, NewRun
+from durable_endpoints.protocol.streams import Silence
 from durable_endpoints.protocol.tokens import Grant
 from durable_endpoints.sealing import Keyring, UnsealError, key_file
 from durable_endpoints.settings import Settings
@@ -217,7 +218,9 @@ class EmbeddedEngine:
             await self.host.attach()
 
     def read_stream(self, run_id: str, start: StreamStart) -> StreamReader:
-        return Reader(self.host.streams, run_id, Start(*start))
+        if self._users:
+            return Reader(self.host.streams, run_id, Start(*start))
+        return _TakingOver(self.host, run_id, Start(*start))
 
     async def stream_tail(self, run_id: str) -> int:
         page = await self.host.store.stream_page(run_id, NO_RECORDS, 1)
@@ -291,6 +294,24 @@ class EmbeddedEngine:
         started as a whole. A mounted application is not known before its first request; where there
         are only such, the runs of one are left as they are until then."""
         return self._executors.get(entry.root_path, self._default)
+
+
+class _TakingOver(Reader):
+    """A reader where no lifespan keeps the services running: when the loop of the request that they
+    run on has ended, they go on here."""
+
+    def __init__(self, host: Host, run_id: str, start: Start) -> None:
+        super().__init__(host.streams, run_id, start)
+        self._host = host
+
+    async def next(self, patience: int) -> bytes | Silence:
+        while patience > _TAKEOVER:
+            found = await super().next(_TAKEOVER)
+            if found is not Silence.YET or self.was_poked:
+                return found
+            patience -= _TAKEOVER
+            await self._host.attach()
+        return await super().next(patience)
 
 
 _shared: dict[Path, EmbeddedEngine] = {}

@@ -41,14 +41,14 @@ class Ticket(Protocol):
     """What a submitted change gives back."""
 
     async def wait(self) -> None:
-        """Return once the change is on disk.
+        """Return once the change is on disk (a relaxed one: once it is written).
 
         Raises `RefusedError` if its fence did not hold, `StorageError` if the store failed.
         """
         ...
 
     def then(self, callback: Callable[[], None]) -> None:
-        """Call `callback` on the running event loop once the change is on disk; else never."""
+        """Call `callback` on the running event loop once `wait` would return; else never."""
         ...
 
 

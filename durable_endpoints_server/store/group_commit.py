@@ -1,7 +1,8 @@
 """Group commit: changes from many requests travel to the disk together.
 
 Changes submitted in one turn of the event loop form a batch. One thread writes one batch at a
-time; what is submitted meanwhile is the next batch. Nobody is acknowledged before the disk is.
+time; what is submitted meanwhile is the next batch. Nobody is acknowledged before the disk is, but
+for relaxed changes: those are when they are written, and the disk follows within milliseconds.
 
 Nothing here belongs to one event loop: every waiter is woken on the loop it waits on, so a store
 outlives the loops of a test client that makes a new one for each request.
@@ -34,6 +35,8 @@ class WriteError(Exception):
 
 _SYNC_WITHIN = 0.03
 """Seconds after which what was written in a relaxed way is brought to the disk."""
+_SYNC_AGAIN = 1.0
+"""Seconds until that is tried again, if it fails."""
 _HEALTHY = 5.0
 """Seconds for which a success says something about the next write."""
 
@@ -130,12 +133,15 @@ class GroupCommit(Generic[T]):
         since = self._unsynced_since
         if since is None or time.monotonic() - since < within:
             return
-        self._unsynced_since = None
         try:
             self._sync()
         except OSError as error:
-            # The next durable batch tells; what is at risk until then is chunks of open streams.
+            # The next durable batch meets the same error on the database's own descriptor.
             logger.error("what was streamed could not be brought to the disk: %s", error)
+            self._last_success = -_HEALTHY
+            self._unsynced_since = time.monotonic() + _SYNC_AGAIN
+        else:
+            self._unsynced_since = None
 
     def _commit(self, batch: _Batch[T]) -> None:
         """Write a batch, without the changes of lanes that failed before."""

@@ -155,9 +155,8 @@ class MemoryStore:
 
     def _stream_skipped(self, run_id: str, fact: StreamSkipped) -> None:
         row = self._rows[run_id]
-        if row.stream is not None:
-            tail = row.stream.tail + fact.positions
-            row.stream = row.stream._replace(tail=tail, is_wary=True)
+        stream = row.stream or Stream()
+        row.stream = stream._replace(tail=stream.tail + fact.positions, is_wary=True)
 
     def _wait_opened(self, run_id: str, fact: WaitOpened) -> None:
         row = self._rows[run_id]

@@ -1,4 +1,5 @@
-"""The SQLite store: one file, one writing thread, group commit, `synchronous=FULL`.
+"""The SQLite store: one file, one writing thread, group commit, `synchronous=FULL` (but for relaxed
+changes).
 
 SQLite comes with apsw, so its version is known: the one of the operating system may have the bug
 that could lose commits when a WAL was reset (fixed in 3.51.3). One thread and one connection do

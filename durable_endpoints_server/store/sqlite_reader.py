@@ -89,7 +89,7 @@ class SqliteReader:
 
     async def stream(self, run_id: str) -> Stream | None:
         row = await self._ask_soon("stream", run_id=run_id)
-        return None if row is None else read_stream(orjson.loads(row[0]))
+        return read_stream(orjson.loads(row[0])) if row and row[0] is not None else None
 
     async def rollbacks(self, run_id: str) -> list[Rollback]:
         return [Rollback(*doc) for doc in await self._list("rollbacks", run_id=run_id)]

@@ -31,7 +31,7 @@ where id = :run_id and not exists (
 )
 
 -- name: stream
-select doc from stream_doc where run_id = :run_id
+select (select doc from stream_doc where run_id = :run_id)
 
 -- name: stream_page
 -- Records that end after `:after`: as many as weigh `:size` together, and one at least. Their data

@@ -188,7 +188,11 @@ create temp trigger write_stream_skipped instead of insert on writes when new.ki
         select 1 from runs
         where id = new.run_id and generation = new.generation and (new.states >> status) & 1
     ) and refused(new.n);
-    update streams set tail = tail + new.a, is_wary = 1 where run_id = new.run_id;
+    -- There may be no row: a loss of power may have taken the log from its beginning.
+    insert into streams (
+        run_id, tail, size, open, outside, outside_committed, handed_over, is_wary
+    ) values (new.run_id, new.a, 0, '{}', 0, 0, null, 1)
+    on conflict (run_id) do update set tail = tail + excluded.tail, is_wary = 1;
 end;
 
 -- Retention, some rows at a time, so that no batch waits long behind it.

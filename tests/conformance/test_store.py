@@ -730,6 +730,13 @@ async def test_a_stream_skips_ahead(store: Store) -> None:
     assert entry.stream == before._replace(tail=1_000_001, is_wary=True)
 
 
+async def test_a_stream_skips_ahead_of_a_log_that_is_lost(store: Store) -> None:
+    history = await History(store).begin()
+    await history.do(Interrupt(alone=False, rebooted=True))
+    assert await store.stream("run-1") == Stream(tail=1_000_000, is_wary=True)
+    assert await store.stream("nobody") is None
+
+
 async def test_a_stream_goes_with_its_run_portion_by_portion(store: Store) -> None:
     history = await History(store).begin()
     records = [chunk(n, b"1") for n in range(1, 31)]

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Route
 
 from durable_endpoints import (
+    DurableEndpointsMiddleware,
     LimitError,
     NotInRunError,
     StepError,
@@ -1231,6 +1232,155 @@ async def test_the_machine_may_go_down_between_two_chunks(
         assert held.committed == held.data
         assert int(rest[1].id or 0) > 1_000_000
         assert Held().take(await read(client, url)).data == held.data
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.002, 0.01, 0.03, 0.06])
+async def test_a_request_that_is_cancelled_from_outside_ends_its_stream(seconds: float) -> None:
+    """By a middleware that has no patience, wherever the execution is by then."""
+
+    class Impatient:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            is_first = scope["path"] == "/" and "durable_endpoints" not in scope
+            try:
+                async with asyncio.timeout(seconds if is_first else None):
+                    await self.app(scope, receive, send)
+            except TimeoutError:
+                pass
+
+    @endpoint
+    async def handler(request: Request) -> PlainTextResponse:
+        for name in "ab":
+            await step.run(name, lambda: stream.pipe(words("some words")))
+            await asyncio.sleep(0.01)
+        return PlainTextResponse("done")
+
+    class Slow(MemoryStore):
+        def submit(self, change: Change, lane: Any = None) -> Any:
+            return SlowTicket(super().submit(change, lane))
+
+    class SlowTicket:
+        def __init__(self, ticket: Any) -> None:
+            self.ticket = ticket
+
+        async def wait(self) -> None:
+            await asyncio.sleep(0.01)
+            await self.ticket.wait()
+
+        def then(self, callback: Any) -> None:
+            asyncio.get_running_loop().call_later(0.005, self.ticket.then, callback)
+
+    engine = VirtualEngine()
+    engine.store = Slow()
+    app = star(engine, Route("/", handler))
+    app.add_middleware(Impatient)
+    async with engine.client(app) as client:
+        async with asyncio.timeout(5):
+            try:
+                response = await client.get("/", headers=SSE)
+            except httpx.RemoteProtocolError:
+                assert seconds < 0.02, "nothing was sent"
+                return
+            held = Held().take(frames_of(response.content))
+            if held.response is None:
+                url = response.headers["durable-run-url"]
+                held.take(await read(client, url, **{"last-event-id": held.last_id or "0"}))
+        assert held.response["response"]["body"] == "done"
+        assert held.text == "some wordssome words"
+
+
+async def test_the_last_frame_is_the_same_for_all(engine: VirtualEngine) -> None:
+    @endpoint
+    async def elsewhere(request: Request) -> Response:
+        return Response(status_code=303, headers={"location": "next"})
+
+    async with engine.client(star(engine, Route("/r/x", elsewhere))) as client:
+        own = await client.get("/r/x", headers=SSE)
+        others = await read(client, own.headers["durable-run-url"])
+    assert frames_of(own.content)[-1] == others[-1]
+    assert others[-1].data["response"]["headers"]["location"] == "/r/next"
+
+
+async def test_a_result_that_cannot_be_kept_has_its_chunks_withdrawn_at_once(
+    engine: VirtualEngine,
+) -> None:
+    @endpoint(retries=0)
+    async def handler(request: Request) -> PlainTextResponse:
+        def bad() -> Any:
+            stream.push("from a")
+            return {1}
+
+        with pytest.raises(StepValueError):
+            await step.run("a", bad)
+        await step.run("b", lambda: stream.push("from b"))
+        return PlainTextResponse("x")
+
+    async with engine.client(one(engine, handler)) as client:
+        frames = await read(client, "/")
+    kinds = events_of(frames)
+    assert kinds[1:5] == ["stream", "rollback", "redirect_info", "stream"]
+    assert Held().take(frames).data == ["from b"]
+
+
+async def test_a_loss_of_power_may_take_the_whole_log(
+    engine: VirtualEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+    tries = 0
+
+    @endpoint
+    async def handler(request: Request) -> PlainTextResponse:
+        async def write() -> str:
+            nonlocal tries
+            tries += 1
+            stream.push(f"try {tries}")
+            await asyncio.sleep(0.01)
+            if tries == 1:
+                await gate.wait()
+            return "ok"
+
+        return PlainTextResponse(await step.run("a", write))
+
+    async with engine.client(one(engine, handler)) as client:
+        async with client.stream("GET", "/", headers=SSE) as response:
+            held, chunks = Held(), response.aiter_bytes()
+            while not held.data:
+                held.take(frames_of(await anext(chunks)))
+            await engine.crash()
+        assert isinstance(engine.store, MemoryStore)
+        row = engine.store._rows[run_id_of(response)]
+        row.records, row.stream = [], None
+        monkeypatch.setattr("durable_endpoints_server.recovery.is_same_boot", lambda *_: False)
+        await engine.start()
+        await engine.settle()
+        rest = await read(
+            client, response.headers["durable-run-url"], **{"last-event-id": str(held.last_id)}
+        )
+    assert held.take(rest).data == held.committed == ["try 2"]
+
+
+async def test_the_browsers_client_is_at_the_mount(engine: VirtualEngine) -> None:
+    app = FastAPI()
+    app.add_middleware(DurableEndpointsMiddleware, engine=engine)
+
+    @app.get("/x")
+    @endpoint
+    async def handler() -> str:
+        return "x"
+
+    async with engine.client(fast(engine)) as client:
+        found = await client.get("/wait/client.js", headers={"origin": "http://elsewhere"})
+        assert found.headers["content-type"] == "text/javascript; charset=utf-8"
+        assert found.headers["access-control-allow-origin"] == "*"
+        assert b"export" in found.content
+        tag = {"if-none-match": found.headers["etag"]}
+        assert (await client.get("/wait/client.js", headers=tag)).status_code == 304
+        assert (await client.head("/wait/client.js")).content == b""
+        assert (await client.delete("/wait/client.js")).status_code == 405
+    async with engine.client(app) as client:
+        assert (await client.get("/.durable/wait/client.js")).content == found.content
 
 
 def test_fastapi_is_told_nothing_new() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from durable_endpoints.protocol.errors import EngineClosedError, StorageError
 from durable_endpoints.protocol.ops import StepDone, StepKind
 from durable_endpoints.protocol.runs import Complete
 from durable_endpoints.protocol.step_ids import StepId, hash_name
-from durable_endpoints_server.engine.facts import Change, EventReceived
+from durable_endpoints_server.engine.facts import Change, EventReceived, Streamed, states
 from durable_endpoints_server.engine.model import Event, Status
+from durable_endpoints_server.engine.streams import Chunk, append, started
 from durable_endpoints_server.engine.transitions import decide, register
 from durable_endpoints_server.store.base import Lane, RefusedError
 from durable_endpoints_server.store.sqlite import SqliteStore
@@ -219,3 +221,111 @@ async def test_nothing_is_left_beside_the_file_after_closing(tmp_path: Path) -> 
     await store.run("r")
     await store.close()
     assert [path.name for path in tmp_path.iterdir()] == ["runs.db"]
+
+
+# Relaxed changes
+
+
+def relaxed(name: str) -> Change:
+    return event(name)._replace(is_relaxed=True)
+
+
+def pragma_of(store: SqliteStore) -> int:
+    """What the writing connection syncs: 1 `normal`, 2 `full`."""
+    return int(store._writer.execute("pragma synchronous").fetchone()[0])  # type: ignore[index]
+
+
+async def test_only_a_batch_that_is_relaxed_altogether_is_written_relaxed(
+    store: SqliteStore,
+) -> None:
+    pragmas = []
+    write = store._commits._write
+
+    def noted(changes: Any, is_relaxed: bool) -> Any:
+        found = write(changes, is_relaxed)
+        pragmas.append((len(changes), pragma_of(store)))
+        return found
+
+    store._commits._write = noted
+    await store.submit(event("durable")).wait()
+    await store.submit(relaxed("relaxed")).wait()
+    await store.submit(relaxed("relaxed too")).wait()
+    await store.submit(event("durable again")).wait()
+    store.submit(relaxed("one of a mixed batch"))
+    await store.submit(event("the other one")).wait()
+    await store.submit(relaxed("last")).wait()
+    assert pragmas == [(1, 2), (1, 1), (1, 1), (1, 2), (2, 2), (1, 1)]
+
+
+async def test_a_store_that_is_relaxed_altogether_stays_so(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "runs.db", "normal")
+    await store.submit(relaxed("relaxed")).wait()
+    await store.submit(event("durable")).wait()
+    assert pragma_of(store) == 1
+    await store.close()
+
+
+async def test_what_was_written_relaxed_is_synced_soon(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[float] = []
+    monkeypatch.setattr(
+        "durable_endpoints_server.store.sqlite.flush", lambda file: flushed.append(time.monotonic())
+    )
+    await store.submit(relaxed("relaxed")).wait()
+    written = time.monotonic()
+    async with asyncio.timeout(5):
+        while not flushed:
+            await asyncio.sleep(0.001)
+    assert 0 < flushed[0] - written < 1
+    await store.submit(event("durable")).wait()
+    await asyncio.sleep(0.1)
+    assert len(flushed) == 1, "a durable commit syncs by itself"
+    await store.submit(relaxed("at the end")).wait()
+    await store.close()
+    assert len(flushed) == 2
+
+
+async def test_a_sync_that_fails_is_told_and_tried_again(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("durable_endpoints_server.store.group_commit._SYNC_AGAIN", 0.01)
+    tries = 0
+
+    def flush(file: int) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("durable_endpoints_server.store.sqlite.flush", flush)
+    await store.submit(relaxed("relaxed")).wait()
+    async with asyncio.timeout(5):
+        while tries < 1:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.005)
+        assert not store.is_healthy
+        while tries < 3:
+            await asyncio.sleep(0.001)
+    await asyncio.sleep(0.1)
+    assert tries == 3
+    assert "could not be brought to the disk" in caplog.text
+
+
+async def test_a_hundred_thousand_chunks_are_read_page_by_page(store: SqliteStore) -> None:
+    """Each page costs what it holds, not what comes after it."""
+    decision = register(new_run("r"), "me", None, T0)
+    await store.submit(decision.change).wait()
+    chunks = [Chunk("s", 1, b"%d" % n) for n in range(100_000)]
+    stream, records = append(started(1), chunks)
+    fact = Streamed(tuple(records), stream)
+    await store.submit(Change((fact,), "r", 1, states(Status.RUNNING))).wait()
+    after, pages = 0, 0
+    began = time.perf_counter()
+    while (page := await store.stream_page("r", after, 256 * 1024)) and page.records:
+        assert page.records[0].position == after + 1
+        after = page.records[-1].last
+        pages += 1
+    assert after == 100_000
+    assert 30 < pages < 60
+    assert time.perf_counter() - began < 10
