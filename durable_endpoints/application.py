@@ -136,6 +136,7 @@ class Application:
         if self._end_of_grace is not None:
             self._end_of_grace.cancel()
         await self.engine.stop()
+        self._draining = False  # a test client may use the application once more
 
     def _hand_over(self) -> None:
         for door in list(self._inside):

@@ -40,6 +40,10 @@ from durable_endpoints.protocol.values import NotJsonError, round_trip
 from durable_endpoints.unwinding import CancelledInsideError
 
 
+class NeedsNewExecutionError(Exception):
+    """A body cannot be tried again in this execution, but in the next one it can."""
+
+
 class StepOptions(NamedTuple):
     """The settings of one step. None: the endpoint's, or no limit."""
 
@@ -216,6 +220,9 @@ async def run_step(
             began = time.perf_counter_ns()
             try:
                 value = await _run_body(execution, step, options, attempt, body, args, kwargs)
+            except NeedsNewExecutionError:
+                execution.give_up_try(step)
+                await execution.park_for_handover()
             except Exception as error:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
                 attempt = await fail(execution, step, attempt, error, elapsed, options)

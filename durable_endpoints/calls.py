@@ -15,7 +15,11 @@ from anyio.lowlevel import RunVar
 _THREADS = 64
 """Plain step functions that run at once. They have threads of their own: plain handlers, which wait
 for them, use those of the framework."""
+_SOURCES = 512
+"""Blocking sources that are read at once. They have others again, or many long streams would keep
+all steps waiting."""
 _limiter: RunVar[CapacityLimiter | None] = RunVar("durable_endpoints_limiter")
+_source_limiter: RunVar[CapacityLimiter | None] = RunVar("durable_endpoints_source_limiter")
 
 
 def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,6 +66,16 @@ async def call_in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any
     result = await anyio.to_thread.run_sync(bound, abandon_on_cancel=True, limiter=limiter)
     # `lambda: fetch(1)` is a plain function that gives a coroutine.
     return await result if inspect.isawaitable(result) else result
+
+
+async def read_in_thread(function: Callable[[], None]) -> None:
+    """Run what reads a blocking source in a worker thread. A cancelled call does not wait for
+    it."""
+    limiter = _source_limiter.get(None)
+    if limiter is None:
+        limiter = CapacityLimiter(_SOURCES)
+        _source_limiter.set(limiter)
+    await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=limiter)
 
 
 async def call_here(function: Callable[..., Any], *args: Any) -> Any:

@@ -88,6 +88,7 @@ class Execution:
         "_max_steps",
         "_parking",
         "_path_params",
+        "_pipes",
         "_quiet",
         "_recorded",
         "_request",
@@ -155,6 +156,7 @@ class Execution:
         self._inherited = unacknowledged
         self._recorded = unacknowledged
         self._acknowledged = 0
+        self._pipes = 0
         self._bodies: set[asyncio.Task[Any]] = set()
         self._parking = Parking(self._loop)
         self._signals: tuple[Suspended, ...] = ()
@@ -288,6 +290,11 @@ class Execution:
         except LostRunError:
             pass  # the session tells in its own way
 
+    def name_pipe(self) -> str:
+        """The name of the step that a pipe outside a step makes: by the order of the calls."""
+        self._pipes += 1
+        return "stream.pipe" if self._pipes == 1 else f"stream.pipe {self._pipes}"
+
     def withdraw(self, step: StepId) -> None:
         """What this try of a step has streamed is not followed by an outcome: withdraw it."""
         try:
@@ -358,7 +365,7 @@ class Execution:
         """Begin a body as soon as that is possible: what came before it is on disk."""
         while not self.try_start():
             if self._draining:
-                await self._park("", for_handover=True)
+                await self.park_for_handover()
             recorded = self._recorded
             self._parking.begin()
             try:
@@ -422,6 +429,10 @@ class Execution:
         if not self.is_open:
             await self.refuse()
         return await self._park(record.id.hash)
+
+    async def park_for_handover(self) -> None:
+        """Wait until nothing else goes on in this execution, and let another one begin then."""
+        await self._park("", for_handover=True)
 
     async def take(self, record: StepRecord) -> Any:
         """The remembered result of a final step, when its turn has come."""

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from inspect import isawaitable
 from typing import Any
 
-from durable_endpoints.calls import call_in_thread, unwrap
+from durable_endpoints.calls import call_in_thread, read_in_thread, unwrap
 from durable_endpoints.deltas import Text
 from durable_endpoints.errors import UsageError
 
@@ -42,7 +42,7 @@ async def texts(source: Source) -> AsyncIterator[str]:
             await _close(opened)
     else:
         pump = _Pump(opened, _iterator(opened))
-        reading = asyncio.ensure_future(call_in_thread(pump.run))
+        reading = asyncio.ensure_future(read_in_thread(pump.run))
         reading.add_done_callback(lambda _: pump.wake())
         try:
             while items := await pump.take(reading):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from durable_endpoints._context import current
+from durable_endpoints.bodies import NeedsNewExecutionError
 from durable_endpoints.errors import NotInRunError, StepValueError, UsageError
 from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.protocol.streams import OUTSIDE
@@ -12,9 +13,6 @@ from durable_endpoints.protocol.values import NotJsonError, encode
 from durable_endpoints.sources import Source, blocking_texts, texts
 from durable_endpoints.step import step
 from durable_endpoints.where import on_event_loop
-
-STEP_NAME = "stream.pipe"
-"""The step that `pipe` makes where there is none."""
 
 
 class _Sink(NamedTuple):
@@ -43,14 +41,12 @@ class _Once:
 
     @staticmethod
     def source_of(source: Source) -> Source:
-        """The source itself. Raises if it has been read by an earlier try."""
+        """The source itself. Raises if an earlier try has read it: the handler has to make a new
+        one."""
         if not isinstance(source, _Once):
             return source
         if source._is_used and not callable(source._source):
-            raise RuntimeError(
-                "the source of stream.pipe was used up by the try before this one: give it a "
-                "callable that opens the source"
-            )
+            raise NeedsNewExecutionError
         source._is_used = True
         return source._source
 
@@ -66,7 +62,7 @@ class SyncStream:
                 "stream.sync.pipe would block the event loop: write `await stream.pipe(…)`"
             )
         if sink is not None and sink.scope is None:
-            return step.sync.run(STEP_NAME, self.pipe, _Once(source))
+            return step.sync.run(sink.execution.name_pipe(), self.pipe, _Once(source))
         pieces: list[str] = []
         for text in blocking_texts(_Once.source_of(source)):
             pieces.append(text)
@@ -112,13 +108,13 @@ class Stream:
         (give the stream itself: its plain text, such as Anthropic's `text_stream`, does not show
         that). A client that leaves changes nothing. Waits when the source is faster than the disk.
 
-        Outside a step it makes one of its own, named `stream.pipe`: a replay has the text from
-        memory, and does not ask the source for it again. Outside any request it just returns the
-        text.
+        Outside a step it makes one of its own, named `stream.pipe`, `stream.pipe 2` … : a replay
+        has the text from memory, and does not ask the source for it again. Outside any request it
+        just returns the text.
         """
         sink = _sink("stream.pipe")
         if sink is not None and sink.scope is None:
-            return await step.run(STEP_NAME, self.pipe, _Once(source))
+            return await step.run(sink.execution.name_pipe(), self.pipe, _Once(source))
         pieces: list[str] = []
         async for text in texts(_Once.source_of(source)):
             pieces.append(text)

@@ -18,6 +18,7 @@ from durable_endpoints import opening, sending
 from durable_endpoints._context import current
 from durable_endpoints.annotations import check_function
 from durable_endpoints.bodies import (
+    NeedsNewExecutionError,
     StepOptions,
     fail,
     first_attempt,
@@ -183,6 +184,9 @@ def _run(
             began = time.perf_counter_ns()
             try:
                 value = _run_body(execution, step, attempt, body, args, kwargs)
+            except NeedsNewExecutionError:
+                execution.give_up_try_soon(step)
+                _on_loop(execution, Execution.park_for_handover)
             except Exception as error:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
                 attempt = _on_loop(execution, fail, step, attempt, error, elapsed, options)

@@ -23,8 +23,6 @@ from durable_endpoints_server.streams import Kept, Streams, resolve
 
 _PAGE = 1024 * 1024
 """What is read from the log in one go: about as many bytes of frames."""
-_RECORDS = 32
-"""The same in records, for the chunks of one step."""
 
 
 class Start(NamedTuple):
@@ -220,7 +218,7 @@ class Reader:
         record, at, number = commit
         while True:
             found = await self._streams.store.step_chunks(
-                self._run_id, record.step, at, record.position, _RECORDS
+                self._run_id, record.step, at, record.position, _PAGE
             )
             if not found:
                 self._commit, self._passed, self._position = None, 0, record.position

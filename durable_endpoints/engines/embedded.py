@@ -170,9 +170,16 @@ class EmbeddedEngine:
         return clock.call_at(clock.now() + delay, callback).cancel
 
     def add_executor(self, root_path: str, executor: Executor, is_whole: bool) -> None:
-        self._executors.setdefault(root_path, executor)
+        if self._executors.get(root_path, executor) != executor:
+            logger.warning(
+                "two applications of this process share the database %s: what is still to be done "
+                "for requests of either goes on in the one that was started last. Give each one a "
+                "database of its own",
+                self._settings.database,
+            )
+        self._executors[root_path] = executor
         if is_whole:
-            self._default = self._default or executor
+            self._default = executor
         if self._host is not None:
             self._host.dispatcher.set_executor(self._execute, self._can_execute)
 

@@ -206,10 +206,10 @@ class Store(Protocol):
         ...
 
     async def step_chunks(
-        self, run_id: str, step: str, first: int, before: int, limit: int
+        self, run_id: str, step: str, first: int, before: int, size: int
     ) -> list[StreamRecord]:
-        """Records with chunks of one step: the first `limit` of those at the positions from `first`
-        to before `before`."""
+        """Records with chunks of one step, at the positions from `first` to before `before`: the
+        first that weigh about `size` together, one at least if there is one."""
         ...
 
     async def key_holder(self, key: str) -> KeyHolder | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from durable_endpoints.protocol.ops import StepKind, StepRecord
@@ -220,12 +220,8 @@ class MemoryStore:
         row = self._rows.get(run_id)
         if row is None:
             return None
-        records: list[StreamRecord] = []
-        for record in row.records[bisect(row.records, after, key=lambda record: record.last) :]:
-            if size <= 0:
-                break
-            records.append(record)
-            size -= record.weight
+        begin = bisect(row.records, after, key=lambda record: record.last)
+        records = _that_weigh(size, row.records[begin:])
         stream = row.stream if row.stream is not None else Stream()
         return StreamPage(row.run.status, stream.tail, stream.handed_over, records)
 
@@ -241,15 +237,18 @@ class MemoryStore:
         ]
 
     async def step_chunks(
-        self, run_id: str, step: str, first: int, before: int, limit: int
+        self, run_id: str, step: str, first: int, before: int, size: int
     ) -> list[StreamRecord]:
-        return [
-            record
-            for record in self._records(run_id)
-            if first <= record.position < before
-            and record.kind is RecordKind.DATA
-            and record.step == step
-        ][:limit]
+        return _that_weigh(
+            size,
+            (
+                record
+                for record in self._records(run_id)
+                if first <= record.position < before
+                and record.kind is RecordKind.DATA
+                and record.step == step
+            ),
+        )
 
     async def ended(self, run_id: str) -> Ended | None:
         row = self._rows.get(run_id)
@@ -400,6 +399,16 @@ class MemoryStore:
             for row in self._ended_before(instant)
             if row.ended is not None and row.ended.until_delivered and not row.omitted
         ]
+
+
+def _that_weigh(size: int, records: Iterable[StreamRecord]) -> list[StreamRecord]:
+    found: list[StreamRecord] = []
+    for record in records:
+        if size <= 0:
+            break
+        found.append(record)
+        size -= record.weight
+    return found
 
 
 def _recounted(row: _Row) -> Run:

@@ -95,10 +95,18 @@ class SqliteReader:
         return [Rollback(*doc) for doc in await self._list("rollbacks", run_id=run_id)]
 
     async def step_chunks(
-        self, run_id: str, step: str, first: int, before: int, limit: int
+        self, run_id: str, step: str, first: int, before: int, size: int
     ) -> list[StreamRecord]:
-        values = {"run_id": run_id, "step": step, "first": first, "before": before, "limit": limit}
-        return [read_record(doc) for doc in await self._list("step_chunks", **values)]
+        docs = await self._list(
+            "step_chunks",
+            run_id=run_id,
+            step=step,
+            first=first,
+            before=before,
+            size=size,
+            limit=_PAGE_RECORDS,
+        )
+        return [read_record(doc) for doc in docs]
 
     async def ended(self, run_id: str) -> Ended | None:
         row = await self._ask_soon("ended", run_id=run_id)

@@ -66,15 +66,23 @@ select json_group_array(json_array(position, step, first) order by position)
 from chunks where run_id = :run_id and kind = 3
 
 -- name: step_chunks
--- The chunks of one step from `:first` to before `:before`, some records at a time.
+-- The chunks of one step from `:first` to before `:before`: as many records as weigh `:size`
+-- together, and one at least.
+with
+    candidates (position, size) as (
+        select position, size from chunks
+        where run_id = :run_id and position >= :first and position < :before
+            and kind = 1 and step = :step
+        order by position limit :limit
+    ),
+    chosen (position, before) as (
+        select position, sum(size) over (order by position) - size from candidates
+    )
 select json_group_array(
     json_array(position, count, kind, step, attempt, first, cast(data as text)) order by position
-) from (
-    select * from chunks
-    where run_id = :run_id and position >= :first and position < :before
-        and kind = 1 and step = :step
-    order by position limit :limit
 )
+from chunks
+where run_id = :run_id and position in (select position from chosen where before < :size)
 
 -- name: key_holder
 select id, key_scope, fingerprint from runs where idempotency_key = :key

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import Depends, FastAPI, HTTPException
 from starlette.applications import Starlette
@@ -26,7 +28,7 @@ from durable_endpoints import (
     remember,
     step,
 )
-from durable_endpoints.testing import VirtualEngine
+from durable_endpoints.testing import AppTransport, VirtualEngine
 from durable_endpoints_server.engine.model import Status
 from tests.durable_endpoints.helpers import fast, follow, one, run_id_of
 
@@ -576,3 +578,45 @@ async def test_a_reentry_with_a_background_task_logs_no_error(
         assert (await follow(engine, client, response.headers["location"], "1h")).text == "x"
         await asyncio.sleep(0.1)
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_an_application_can_be_used_again_after_its_end(tmp_path: Path) -> None:
+    """As tests do: with its lifespan, and then without."""
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        return PlainTextResponse(await step.run("a", lambda: "done"))
+
+    app = Starlette(
+        routes=[Route("/", handler), Mount("/wait", endpoint_proxy())],
+        middleware=[Middleware(DurableEndpointsMiddleware, database=str(tmp_path / "runs.db"))],
+    )
+    for _ in range(2):
+        with TestClient(app) as client:
+            assert client.get("/", follow_redirects=False).text == "done"
+        assert TestClient(app).get("/", follow_redirects=False).text == "done"
+
+
+async def test_of_two_applications_on_one_engine_the_last_one_goes_on(
+    engine: VirtualEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in tests that make an application each; and whoever does so by mistake is told."""
+
+    def make(name: str) -> Any:
+        @endpoint
+        async def handler(request: Request) -> Response:
+            await step.sleep("z", "1s")
+            return PlainTextResponse(name)
+
+        return one(engine, handler)
+
+    for name in ("first", "second"):
+        app = make(name)
+        async with httpx.AsyncClient(
+            transport=AppTransport(app), base_url="http://testserver", timeout=10
+        ) as client:
+            location = (await client.get("/")).headers["location"]
+            await engine.advance("1s")
+            assert (await client.get(location)).text == name
+    assert "two applications of this process share the database" in caplog.text
+    await engine.stop()
