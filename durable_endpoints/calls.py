@@ -58,14 +58,44 @@ async def call_in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any
 
     A cancelled call does not wait for its thread, which cannot be stopped.
     """
-    bound = functools.partial(function, *args, **kwargs)
+    work = _Work(functools.partial(function, *args, **kwargs))
     limiter = _limiter.get(None)
     if limiter is None:
         limiter = CapacityLimiter(_THREADS)
         _limiter.set(limiter)
-    result = await anyio.to_thread.run_sync(bound, abandon_on_cancel=True, limiter=limiter)
+    try:
+        result = await anyio.to_thread.run_sync(work.run, abandon_on_cancel=True, limiter=limiter)
+    except BaseException:
+        work.abandon()
+        raise
     # `lambda: fetch(1)` is a plain function that gives a coroutine.
     return await result if inspect.isawaitable(result) else result
+
+
+class _Work:
+    """A call in a thread, which may be abandoned: then nobody awaits the coroutine that it gives,
+    and Python would complain about that."""
+
+    __slots__ = ("_call", "_is_abandoned", "_result")
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self._result: Any = None
+        self._is_abandoned = False
+
+    def run(self) -> Any:
+        self._result = result = self._call()
+        if self._is_abandoned:
+            self._close()
+        return result
+
+    def abandon(self) -> None:
+        self._is_abandoned = True
+        self._close()
+
+    def _close(self) -> None:
+        if inspect.iscoroutine(self._result):
+            self._result.close()
 
 
 async def read_in_thread(function: Callable[[], None]) -> None:
