@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Scope
 
+from durable_endpoints.client_module import CLIENT
 from durable_endpoints.door import Door, Outside
 from durable_endpoints.engines.base import Engine, Reentry
 from durable_endpoints.errors import EngineError
@@ -16,7 +17,7 @@ from durable_endpoints.execution import Departure
 from durable_endpoints.hooks import Hook
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.patience import Queues
-from durable_endpoints.proxy import CLIENT, EndpointProxy
+from durable_endpoints.proxy import EndpointProxy
 from durable_endpoints.reentry import Pass
 from durable_endpoints.routes import RouteTable, path_in_app, root_template
 from durable_endpoints.settings import Settings

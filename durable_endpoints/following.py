@@ -19,12 +19,12 @@ from starlette.responses import Response
 from starlette.types import Send
 
 from durable_endpoints import answers
-from durable_endpoints.engines.base import Engine, Outcome, StreamStart
+from durable_endpoints.engines.base import Engine, Outcome
 from durable_endpoints.errors import EngineError
 from durable_endpoints.event_stream import EventStream
 from durable_endpoints.protocol.frames import response_frame
 from durable_endpoints.protocol.messages import Headers, StoredResponse
-from durable_endpoints.protocol.streams import Silence
+from durable_endpoints.protocol.streams import Silence, StreamStart
 from durable_endpoints.requests import header
 
 if TYPE_CHECKING:

@@ -13,9 +13,6 @@ stream instead (`following.py`).
 
 from __future__ import annotations
 
-from functools import cache
-from hashlib import sha256
-from importlib.resources import files
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -26,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from durable_endpoints import answers
 from durable_endpoints.answers import problem, send_response
+from durable_endpoints.client_module import CLIENT, client_module
 from durable_endpoints.door import SCOPE_KEY, Door, Outside
 from durable_endpoints.engines.base import Engine, Outcome
 from durable_endpoints.errors import EngineError
@@ -42,8 +40,6 @@ PATIENCE = 50_000
 TURNS = 8
 """How often a client is sent back to wait again."""
 
-CLIENT = "/client.js"
-"""Where, below the mount, the browser's client is."""
 _METHODS = ("GET", "HEAD", "DELETE", "OPTIONS")
 _ENDED = ("completed", "failed", "cancelled", "parked")
 
@@ -101,7 +97,7 @@ async def wait_for_run(
         await _send(response, scope, send, cross_origin)
         return
     if scope["path"].endswith(CLIENT):
-        await _send(_client_module(scope), scope, send, cross_origin)
+        await _send(client_module(scope), scope, send, cross_origin)
         return
     query = QueryParams(scope["query_string"])
     run_id, token = query.get("runId", ""), query.get("token", "")
@@ -162,22 +158,6 @@ async def _cancel(engine: Engine, run_id: str, grant: Grant) -> Response:
         return problem(409, "run_ended", detail, headers, run_id=run_id, status=outcome.status)
     body = orjson.dumps({"run_id": run_id, "status": "cancelled"})
     return Response(body, 200, headers, "application/json")
-
-
-def _client_module(scope: Scope) -> Response:
-    body, tag = _client_js()
-    headers = {"ETag": tag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-    if scope["method"] == "DELETE":
-        return problem(405, "method_not_allowed", "This is a file.", {"Allow": "GET, HEAD"})
-    if any(name == b"if-none-match" and tag.encode() in value for name, value in scope["headers"]):
-        return Response(status_code=304, headers=headers)
-    return Response(body, 200, headers, "text/javascript")
-
-
-@cache
-def _client_js() -> tuple[bytes, str]:
-    body = (files("durable_endpoints.browser") / "client.js").read_bytes()
-    return body, f'"{sha256(body).hexdigest()[:32]}"'
 
 
 def _refusal(run_id: str, token: str) -> Response:

@@ -38,9 +38,8 @@ class RequesterStream:
         self._headers = headers
         self._redirect = redirect
         self._until_gone = until_gone
-        self._is_gone = False
+        self._is_gone = self._is_finished = False
         self._begun: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._finished = asyncio.Event()
         self._decided = asyncio.Event()
         """Set once it is finished, or its client has left."""
         self._until = 0
@@ -67,7 +66,7 @@ class RequesterStream:
         end."""
         self._last, self._until, self._is_elsewhere = last, until, is_elsewhere
         self._on_sent = on_sent
-        self._finished.set()
+        self._is_finished = True
         self._decided.set()
         self._stream.reader.poke()
 
@@ -127,7 +126,7 @@ class RequesterStream:
     def _is_done(self) -> bool:
         if self._is_gone:
             return True
-        return self._finished.is_set() and self._stream.reader.position >= self._until
+        return self._is_finished and self._stream.reader.position >= self._until
 
     def _owes_redirect(self) -> bool:
         """The first step has ended, and is on disk: from now on a client can go on elsewhere."""

@@ -17,6 +17,7 @@ from durable_endpoints.protocol.ops import (
     StepState,
 )
 from durable_endpoints.protocol.runs import Complete, Fail, Listener
+from durable_endpoints.protocol.streams import StreamStart
 from durable_endpoints_server.clock import Alarm
 from durable_endpoints_server.engine.facts import (
     Change,
@@ -40,7 +41,7 @@ from durable_endpoints_server.engine.transitions import (
 )
 from durable_endpoints_server.live_stream import LiveStream
 from durable_endpoints_server.store.base import Lane, RefusedError, Ticket
-from durable_endpoints_server.stream_reader import Reader, Start
+from durable_endpoints_server.stream_reader import Reader
 
 if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
@@ -221,7 +222,9 @@ class LiveRun:
         self.open_stream()
         assert self._stream is not None
         stream = self._stream
-        return Reader(self._host.streams, self.id, Start(), limit=lambda: stream.stream.handed_over)
+        return Reader(
+            self._host.streams, self.id, StreamStart(), limit=lambda: stream.stream.handed_over
+        )
 
     def submit(self, change: Change) -> Ticket:
         """Queue a change in this execution's lane."""

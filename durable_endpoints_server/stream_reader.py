@@ -16,28 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from durable_endpoints.protocol.frames import committed_frames, record_frames
-from durable_endpoints.protocol.streams import RecordKind, Silence, StreamRecord
+from durable_endpoints.protocol.streams import RecordKind, Silence, StreamRecord, StreamStart
 from durable_endpoints_server.engine.model import Status
 from durable_endpoints_server.store.base import NO_RECORDS, Rollback, StreamPage
 from durable_endpoints_server.streams import Kept, Streams, resolve
 
 _PAGE = 1024 * 1024
 """What is read from the log in one go: about as many bytes of frames."""
-
-
-class Start(NamedTuple):
-    """What a reader wants."""
-
-    after: int = 0
-    """The last position it has."""
-    passed: int = 0
-    """How many of the chunks that are committed at the next position it has as well: only where
-    it wants `committed` ones."""
-    committed: bool = False
-    """Only what is committed, where and when it is."""
-    skips_sync: bool = False
-    """Begin where the execution that the client's own request drove has left the log, once it
-    has."""
 
 
 class Reader:
@@ -47,7 +32,7 @@ class Reader:
         self,
         streams: Streams,
         run_id: str,
-        start: Start,
+        start: StreamStart,
         limit: Callable[[], int | None] = lambda: None,
     ) -> None:
         """`limit` tells the last position that it may have, once that is known."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
 from durable_endpoints.protocol.ops import NewEvent, StepOp, StepRecord
 from durable_endpoints.protocol.runs import Complete, Fail, Listener, NewRun
-from durable_endpoints.protocol.streams import Silence
+from durable_endpoints.protocol.streams import Silence, StreamStart
 from durable_endpoints.protocol.tokens import Grant
 
 
@@ -89,11 +89,6 @@ class Session(Protocol):
         """
         ...
 
-    def open_stream(self) -> None:
-        """Keep a stream log from the beginning, and not only from the first chunk on: a client
-        follows it."""
-        ...
-
     def push(self, step: str, attempt: int, values: list[bytes]) -> None:
         """Stream chunks, JSON values, of one try of a step (by its hash), or of none. From any
         thread; never waits.
@@ -127,7 +122,8 @@ class Session(Protocol):
         ...
 
     def read_stream(self) -> StreamReader:
-        """Read what this execution streams, and no later one."""
+        """Read what this execution streams, and no later one. Its stream log is kept from then on,
+        and not only from the first chunk."""
         ...
 
     async def suspend(self) -> None:
@@ -145,19 +141,6 @@ class Session(Protocol):
     async def abandon(self) -> None:
         """The store failed: let another execution begin once it works again."""
         ...
-
-
-class StreamStart(NamedTuple):
-    """What a reader of a stream wants."""
-
-    after: int = 0
-    """The last position it has."""
-    passed: int = 0
-    """How many of the chunks that are committed at the next position it has as well."""
-    committed: bool = False
-    """Only chunks that are committed, where and when they are."""
-    skips_sync: bool = False
-    """Only what follows once the execution that the client's own request drove has ended."""
 
 
 class StreamReader(Protocol):

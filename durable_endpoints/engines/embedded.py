@@ -23,14 +23,13 @@ from durable_endpoints.engines.base import (
     Reentry,
     Session,
     StreamReader,
-    StreamStart,
 )
 from durable_endpoints.errors import ConfigurationError, EngineClosedError
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
 from durable_endpoints.protocol.ops import NewEvent
 from durable_endpoints.protocol.runs import Fail, NewRun
-from durable_endpoints.protocol.streams import Silence
+from durable_endpoints.protocol.streams import Silence, StreamStart
 from durable_endpoints.protocol.tokens import Grant
 from durable_endpoints.sealing import Keyring, UnsealError, key_file
 from durable_endpoints.settings import Settings
@@ -45,7 +44,7 @@ from durable_endpoints_server.store.location import sqlite_path
 from durable_endpoints_server.store.ownership import DispatcherRole
 from durable_endpoints_server.store.sqlite import SqliteStore
 from durable_endpoints_server.store.sqlite_inbox import leave_message
-from durable_endpoints_server.stream_reader import Reader, Start
+from durable_endpoints_server.stream_reader import Reader
 from durable_endpoints_server.waiters import is_settled
 
 logger = logging.getLogger("durable_endpoints")
@@ -226,8 +225,8 @@ class EmbeddedEngine:
 
     def read_stream(self, run_id: str, start: StreamStart) -> StreamReader:
         if self._users:
-            return Reader(self.host.streams, run_id, Start(*start))
-        return _TakingOver(self.host, run_id, Start(*start))
+            return Reader(self.host.streams, run_id, start)
+        return _TakingOver(self.host, run_id, start)
 
     async def stream_tail(self, run_id: str) -> int:
         page = await self.host.store.stream_page(run_id, NO_RECORDS, 1)
@@ -307,7 +306,7 @@ class _TakingOver(Reader):
     """A reader where no lifespan keeps the services running: when the loop of the request that they
     run on has ended, they go on here."""
 
-    def __init__(self, host: Host, run_id: str, start: Start) -> None:
+    def __init__(self, host: Host, run_id: str, start: StreamStart) -> None:
         super().__init__(host.streams, run_id, start)
         self._host = host
 

@@ -35,6 +35,21 @@ class Silence(Enum):
     ELSEWHERE = "this process is about to end: ask again, where the run goes on"
 
 
+class StreamStart(NamedTuple):
+    """What a reader wants."""
+
+    after: int = 0
+    """The last position it has."""
+    passed: int = 0
+    """How many of the chunks that are committed at the next position it has as well: only where
+    it wants `committed` ones."""
+    committed: bool = False
+    """Only what is committed, where and when it is."""
+    skips_sync: bool = False
+    """Begin where the execution that the client's own request drove has left the log, once it
+    has."""
+
+
 class StreamRecord(NamedTuple):
     """One record of the log."""
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from durable_endpoints.protocol.ops import StepDone, StepKind, StepRetry
 from durable_endpoints.protocol.runs import Complete, NewRun
 from durable_endpoints.protocol.step_ids import StepId, hash_name
-from durable_endpoints.protocol.streams import OUTSIDE, Silence
+from durable_endpoints.protocol.streams import OUTSIDE, Silence, StreamStart
 from durable_endpoints_server.engine.facts import Change, Streamed, states
 from durable_endpoints_server.engine.model import Policy, Status
 from durable_endpoints_server.engine.streams import Chunk, append, follow, started
@@ -30,7 +30,7 @@ from durable_endpoints_server.engine.transitions import (
 from durable_endpoints_server.store.base import Store
 from durable_endpoints_server.store.memory import MemoryStore
 from durable_endpoints_server.store.sqlite import SqliteStore
-from durable_endpoints_server.stream_reader import Reader, Start
+from durable_endpoints_server.stream_reader import Reader
 from durable_endpoints_server.streams import Streams
 from tests.durable_endpoints.streams import Frame, Held, frames_of
 
@@ -117,7 +117,7 @@ class Follower:
     async def read(self, most: int) -> bool:
         """Read some; False when the run is over."""
         if self.reader is None:
-            self.reader = Reader(self.history.streams, RUN, Start(self.position))
+            self.reader = Reader(self.history.streams, RUN, StreamStart(self.position))
         for _ in range(most):
             found = await self.reader.next(0)
             if isinstance(found, Silence):
@@ -153,7 +153,7 @@ async def play(store: Store, script: list[tuple[str, int, int]]) -> None:
     history = History(store)
     await history.registered.wait()
     followers = [Follower(history) for _ in range(3)]
-    committed = Reader(history.streams, RUN, Start(committed=True))
+    committed = Reader(history.streams, RUN, StreamStart(committed=True))
     final = Held()
     for item in script:
         if item[0] == "read":
@@ -212,7 +212,7 @@ async def history_of(*script: tuple[str, int, int]) -> History:
     return history
 
 
-async def read_all(history: History, start: Start) -> list[Frame]:
+async def read_all(history: History, start: StreamStart) -> list[Frame]:
     reader = Reader(history.streams, RUN, start)
     frames: list[Frame] = []
     while not isinstance(found := await reader.next(0), Silence):
@@ -227,33 +227,33 @@ def ids(frames: list[Frame]) -> list[Any]:
 
 async def test_who_joins_late_is_spared_what_was_withdrawn() -> None:
     history = await history_of(("push", 0, 3), ("retry", 0, 1), ("push", 0, 2), ("done", 0, 1))
-    assert ids(await read_all(history, Start())) == ["5", "6", "7"]
+    assert ids(await read_all(history, StreamStart())) == ["5", "6", "7"]
     # Who has a part of it is told of the rollback, and spared the rest.
-    assert ids(await read_all(history, Start(2))) == ["4", "5", "6", "7"]
-    assert ids(await read_all(history, Start(3))) == ["4", "5", "6", "7"]
-    assert ids(await read_all(history, Start(4))) == ["5", "6", "7"]
+    assert ids(await read_all(history, StreamStart(2))) == ["4", "5", "6", "7"]
+    assert ids(await read_all(history, StreamStart(3))) == ["4", "5", "6", "7"]
+    assert ids(await read_all(history, StreamStart(4))) == ["5", "6", "7"]
 
 
 async def test_who_joins_in_the_middle_of_a_record_gets_the_rest_of_it() -> None:
     history = await history_of(("push", 0, 4))
-    assert ids(await read_all(history, Start(2))) == ["3", "4"]
+    assert ids(await read_all(history, StreamStart(2))) == ["3", "4"]
 
 
 async def test_the_view_of_what_is_committed_can_be_resumed_anywhere() -> None:
     script = [("push", 0, 3), ("push", 1, 2), ("retry", 1, 1), ("push", 1, 2), ("done", 1, 1)]
     history = await history_of(*script, ("push", 0, 2), ("done", 0, 1), ("push", 2, 1))
-    whole = await read_all(history, Start(committed=True))
+    whole = await read_all(history, StreamStart(committed=True))
     assert ids(whole) == ["9.1", "9.2", "9", "12.1", "12.2", "12.3", "12.4", "12.5", "12"]
     assert [f.data.get("data") for f in whole] == [6, 7, None, 1, 2, 3, 8, 9, None]
     for n, frame in enumerate(whole):
         at, _, passed = (frame.id or "").partition(".")
-        start = Start(int(at) - bool(passed), int(passed or 0), committed=True)
+        start = StreamStart(int(at) - bool(passed), int(passed or 0), committed=True)
         assert await read_all(history, start) == whole[n + 1 :]
 
 
 async def test_it_waits_for_what_comes() -> None:
     history = await history_of()
-    reader = Reader(history.streams, RUN, Start())
+    reader = Reader(history.streams, RUN, StreamStart())
     assert await reader.next(1) is Silence.YET
     reading = asyncio.ensure_future(reader.next(5_000))
     await asyncio.sleep(0.01)
@@ -276,7 +276,7 @@ async def test_it_waits_for_what_comes() -> None:
 
 async def test_after_sync_begins_where_the_first_execution_left() -> None:
     history = await history_of(("push", 0, 2))
-    reader = Reader(history.streams, RUN, Start(skips_sync=True))
+    reader = Reader(history.streams, RUN, StreamStart(skips_sync=True))
     assert reader.id == ""
     assert await reader.next(1) is Silence.YET
     await history.act(("release", 0, 1))
@@ -291,7 +291,7 @@ async def test_who_falls_behind_reads_the_log(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("durable_endpoints_server.streams._KEPT", 300)
     monkeypatch.setattr("durable_endpoints_server.stream_reader._PAGE", 200)
     history = await history_of()
-    reader = Reader(history.streams, RUN, Start())
+    reader = Reader(history.streams, RUN, StreamStart())
     assert await reader.next(0) is Silence.YET
     for _ in range(20):
         await history.push(STEPS[0], 3)
@@ -308,15 +308,15 @@ async def test_after_sync_passes_over_a_sync_phase_of_any_size(
     monkeypatch.setattr("durable_endpoints_server.stream_reader._PAGE", 200)
     history = await history_of(*[("push", 0, 4)] * 10, ("done", 0, 1), ("release", 0, 1))
     await history.push(STEPS[1], 2)
-    assert ids(await read_all(history, Start(skips_sync=True))) == ["42", "43"]
+    assert ids(await read_all(history, StreamStart(skips_sync=True))) == ["42", "43"]
     await history.act(("done", 1, 1))
     await history.do(Complete(200, None))
-    assert ids(await read_all(history, Start(skips_sync=True))) == ["42", "43", "44"]
+    assert ids(await read_all(history, StreamStart(skips_sync=True))) == ["42", "43", "44"]
 
 
 async def test_a_reader_with_a_limit_gets_nothing_beyond_it() -> None:
     history = await history_of(("push", 0, 2), ("done", 0, 1), ("release", 0, 1))
-    reader = Reader(history.streams, RUN, Start(), limit=lambda: history.stream.handed_over)
+    reader = Reader(history.streams, RUN, StreamStart(), limit=lambda: history.stream.handed_over)
     await history.push(STEPS[0], 5)
     assert ids(frames_of(await reader.next(0))) == ["1", "2", "3"]  # type: ignore[arg-type]
     for _ in range(3):
