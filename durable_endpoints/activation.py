@@ -174,6 +174,7 @@ def _execution(
         request,
         door.scope.get("path_params", {}),
         application.hooks,
+        application.around,
         unacknowledged,
     )
     door.execution = execution

@@ -14,7 +14,7 @@ from durable_endpoints.door import Door, Outside
 from durable_endpoints.engines.base import Engine, Reentry
 from durable_endpoints.errors import EngineError
 from durable_endpoints.execution import Departure
-from durable_endpoints.hooks import Hook
+from durable_endpoints.hooks import Around, Hook
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.patience import Queues
 from durable_endpoints.proxy import EndpointProxy
@@ -46,6 +46,7 @@ class Application:
         self.settings = settings
         self.defaults = defaults
         self.hooks = tuple(hooks)
+        self.around = Around.among(self.hooks)
         self.state: Mapping[str, Any] = {}
         """The application's lifespan state, for requests that are re-entered."""
         self.routes: RouteTable | None = None

@@ -7,6 +7,7 @@ event loop, the body in between runs wherever its caller is.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -250,6 +251,12 @@ async def _run_body(
     scope, place = StepScope(execution, step, attempt), current.place
     current.place = scope
     try:
+        if execution.around.step:
+            info, inner = (
+                StepInfo(str(step), attempt),
+                functools.partial(call, body, *args, **kwargs),
+            )
+            body, args, kwargs = execution.around.wrap_step(execution.info, info, inner), (), {}
         if options.timeout is not None:
             return await _within(options.timeout, step, call(body, *args, **kwargs))
         if is_async(body):

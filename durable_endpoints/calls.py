@@ -18,8 +18,13 @@ for them, use those of the framework."""
 _SOURCES = 512
 """Blocking sources that are read at once. They have others again, or many long streams would keep
 all steps waiting."""
-_limiter: RunVar[CapacityLimiter | None] = RunVar("durable_endpoints_limiter")
-_source_limiter: RunVar[CapacityLimiter | None] = RunVar("durable_endpoints_source_limiter")
+_HANDLERS = 512
+"""Plain handlers that run at once inside hooks. The framework lets fewer of them run at once."""
+
+_Limiter = RunVar[CapacityLimiter | None]
+_limiter: _Limiter = RunVar("durable_endpoints_limiter")
+_source_limiter: _Limiter = RunVar("durable_endpoints_source_limiter")
+_handler_limiter: _Limiter = RunVar("durable_endpoints_handler_limiter")
 
 
 def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,10 +64,7 @@ async def call_in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any
     A cancelled call does not wait for its thread, which cannot be stopped.
     """
     work = _Work(functools.partial(function, *args, **kwargs))
-    limiter = _limiter.get(None)
-    if limiter is None:
-        limiter = CapacityLimiter(_THREADS)
-        _limiter.set(limiter)
+    limiter = _limiter_of(_limiter, _THREADS)
     try:
         result = await anyio.to_thread.run_sync(work.run, abandon_on_cancel=True, limiter=limiter)
     except BaseException:
@@ -101,11 +103,23 @@ class _Work:
 async def read_in_thread(function: Callable[[], None]) -> None:
     """Run what reads a blocking source in a worker thread. A cancelled call does not wait for
     it."""
-    limiter = _source_limiter.get(None)
-    if limiter is None:
-        limiter = CapacityLimiter(_SOURCES)
-        _source_limiter.set(limiter)
+    limiter = _limiter_of(_source_limiter, _SOURCES)
     await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=limiter)
+
+
+async def handle_in_thread(handler: Callable[[], Any]) -> Any:
+    """Run a plain handler in a worker thread. A cancelled call does not wait for it."""
+    limiter = _limiter_of(_handler_limiter, _HANDLERS)
+    return await anyio.to_thread.run_sync(handler, abandon_on_cancel=True, limiter=limiter)
+
+
+def _limiter_of(variable: _Limiter, capacity: int) -> CapacityLimiter:
+    """The limiter of this event loop."""
+    limiter = variable.get(None)
+    if limiter is None:
+        limiter = CapacityLimiter(capacity)
+        variable.set(limiter)
+    return limiter
 
 
 async def call_here(function: Callable[..., Any], *args: Any) -> Any:

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from enum import Enum
 from typing import Any, NoReturn, Protocol
 
+import anyio.from_thread
 from anyio.lowlevel import EventLoopToken
 
+from durable_endpoints.calls import handle_in_thread
 from durable_endpoints.engines.base import Engine, Session
 from durable_endpoints.errors import EngineError, LimitError, LostRunError, NotInRunError
-from durable_endpoints.hooks import Hook, RunInfo
+from durable_endpoints.hooks import NOTHING_AROUND, Around, Call, Hook, RunInfo
 from durable_endpoints.inputs import run_input
 from durable_endpoints.memo import Memo
 from durable_endpoints.options import EndpointOptions
@@ -94,6 +96,7 @@ class Execution:
         "_request",
         "_signals",
         "_steps",
+        "around",
         "departure",
         "engine",
         "error",
@@ -121,6 +124,7 @@ class Execution:
         request: StoredRequest,
         path_params: dict[str, Any],
         hooks: tuple[Hook, ...] = (),
+        around: Around = NOTHING_AROUND,
         unacknowledged: int = 0,
     ) -> None:
         """`request` and `path_params` make the run input; `unacknowledged` counts what the session
@@ -130,6 +134,7 @@ class Execution:
         self.info = info
         self.options = options
         self.hooks = hooks
+        self.around = around
         self._request = request
         self._path_params = path_params
         self.token: EventLoopToken | None = None
@@ -173,13 +178,15 @@ class Execution:
 
     # The handler
 
-    async def run_handler(self, handler: Callable[[], Awaitable[Any]]) -> Any:
+    async def run_handler(self, handler: Call) -> Any:
         """Await the handler. When it was unwound, raise `Suspended`, whatever it made of that."""
         self._main = main = asyncio.current_task()
         assert main is not None
         before = main.cancelling()
         if self.departure is not None:  # while hooks ran
             raise Suspended
+        if self.around.run:
+            handler = self.around.wrap_run(self.info, handler)
         try:
             result = await drive(handler(), self)
         except BaseException as error:
@@ -204,7 +211,7 @@ class Execution:
     def run_handler_in_thread(self, handler: Callable[[], Any]) -> Any:
         """The same for a plain handler, in its worker thread."""
         try:
-            result = handler()
+            result = self._handle_inside_hooks(handler) if self.around.run else handler()
         except BaseException as error:
             if self.departure is None:
                 if isinstance(error, asyncio.CancelledError):
@@ -222,6 +229,17 @@ class Execution:
             return result
         finally:
             self._loop.call_soon_threadsafe(self._end_handler)
+
+    def _handle_inside_hooks(self, handler: Callable[[], Any]) -> Any:
+        """Run a plain handler in another thread, while hooks are around it on the event loop."""
+
+        async def call() -> Any:
+            return await handle_in_thread(handler)
+
+        async def handle() -> Any:
+            return await self.around.wrap_run(self.info, call)()
+
+        return anyio.from_thread.run(handle, token=self.token)
 
     def _end_handler(self) -> None:
         """Tasks of the handler's that still wait for a step wait in vain."""

@@ -1,12 +1,16 @@
-"""Hooks: code that runs before and after a run's executions and its steps."""
+"""Hooks: code that runs before, after and around a run's executions and its steps."""
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Awaitable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 logger = logging.getLogger("durable_endpoints")
+
+Call = Callable[[], Awaitable[Any]]
+"""What an around hook wraps: to be called without arguments, and awaited."""
 
 
 class RunInfo(NamedTuple):
@@ -36,8 +40,13 @@ class Result(NamedTuple):
 
 
 class Hook:
-    """Override what you need. All methods may do I/O; an exception in one is logged, and the run
-    goes on. Steps that are remembered run no hook: their bodies do not run either."""
+    """Override what you need. All methods may do I/O. Steps that are remembered run no hook: their
+    bodies do not run either.
+
+    `before_…` and `after_…` look on: an exception in one is logged, and the run goes on. `around_…`
+    take part: they hold a span open, set a context variable, bound the time or take a lock. Of
+    several hooks the first is the outermost, and its `before_…` is called first.
+    """
 
     async def before_run(self, run: RunInfo) -> None:
         """An execution begins: the handler is about to be called."""
@@ -51,6 +60,59 @@ class Hook:
 
     async def after_step(self, run: RunInfo, step: StepInfo, result: Result) -> None:
         """The body of a step has ended: `completed`, `failed` or `retrying`."""
+
+    async def around_run(self, run: RunInfo, call: Call) -> Any:
+        """Execute the handler by `await call()`, and return what it returned.
+
+        It counts as a part of the handler: what it returns is the handler's result, what it raises
+        is the handler's exception. When the run must wait, `call` raises a `BaseException` that is
+        no `Exception`: let it pass, and clean up in `finally`. A plain `def` handler runs in a
+        worker thread meanwhile, with the context variables that are set here.
+        """
+        return await call()
+
+    async def around_step(self, run: RunInfo, step: StepInfo, call: Call) -> Any:
+        """Run the body of a step by `await call()`, and return what it returned.
+
+        It counts as a part of the body: what it returns is the step's result, what it raises fails
+        this try, and the step's timeout is for both. A plain function runs in a worker thread,
+        with the context variables that are set here.
+        """
+        return await call()
+
+
+class Around(NamedTuple):
+    """The hooks that wrap something, so that nothing is paid where there are none."""
+
+    run: tuple[Hook, ...] = ()
+    step: tuple[Hook, ...] = ()
+
+    @classmethod
+    def among(cls, hooks: Sequence[Hook]) -> Around:
+        """Those of `hooks` that override `around_run`, and `around_step`."""
+        return cls(
+            tuple(hook for hook in hooks if _overrides(hook, "around_run")),
+            tuple(hook for hook in hooks if _overrides(hook, "around_step")),
+        )
+
+    def wrap_run(self, run: RunInfo, call: Call) -> Call:
+        """`call` inside the hooks."""
+        for hook in reversed(self.run):
+            call = functools.partial(hook.around_run, run, call)
+        return call
+
+    def wrap_step(self, run: RunInfo, step: StepInfo, call: Call) -> Call:
+        """`call` inside the hooks."""
+        for hook in reversed(self.step):
+            call = functools.partial(hook.around_step, run, step, call)
+        return call
+
+
+NOTHING_AROUND = Around()
+
+
+def _overrides(hook: Hook, name: str) -> bool:
+    return getattr(getattr(hook, name), "__func__", None) is not getattr(Hook, name)
 
 
 async def notify(calls: Sequence[Awaitable[None]]) -> None:

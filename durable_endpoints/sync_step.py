@@ -62,8 +62,9 @@ class SyncRunner:
             return _call_outside(id, fn, *args, **kwargs)
         check_function(id, fn)
         step = name_step(execution, id)
-        if self._options.timeout is not None:
-            # Only a thread of its own can be left behind when its time is over.
+        if self._options.timeout is not None or execution.around.step:
+            # A thread of its own can be left behind when its time is over, and be begun from the
+            # event loop, where the hooks are.
             result = _on_loop(execution, run_step, step, self._options, fn, args, kwargs)
         else:
             result = _run(execution, step, self._options, fn, args, kwargs)
