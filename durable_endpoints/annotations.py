@@ -1,12 +1,8 @@
-"""What a step is given to call, and what that says it returns: for now, plain JSON values.
-
-A step annotated with more than that (a model, a datetime, a tuple) would return something else
-after a replay than what its annotation promises, so it is refused when it is called.
-"""
+"""What a function says that it returns, and whether JSON holds all values of that type."""
 
 from __future__ import annotations
 
-import inspect
+import sys
 import types
 from collections.abc import (
     Awaitable,
@@ -17,10 +13,12 @@ from collections.abc import (
     MutableSequence,
     Sequence,
 )
+from types import SimpleNamespace
 from typing import (
     Any,
     ForwardRef,
     Literal,
+    NamedTuple,
     NewType,
     NoReturn,
     NotRequired,
@@ -34,91 +32,109 @@ from typing import (
 )
 
 from durable_endpoints.calls import unwrap
-from durable_endpoints.errors import StepValueError, UsageError
 
-_MISSING = object()
+NOTHING: Any = object()
+"""The annotation of a function that has none."""
+
 _PLAIN = frozenset({None, type(None), bool, int, float, str, list, dict, object, Any, NoReturn})
-_CONTAINERS = frozenset({list, dict, Sequence, Mapping, MutableSequence, MutableMapping})
+_LISTS = frozenset({list, Sequence, MutableSequence})
+_MAPPINGS = frozenset({dict, Mapping, MutableMapping})
 _AWAITABLE = frozenset({Awaitable, Coroutine})
 _TRANSPARENT = frozenset({Union, types.UnionType, Required, NotRequired})
-
-_verdicts: dict[int, tuple[types.CodeType, Any, str]] = {}
-"""By the identity of a function's code, which closures share: the code, so that the identity stays
-its own, the annotation that was judged, and the verdict."""
-_MOST_VERDICTS = 10_000
-_NO_VERDICT = (None, _MISSING, "")
+_DEEP = 50
+"""Levels of a type within types; one that contains itself, as JSON does, has no end."""
 
 
-def check_function(step: str, function: Callable[..., Any]) -> None:
-    """Raise `UsageError` for what is no function, and `StepValueError` for one that is annotated to
-    return more than JSON."""
+class ReturnType(NamedTuple):
+    """What a function's return annotation stands for."""
+
+    type: Any
+    """The type; `Any` where it cannot be told."""
+    problem: str = ""
+    """Why it cannot be told."""
+    is_local: bool = False
+    """Whether names were looked up among the caller's variables: another call has others."""
+
+
+def annotation_of(function: Callable[..., Any]) -> Any:
+    """The return annotation as it is written, perhaps a text; `NOTHING` if there is none."""
     function = unwrap(function)
-    if not callable(function):
-        _refuse(step, function)
-    annotation = getattr(function, "__annotations__", {}).get("return", _MISSING)
-    code = getattr(function, "__code__", None)
-    if annotation is _MISSING or code is None:
-        return
-    _, judged, problem = _verdicts.get(id(code), _NO_VERDICT)
-    if judged is not annotation and judged != annotation:
-        problem = _problem_of(function)
-        if len(_verdicts) >= _MOST_VERDICTS:  # functions that are made anew again and again
-            _verdicts.clear()
-        _verdicts[id(code)] = code, annotation, problem
-    if problem:
-        raise StepValueError(
-            f"step {step!r}: its function says it returns {problem}, and only JSON values (dicts, "
-            "lists, strings, numbers, booleans, None) can be remembered: return such a value, for "
-            'instance model.model_dump(mode="json"), and build the rest from it outside the step'
-        )
-
-
-def _refuse(step: str, given: Any) -> NoReturn:
-    if inspect.iscoroutine(given):
-        given.close()
-        what = f"the coroutine of {given.__qualname__}(…), which would run at once"
-    else:
-        what = repr(given)
-    raise UsageError(
-        f"step {step!r} was given {what}: pass the function itself, and its arguments after it, "
-        f"as in step.run({step!r}, function, argument)"
-    )
-
-
-def _problem_of(function: Callable[..., Any]) -> str:
     try:
-        annotation = get_type_hints(function).get("return", Any)
-        return "" if _is_json(annotation) else _spell(annotation)
-    except Exception:
-        # A name that only type checkers see, or a type that contains itself, as JSON does: the
-        # value itself is checked anyway.
-        return ""
+        written = getattr(function, "__annotations__", None)
+        if written is None or isinstance(function, type):
+            written = getattr(getattr(function, "__call__", None), "__annotations__", {})  # noqa: B004
+        return written.get("return", NOTHING)
+    except Exception:  # from Python 3.14 on, names are looked up here
+        return NOTHING
 
 
-def _is_json(annotation: Any) -> bool:
-    if isinstance(annotation, TypeVar | ForwardRef | str):
+def return_type(function: Callable[..., Any], annotation: Any) -> ReturnType:
+    """Resolve a return annotation: of a coroutine's function, what it is awaited for."""
+    function = unwrap(function)
+    code = getattr(function, "__func__", function)
+    if not hasattr(code, "__globals__"):
+        code = getattr(type(function), "__call__", code)  # noqa: B004
+    names = getattr(code, "__globals__", {})
+    is_local = False
+    try:
+        found = _evaluate(annotation, names, None)
+    except NameError:
+        try:
+            found, is_local = _evaluate(annotation, names, _callers_variables()), True
+        except Exception as error:
+            return ReturnType(Any, f"{type(error).__name__}: {error}", is_local=True)
+    except Exception as error:
+        return ReturnType(Any, f"{type(error).__name__}: {error}")
+    if get_origin(found) in _AWAITABLE:  # a plain function that returns a coroutine
+        found = get_args(found)[-1]
+    return ReturnType(found, is_local=is_local)
+
+
+def is_json(annotation: Any, depth: int = 0) -> bool:
+    """Whether every value of this type is the same after a round trip through JSON."""
+    if depth > _DEEP or isinstance(annotation, TypeVar | ForwardRef | str):
         return True
     alias = getattr(annotation, "__value__", None)  # `type X = …`, from Python 3.12
     if alias is not None and not isinstance(annotation, type):
-        return _is_json(alias)
+        return is_json(alias, depth + 1)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return all(type(value) in (str, int, bool, type(None)) for value in arguments)
-    if origin in _AWAITABLE:  # a plain function that returns a coroutine
-        return _is_json(arguments[-1])
     if isinstance(annotation, NewType):
-        return _is_json(annotation.__supertype__)
-    if origin in _CONTAINERS or origin in _TRANSPARENT:
-        return all(_is_json(argument) for argument in arguments)
-    if hasattr(annotation, "__metadata__"):  # Annotated[X, …]
-        return _is_json(annotation.__origin__)
+        return is_json(annotation.__supertype__, depth + 1)
+    if origin in _MAPPINGS and arguments and not _is_text(arguments[0]):
+        return False
+    if origin in _LISTS or origin in _MAPPINGS or origin in _TRANSPARENT:
+        return all(is_json(argument, depth + 1) for argument in arguments)
     if is_typeddict(annotation):
-        return all(_is_json(hint) for hint in get_type_hints(annotation).values())
+        return all(is_json(hint, depth + 1) for hint in get_type_hints(annotation).values())
     try:
         return annotation in _PLAIN
     except TypeError:
         return False
 
 
-def _spell(annotation: Any) -> str:
+def spell(annotation: Any) -> str:
+    """An annotation as people write it."""
     return annotation.__qualname__ if isinstance(annotation, type) else str(annotation)
+
+
+def _is_text(key: Any) -> bool:
+    return key is str or key is Any or isinstance(key, TypeVar)
+
+
+def _evaluate(annotation: Any, names: dict[str, Any], local: Mapping[str, Any] | None) -> Any:
+    holder: Any = SimpleNamespace(__annotations__={"return": annotation})
+    return get_type_hints(holder, names, dict(local) if local else None, include_extras=True)[
+        "return"
+    ]
+
+
+def _callers_variables() -> dict[str, Any]:
+    """The variables of whoever calls into this package: a handler may define its types itself."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+        "durable_endpoints"
+    ):
+        frame = frame.f_back
+    return dict(frame.f_locals)

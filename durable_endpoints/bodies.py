@@ -22,10 +22,10 @@ from durable_endpoints.errors import (
     StepError,
     StepIdError,
     StepValueError,
-    UsageError,
 )
 from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.hooks import Result, StepInfo, notify
+from durable_endpoints.memo import MISTAKES
 from durable_endpoints.options import MAX_RETRIES
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.durations import Duration, parse_duration
@@ -37,7 +37,8 @@ from durable_endpoints.protocol.ops import (
     StepRetry,
 )
 from durable_endpoints.protocol.step_ids import StepId
-from durable_endpoints.protocol.values import NotJsonError, round_trip
+from durable_endpoints.protocol.values import NotJsonError
+from durable_endpoints.results import JSON, Codec
 from durable_endpoints.unwinding import CancelledInsideError
 
 
@@ -128,24 +129,25 @@ async def start(execution: Execution, step: StepId, attempt: int) -> None:
 
 
 async def succeed(
-    execution: Execution, step: StepId, attempt: int, value: Any, elapsed: int
+    execution: Execution, step: StepId, attempt: int, value: Any, elapsed: int, codec: Codec
 ) -> Any:
     """The body returned: record that, and return what a replay will get.
 
-    Raises `StepValueError` if JSON cannot hold the value.
+    A value that cannot be kept is a failure of the step, and recorded as that: its body has run.
+    Raises `StepValueError` or `LimitError` then.
     """
     execution.end_body()
     if execution.is_closed:
         await execution.refuse(has_run=True)
     try:
-        encoded, decoded = round_trip(value)
-    except NotJsonError as error:
-        execution.withdraw(step)
-        raise StepValueError(f"the result of step {str(step)!r} cannot be kept: {error}") from None
-    try:
+        encoded, decoded = codec.encode(value)
         execution.record(StepDone(step, StepKind.RUN, encoded, attempt, elapsed))
-    except LimitError:
-        execution.withdraw(step)
+    except NotJsonError as error:
+        mistake = StepValueError(f"the result of step {str(step)!r} cannot be kept: {error}")
+        _record_mistake(execution, step, attempt, mistake, elapsed)
+        raise mistake from None
+    except LimitError as error:
+        _record_mistake(execution, step, attempt, error, elapsed)
         raise
     execution.last_step = step
     if not execution.is_open:
@@ -176,8 +178,8 @@ async def fail(
         execution.end_body()  # not before: a run must not be suspended between hook and record
     if execution.is_closed or execution.departure is not None:
         await execution.refuse(has_run=True)
-    if isinstance(error, UsageError | ConfigurationError | LimitError):
-        execution.withdraw(step)
+    if isinstance(error, MISTAKES):
+        _record_mistake(execution, step, attempt, error, elapsed)
         raise error
     description = failures.describe(error)
     encoded = description.encode()
@@ -191,6 +193,18 @@ async def fail(
     return attempt + 1
 
 
+def _record_mistake(
+    execution: Execution, step: StepId, attempt: int, mistake: Exception, elapsed: int
+) -> None:
+    """A body has ended in a way that trying again cannot mend: it is not to run again."""
+    encoded = failures.describe(mistake).encode()
+    execution.last_step = step
+    try:
+        execution.record(StepFailed(step, StepKind.RUN, encoded, attempt, elapsed))
+    except LimitError:  # not even that has room: the run ends with it
+        execution.withdraw(step)
+
+
 def delay_of(error: BaseException, now: int) -> int | None:
     """The wait that a failure asks for, in milliseconds; None leaves it to the back-off."""
     return error.delay(now) if isinstance(error, RetryAfterError) else None
@@ -198,8 +212,7 @@ def delay_of(error: BaseException, now: int) -> int | None:
 
 def is_final(error: BaseException, attempt: int, retries: int) -> bool:
     """Whether the `attempt`-th try, having failed with `error`, was the last one."""
-    mistakes = UsageError | ConfigurationError | LimitError
-    return isinstance(error, NonRetriableError | mistakes) or attempt > retries
+    return isinstance(error, NonRetriableError | MISTAKES) or attempt > retries
 
 
 async def run_step(
@@ -209,11 +222,12 @@ async def run_step(
     body: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    codec: Codec = JSON,
 ) -> Any:
     """A whole step, on the event loop."""
     record = recall(execution, step, StepKind.RUN)
     if record is not None and record.is_final:
-        return await execution.take(record)
+        return await execution.take(record, codec)
     attempt = await first_attempt(execution, step, record)
     try:
         while True:
@@ -232,7 +246,7 @@ async def run_step(
                 raise
             else:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                return await succeed(execution, step, attempt, value, elapsed)
+                return await succeed(execution, step, attempt, value, elapsed, codec)
     finally:
         execution.in_use.discard(step.name)
 

@@ -31,6 +31,7 @@ from durable_endpoints.parking import Parking
 from durable_endpoints.protocol.messages import StoredRequest
 from durable_endpoints.protocol.ops import StepOp, StepRecord
 from durable_endpoints.protocol.step_ids import HANDLER_STEP, StepId, StepIds
+from durable_endpoints.results import JSON, Codec
 from durable_endpoints.unwinding import MAX_SIGNALS, CancelledInsideError, Suspended, drive
 
 logger = logging.getLogger("durable_endpoints")
@@ -452,10 +453,10 @@ class Execution:
         """Wait until nothing else goes on in this execution, and let another one begin then."""
         await self._park("", for_handover=True)
 
-    async def take(self, record: StepRecord) -> Any:
+    async def take(self, record: StepRecord, codec: Codec = JSON) -> Any:
         """The remembered result of a final step, when its turn has come."""
         try:
-            return await self.memo.take(record)
+            return await self.memo.take(record, codec)
         finally:
             self._parking.stir(self)
 

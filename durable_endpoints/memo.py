@@ -14,10 +14,11 @@ import heapq
 from collections.abc import Iterable
 from typing import Any
 
-from durable_endpoints.errors import RememberedError, StepError
+from durable_endpoints import errors
+from durable_endpoints.errors import DurableEndpointsError, RememberedError, StepError
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.ops import StepRecord, StepState
-from durable_endpoints.protocol.values import decode
+from durable_endpoints.results import JSON, Codec, fits
 
 PATIENCE = 32
 """Turns of the event loop to wait for somebody to ask for a result that came earlier. Two turns
@@ -64,7 +65,7 @@ class Memo:
         """Whether somebody waits for a remembered result."""
         return bool(self._asked)
 
-    async def take(self, record: StepRecord) -> Any:
+    async def take(self, record: StepRecord, codec: Codec = JSON) -> Any:
         """Return the remembered result of a final step, or raise its error, when it is its turn."""
         place = self._place[record.id.hash]
         if place > self._next:
@@ -75,7 +76,7 @@ class Memo:
         self._mark(place)
         if record.state is StepState.FAILED:
             raise rebuild(record)
-        return decode(record.value or b"null")
+        return fits(str(record.id), codec, record.value or b"null")
 
     def _mark(self, place: int) -> None:
         self._taken.add(place)
@@ -102,9 +103,16 @@ class Memo:
         heapq.heappop(self._asked)[1].set_result(None)
 
 
-def rebuild(record: StepRecord) -> StepError:
+MISTAKES = errors.UsageError | errors.ConfigurationError | errors.LimitError
+"""What is wrong with the handler's code. These end a step at once, and are raised as they are."""
+
+
+def rebuild(record: StepRecord) -> DurableEndpointsError:
     """The error of a remembered failure, with its cause as far as it can be built again."""
     failure = failures.decode(record.error or b"{}")
+    kind = getattr(errors, failure.name, None)
+    if isinstance(kind, type) and issubclass(kind, MISTAKES):
+        return kind(failure.message)
     error = StepError(str(record.id), failure.name, failure.message, record.attempt)
     error.__cause__ = _exception(failure)
     return error

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from durable_endpoints._context import current
-from durable_endpoints.annotations import check_function
 from durable_endpoints.calls import is_async, name_of
 from durable_endpoints.door import Door
 from durable_endpoints.errors import ConfigurationError, StepIdError, StepValueError
 from durable_endpoints.protocol.ops import StepKind, StepRecord
 from durable_endpoints.protocol.step_ids import StepId, StepIds
-from durable_endpoints.protocol.values import NotJsonError, decode, round_trip
+from durable_endpoints.protocol.values import NotJsonError
+from durable_endpoints.results import Codec, codec_of, fits
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +35,8 @@ class Remembered(NamedTuple):
 def remember(dependency: Callable[P, T]) -> Callable[P, T]:
     """Return `dependency` with its value remembered by the run: `Depends(remember(current_user))`.
 
-    `dependency` is a function or a coroutine function that returns a JSON value; generator
+    `dependency` is a function or a coroutine function; what it returns is kept like the result of a
+    step: a JSON value, or what its annotation says. Generator
     dependencies hold something open and cannot be remembered. In a request that does not become a
     run nothing is kept. What it depends on itself is still asked on each pass, unless it is
     remembered too.
@@ -50,12 +51,12 @@ def remember(dependency: Callable[P, T]) -> Callable[P, T]:
     if not callable(dependency):
         raise ConfigurationError("remember() takes a function")
     name = f"remember:{getattr(dependency, '__module__', '')}.{name_of(dependency)}"
-    check_function(name, dependency)
+    codec = codec_of(name, dependency)
     if is_async(dependency):
 
         @functools.wraps(dependency)
         async def remembered_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-            slot = _slot(name)
+            slot = _slot(name, codec)
             if slot.is_known:
                 return slot.value
             return slot.keep(await dependency(*args, **kwargs))  # type: ignore[misc]
@@ -64,7 +65,7 @@ def remember(dependency: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(dependency)
     def remembered(*args: P.args, **kwargs: P.kwargs) -> Any:
-        slot = _slot(name)
+        slot = _slot(name, codec)
         return slot.value if slot.is_known else slot.keep(dependency(*args, **kwargs))
 
     return remembered
@@ -73,11 +74,14 @@ def remember(dependency: Callable[P, T]) -> Callable[P, T]:
 class _Slot:
     """The place of one call's value in the run."""
 
-    def __init__(self, door: Door | None, step: StepId, known: StepRecord | None) -> None:
+    def __init__(
+        self, door: Door | None, step: StepId, codec: Codec, known: StepRecord | None
+    ) -> None:
         self._door = door
         self._step = step
+        self._codec = codec
         self.is_known = known is not None
-        self.value = decode(known.value or b"null") if known is not None else None
+        self.value = None if known is None else fits(step.name, codec, known.value or b"null")
 
     def keep(self, value: Any) -> Any:
         """Keep the value, and return what a later pass will get. Raises `StepValueError`."""
@@ -85,17 +89,17 @@ class _Slot:
             return value
         name = self._step.name
         try:
-            encoded, decoded = round_trip(value)
+            encoded, decoded = self._codec.encode(value)
         except NotJsonError as error:
             raise StepValueError(f"the value of {name!r} cannot be kept: {error}") from None
         self._door.remembered += (Remembered(self._step, encoded),)
         return decoded
 
 
-def _slot(name: str) -> _Slot:
+def _slot(name: str, codec: Codec) -> _Slot:
     door = _door()
     if door is None:
-        return _Slot(None, StepId("", name, 0), None)
+        return _Slot(None, StepId("", name, 0), codec, None)
     if door.remember_ids is None:
         door.remember_ids = StepIds()
     step = door.remember_ids.next(name)
@@ -104,8 +108,8 @@ def _slot(name: str) -> _Slot:
         if record.id.hash == step.hash:
             if record.kind is not StepKind.REMEMBER:
                 raise StepIdError(f"step {step.name!r} is remembered as a {record.kind}")
-            return _Slot(door, step, record)
-    return _Slot(door, step, None)
+            return _Slot(door, step, codec, record)
+    return _Slot(door, step, codec, None)
 
 
 def _door() -> Door | None:

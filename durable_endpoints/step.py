@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Any, ParamSpec, TypeVar, overload
 
 from durable_endpoints import opening, sending
-from durable_endpoints.annotations import check_function
 from durable_endpoints.bodies import StepOptions, run_step, step_options
 from durable_endpoints.calls import call
 from durable_endpoints.errors import StepError, UsageError
@@ -22,6 +21,7 @@ from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.durations import Duration, parse_duration, parse_instant
 from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
 from durable_endpoints.protocol.values import encode
+from durable_endpoints.results import codec_of
 from durable_endpoints.sync_step import SyncStep
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
 from durable_endpoints.where import checked, here_on_loop, name_step, required
@@ -50,19 +50,21 @@ class StepRunner:
         """Run `fn(*args, **kwargs)` once, and remember what it returns under the name `id`.
 
         `fn` is a coroutine function, or a plain one, which runs in a worker thread. Its result is
-        a JSON value; the await gives it back as JSON decodes it, the first time as in a replay.
+        kept as JSON: without an annotation it is a JSON value; with one, what the annotation says,
+        pydantic models, dataclasses, datetimes, enums and so on. The await gives it back as it is
+        decoded from that, the first time as in a replay.
         When it raises, it is tried again with exponential back-off, up to the endpoint's retries;
         then the await raises `StepError` with the original as its cause. `NonRetriableError` ends
         the tries at once, `RetryAfterError` says when the next one may be.
 
-        Raises `UsageError` for a name in use, a result or an annotation that is not JSON, and a
+        Raises `UsageError` for a name in use, a result or an annotation that cannot be kept, and a
         call outside a run or inside another step. Outside any request it just calls `fn`.
         """
         execution = here_on_loop("step.run", id)
         if execution is None:
             return _call_outside(id, fn, args, kwargs)
-        check_function(id, fn)
-        return run_step(execution, name_step(execution, id), self._options, fn, args, kwargs)
+        codec = codec_of(id, fn)
+        return run_step(execution, name_step(execution, id), self._options, fn, args, kwargs, codec)
 
 
 class Step(StepRunner):

@@ -16,7 +16,6 @@ import anyio.from_thread
 
 from durable_endpoints import opening, sending
 from durable_endpoints._context import current
-from durable_endpoints.annotations import check_function
 from durable_endpoints.bodies import (
     NeedsNewExecutionError,
     StepOptions,
@@ -37,6 +36,7 @@ from durable_endpoints.protocol.durations import Duration, parse_duration, parse
 from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.values import encode
+from durable_endpoints.results import Codec, codec_of
 from durable_endpoints.unwinding import CancelledInsideError
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
 from durable_endpoints.where import checked, here_in_thread, name_step, required
@@ -60,14 +60,14 @@ class SyncRunner:
         execution = here_in_thread("step.sync.run", id)
         if execution is None:
             return _call_outside(id, fn, *args, **kwargs)
-        check_function(id, fn)
+        codec = codec_of(id, fn)
         step = name_step(execution, id)
         if self._options.timeout is not None or execution.around.step:
             # A thread of its own can be left behind when its time is over, and be begun from the
             # event loop, where the hooks are.
-            result = _on_loop(execution, run_step, step, self._options, fn, args, kwargs)
+            result = _on_loop(execution, run_step, step, self._options, fn, args, kwargs, codec)
         else:
-            result = _run(execution, step, self._options, fn, args, kwargs)
+            result = _run(execution, step, self._options, fn, args, kwargs, codec)
         return result  # type: ignore[no-any-return]
 
 
@@ -173,11 +173,12 @@ def _run(
     body: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    codec: Codec,
 ) -> Any:
     """A whole step, in the caller's thread."""
     record = recall(execution, step, StepKind.RUN)
     if record is not None and record.is_final:
-        return _on_loop(execution, Execution.take, record)
+        return _on_loop(execution, Execution.take, record, codec)
     attempt = _on_loop(execution, first_attempt, step, record)
     try:
         while True:
@@ -196,7 +197,7 @@ def _run(
                 raise
             else:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                return _on_loop(execution, succeed, step, attempt, value, elapsed)
+                return _on_loop(execution, succeed, step, attempt, value, elapsed, codec)
     finally:
         execution.in_use.discard(step.name)
 

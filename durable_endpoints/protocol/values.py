@@ -81,7 +81,7 @@ def _explain(value: Any, path: str, depth: int) -> None:
                 raise NotJsonError(path, f"the key {key!r} is not a string")
             _explain(item, f"{path}.{key}", depth + 1)
     else:
-        raise NotJsonError(path, f"{_article(value)} is not a JSON value{_advice(value)}")
+        raise NotJsonError(path, f"{article(value)} is not a JSON value{_advice(value)}")
 
 
 def _is_unicode(text: str) -> bool:
@@ -92,7 +92,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _article(value: Any) -> str:
+def article(value: Any) -> str:
+    """The value's type, as in "a set"."""
     name = type(value).__name__
     return f"an {name}" if name[:1].lower() in "aeiou" else f"a {name}"
 
