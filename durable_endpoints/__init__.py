@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from durable_endpoints.endpoint import configure, endpoint
 from durable_endpoints.endpoint_app import endpoint_app
 from durable_endpoints.errors import (
+    CompensationError,
     ConfigurationError,
     DurableEndpointsError,
     EngineClosedError,
@@ -32,6 +33,7 @@ from durable_endpoints.hooks import Hook
 from durable_endpoints.middleware import DurableEndpointsMiddleware
 from durable_endpoints.proxy import endpoint_proxy
 from durable_endpoints.remember import remember
+from durable_endpoints.saga import Saga
 from durable_endpoints.sending import send_event
 from durable_endpoints.step import step
 from durable_endpoints.stream import stream
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from durable_endpoints.client import fetch_with_stream
 
 __all__ = [
+    "CompensationError",
     "ConfigurationError",
     "DurableEndpointsError",
     "DurableEndpointsMiddleware",
@@ -54,6 +57,7 @@ __all__ = [
     "NotInRunError",
     "RememberedError",
     "RetryAfterError",
+    "Saga",
     "StepError",
     "StepIdError",
     "StepValueError",

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from durable_endpoints._context import current
 from durable_endpoints.calls import call, call_in_thread, is_async
 from durable_endpoints.errors import (
+    CompensationError,
     ConfigurationError,
     LimitError,
     NonRetriableError,
@@ -212,7 +213,7 @@ def delay_of(error: BaseException, now: int) -> int | None:
 
 def is_final(error: BaseException, attempt: int, retries: int) -> bool:
     """Whether the `attempt`-th try, having failed with `error`, was the last one."""
-    return isinstance(error, NonRetriableError | MISTAKES) or attempt > retries
+    return isinstance(error, NonRetriableError | CompensationError | MISTAKES) or attempt > retries
 
 
 async def run_step(

@@ -13,6 +13,7 @@ DurableEndpointsError
 │   ├── EngineClosedError   the engine is shutting down or was never started
 │   └── LostRunError        another execution holds the run, or it ended
 ├── StepError               a step failed for good
+├── CompensationError       a `Saga` could not undo everything; never retried
 ├── TruncatedStreamError    the source of `stream.pipe` ended before it was complete
 ├── NonRetriableError       raise it: do not try again
 └── RetryAfterError         raise it: try again, but not before then
@@ -20,6 +21,7 @@ DurableEndpointsError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from durable_endpoints.protocol.durations import Duration, parse_duration, parse_instant
@@ -34,6 +36,7 @@ from durable_endpoints.protocol.errors import (
 )
 
 __all__ = [
+    "CompensationError",
     "ConfigurationError",
     "DurableEndpointsError",
     "EngineClosedError",
@@ -91,6 +94,29 @@ class StepError(DurableEndpointsError):
         self.message = message
         """The message of the original exception."""
         self.attempts = attempts
+
+
+class CompensationError(DurableEndpointsError):
+    """A `Saga` failed, and some of its compensations failed for good as well: what these undo is
+    still done, and somebody has to see to it. The others have run. Never retried.
+
+    `__cause__` is the error for which the saga was undone.
+    """
+
+    def __init__(self, failed: Mapping[str, Exception]) -> None:
+        what = "; ".join(f"{name!r}: {_in_short(error)}" for name, error in failed.items())
+        super().__init__(
+            f"{len(failed)} of a saga's compensations failed for good, and what they undo is still "
+            f"done: {what}. The others have run; undo these by hand"
+        )
+        self.failed = dict(failed)
+        """What each of them failed with, by the step's name; most often a `StepError`."""
+
+
+def _in_short(error: Exception) -> str:
+    if isinstance(error, StepError):
+        return f"{error.name}: {error.message}"
+    return f"{type(error).__name__}: {error}"
 
 
 class TruncatedStreamError(DurableEndpointsError):

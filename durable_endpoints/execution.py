@@ -412,8 +412,9 @@ class Execution:
     async def bodies_end(self) -> None:
         """Return when no body runs any more, and what came of the last one is recorded."""
         while self._parking.running and self.departure is None:
-            self._quiet = self._loop.create_future()
-            await self._quiet
+            if self._quiet is None or self._quiet.done():
+                self._quiet = self._loop.create_future()
+            await asyncio.shield(self._quiet)  # others may wait for it as well
             await asyncio.sleep(0)
 
     def run_from_thread(self, coroutine: Coroutine[Any, Any, Any]) -> Any:

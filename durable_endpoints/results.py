@@ -107,9 +107,8 @@ def codec_of(step: str, function: Callable[..., Any]) -> Codec:
     Raises `UsageError` for what is no function, and `StepValueError` if no value of the annotated
     type can be kept.
     """
+    check_callable(step, function)
     inner = unwrap(function)
-    if not callable(inner):
-        _refuse(step, inner)
     annotation = annotation_of(inner)
     if annotation is NOTHING:
         return _UNANNOTATED
@@ -167,6 +166,12 @@ def fits(step: str, codec: Codec, text: bytes) -> Any:
             f"return now: {error}. While runs are under way, give new fields defaults, or give the "
             "changed step another name"
         ) from None
+
+
+def check_callable(step: str, function: Any) -> None:
+    """Raise `UsageError` for what is no function, and say what to pass instead."""
+    if not callable(unwrap(function)):
+        _refuse(step, function)
 
 
 def _refuse(step: str, given: Any) -> NoReturn:

@@ -36,7 +36,7 @@ from durable_endpoints.protocol.durations import Duration, parse_duration, parse
 from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.values import encode
-from durable_endpoints.results import Codec, codec_of
+from durable_endpoints.results import JSON, Codec, codec_of
 from durable_endpoints.unwinding import CancelledInsideError
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
 from durable_endpoints.where import checked, here_in_thread, name_step, required
@@ -62,13 +62,8 @@ class SyncRunner:
             return _call_outside(id, fn, *args, **kwargs)
         codec = codec_of(id, fn)
         step = name_step(execution, id)
-        if self._options.timeout is not None or execution.around.step:
-            # A thread of its own can be left behind when its time is over, and be begun from the
-            # event loop, where the hooks are.
-            result = _on_loop(execution, run_step, step, self._options, fn, args, kwargs, codec)
-        else:
-            result = _run(execution, step, self._options, fn, args, kwargs, codec)
-        return result  # type: ignore[no-any-return]
+        result: T = run_step_here(execution, step, self._options, fn, args, kwargs, codec)
+        return result
 
 
 class SyncStep(SyncRunner):
@@ -89,7 +84,7 @@ class SyncStep(SyncRunner):
             time.sleep(milliseconds / 1_000)
         else:
             op = Sleep(name_step(execution, id), duration=milliseconds)
-            _on_loop(execution, opening.sleep, op)
+            on_loop(execution, opening.sleep, op)
 
     def sleep_until(self, id: str, when: datetime | str) -> None:
         """As `step.sleep_until`."""
@@ -98,7 +93,7 @@ class SyncStep(SyncRunner):
         if execution is None:
             time.sleep(max(0, instant / 1_000 - time.time()))
         else:
-            _on_loop(execution, opening.sleep, Sleep(name_step(execution, id), until=instant))
+            on_loop(execution, opening.sleep, Sleep(name_step(execution, id), until=instant))
 
     def wait_for_event(
         self,
@@ -116,7 +111,7 @@ class SyncStep(SyncRunner):
         step = name_step(execution, id)
         alternative = alternative_of("", event, match, if_exp, execution.inputs)
         op = WaitForEvent(step, StepKind.WAIT, (alternative,), milliseconds)
-        result: Event | None = _on_loop(execution, opening.wait, op)
+        result: Event | None = on_loop(execution, opening.wait, op)
         return result
 
     def wait_for_any(
@@ -134,7 +129,7 @@ class SyncStep(SyncRunner):
         step = name_step(execution, id)
         alternatives = alternatives_of(events, match, execution.inputs)
         op = WaitForEvent(step, StepKind.WAIT_ANY, alternatives, milliseconds)
-        result: tuple[str, Event] | None = _on_loop(execution, opening.wait_any, op)
+        result: tuple[str, Event] | None = on_loop(execution, opening.wait_any, op)
         return result
 
     def send_event(
@@ -153,51 +148,56 @@ class SyncStep(SyncRunner):
         step = name_step(execution, id)
         default_id = f"{execution.info.run_id}:{step.hash}"
         event = new_event(name, data, event_id if event_id is not None else default_id, ts)
-        sent: str = _on_loop(execution, opening.send, SendEvent(step, event, encode(event.id)))
+        sent: str = on_loop(execution, opening.send, SendEvent(step, event, encode(event.id)))
         return sent
 
 
-def _on_loop(
+def on_loop(
     execution: Execution, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any
 ) -> Any:
+    """Call a coroutine function on the execution's event loop; the calling thread waits."""
     if execution.token is not None:
         return anyio.from_thread.run(function, execution, *args, token=execution.token)
     # A thread that an `async` handler has started.
     return execution.run_from_thread(function(execution, *args))
 
 
-def _run(
+def run_step_here(
     execution: Execution,
     step: StepId,
     options: StepOptions,
     body: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    codec: Codec,
+    codec: Codec = JSON,
 ) -> Any:
     """A whole step, in the caller's thread."""
+    if options.timeout is not None or execution.around.step:
+        # A thread of its own can be left behind when its time is over, and be begun from the
+        # event loop, where the hooks are.
+        return on_loop(execution, run_step, step, options, body, args, kwargs, codec)
     record = recall(execution, step, StepKind.RUN)
     if record is not None and record.is_final:
-        return _on_loop(execution, Execution.take, record, codec)
-    attempt = _on_loop(execution, first_attempt, step, record)
+        return on_loop(execution, Execution.take, record, codec)
+    attempt = on_loop(execution, first_attempt, step, record)
     try:
         while True:
-            _on_loop(execution, start, step, attempt)
+            on_loop(execution, start, step, attempt)
             began = time.perf_counter_ns()
             try:
                 value = _run_body(execution, step, attempt, body, args, kwargs)
             except NeedsNewExecutionError:
                 execution.give_up_try_soon(step)
-                _on_loop(execution, Execution.park_for_handover)
+                on_loop(execution, Execution.park_for_handover)
             except Exception as error:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                attempt = _on_loop(execution, fail, step, attempt, error, elapsed, options)
+                attempt = on_loop(execution, fail, step, attempt, error, elapsed, options)
             except BaseException:
                 execution.give_up_try_soon(step)
                 raise
             else:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                return _on_loop(execution, succeed, step, attempt, value, elapsed, codec)
+                return on_loop(execution, succeed, step, attempt, value, elapsed, codec)
     finally:
         execution.in_use.discard(step.name)
 
