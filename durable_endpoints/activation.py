@@ -72,13 +72,16 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
         if not engine.is_admitting:
             await engine.admit()
         claim = None
-        if (key := header(door.snapshot["headers"], b"idempotency-key")) is None:
-            if _wants_stream(door, options) and header(door.snapshot["headers"], b"last-event-id"):
-                raise _cannot_resume(door)
-        else:
-            claim = await claim_of(key, door.scope, request, options)
+        if (
+            options.idempotency_key is not None
+            or header(request.headers, b"idempotency-key") is not None
+        ):
+            claim = await claim_of(door.scope, request, options, function_id)
+        if claim is not None:
             if (holder := await engine.key_holder(claim.key)) is not None:
                 raise _repeat(door, claim, holder, options)
+        elif _wants_stream(door, options) and header(request.headers, b"last-event-id"):
+            raise _cannot_resume(door)
         run_id = new_run_id()
         session = engine.register(
             NewRun(

@@ -22,6 +22,7 @@ from durable_endpoints.options import (
     AsyncResponse,
     Checkpoint,
     EndpointOptions,
+    IdempotencyKey,
     IdempotencyScope,
     RedirectUrl,
 )
@@ -68,6 +69,7 @@ def endpoint(
     respond_within: Duration | None = None,
     max_runtime: Duration | None = None,
     idempotency_scope: IdempotencyScope | None = None,
+    idempotency_key: IdempotencyKey | None = None,
     sse: bool | None = None,
     cancellable: bool | None = None,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
@@ -93,6 +95,10 @@ def endpoint(handler: Callable[..., Any] | None = None, /, **given: Any) -> Any:
       the same execution goes on.
     - `max_runtime`: a run older than this, waits included, fails as timed out. No limit by default.
     - `idempotency_scope`: `(request) -> str`, who the caller is, for `Idempotency-Key`.
+    - `idempotency_key`: `(request) -> str | None`, what counts as the request's key in place of the
+      header (which counts where it gives None): the id of a webhook's event, for instance. Two
+      requests to the same URL with equal keys are then the same, whatever their bodies say. It may
+      read the body, be async, and raise an `HTTPException` to refuse the request.
     - `sse` (True): a client that accepts `text/event-stream` gets the run's stream. False for an
       endpoint that answers with an event stream of its own.
     - `cancellable` (False): whoever holds the run's token may cancel it, by `DELETE` at `/wait`.

@@ -3,6 +3,9 @@
 (The `Idempotency-Key` header of draft-ietf-httpapi-idempotency-key-header.) The key is looked at
 in the decorator, after the application's dependencies have authenticated the caller, and belongs to
 the caller who used it first.
+
+Who sends no such header may send another thing that names the request, as webhooks send the id of
+their event: an endpoint makes a key of it with `idempotency_key`.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ from typing import NamedTuple
 from starlette.requests import Request
 from starlette.types import Scope
 
+from durable_endpoints.body import StoredBody
 from durable_endpoints.calls import call_here
 from durable_endpoints.engines.base import KeyHolder
+from durable_endpoints.errors import ConfigurationError
 from durable_endpoints.inputs import content_kind, multipart_parts
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.protocol.messages import StoredRequest
-from durable_endpoints.requests import fingerprint
+from durable_endpoints.requests import fingerprint, header
 
 _MAX_LENGTH = 255
 
@@ -38,25 +43,59 @@ NO_CLAIM = (None, "", "")
 
 
 class BadKeyError(Exception):
-    """The header is there, but no key."""
+    """What should be a key is none."""
 
 
 async def claim_of(
-    raw: str, scope: Scope, request: StoredRequest, options: EndpointOptions
-) -> Claim:
-    """The claim that a request makes with the header value `raw`. Raises `BadKeyError`.
+    scope: Scope, request: StoredRequest, options: EndpointOptions, function_id: str
+) -> Claim | None:
+    """The claim that a request makes; None if it makes none.
 
-    `scope` is the one that authentication has worked on.
+    `scope` is the one that authentication has worked on. Raises `BadKeyError` for a key that cannot
+    be one, `ConfigurationError` for an `idempotency_key` that gives something else than a text, and
+    whatever that raises.
     """
+    key = await _made_key(scope, request, options, function_id)
+    if key is not None:
+        _check(key, "The idempotency key that this endpoint makes of a request")
+        # A line feed can be in no header: nobody can take such a key by sending it. And the
+        # endpoint has said what makes two requests the same, so bodies are not compared.
+        bare = request._replace(body=b"", headers=[])
+        return Claim(
+            f"{function_id}\n{key}", await _caller(scope, options), fingerprint(bare, None)
+        )
+    raw = header(request.headers, b"idempotency-key")
+    if raw is None:
+        return None
     key = raw.strip()
     if len(key) > 1 and key[0] == key[-1] == '"':
         key = key[1:-1]  # the draft's structured-field string; bare keys are more common
-    if not 0 < len(key) <= _MAX_LENGTH or not all(" " <= letter <= "~" for letter in key):
-        raise BadKeyError(
-            f"Idempotency-Key must be a printable ASCII text of 1 to {_MAX_LENGTH} characters."
-        )
+    _check(key, "Idempotency-Key")
     form = multipart_parts(request) if content_kind(request) == "multipart/form-data" else None
     return Claim(key, await _caller(scope, options), fingerprint(request, form))
+
+
+async def _made_key(
+    scope: Scope, request: StoredRequest, options: EndpointOptions, function_id: str
+) -> str | None:
+    """What the endpoint's `idempotency_key` makes of a request; None without one."""
+    if options.idempotency_key is None:
+        return None
+    readable = Request(scope, StoredBody(request.body).receive)
+    key = await call_here(options.idempotency_key, readable)
+    if key is not None and not isinstance(key, str):
+        raise ConfigurationError(
+            f"idempotency_key of {function_id!r} gave {key!r}: give a text, or None "
+            "for a request without a key of its own"
+        )
+    return key
+
+
+def _check(key: str, what: str) -> None:
+    if not 0 < len(key) <= _MAX_LENGTH or not all(" " <= letter <= "~" for letter in key):
+        raise BadKeyError(
+            f"{what} must be a printable ASCII text of 1 to {_MAX_LENGTH} characters."
+        )
 
 
 def conflict(claim: Claim, holder: KeyHolder) -> str | None:

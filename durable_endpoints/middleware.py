@@ -22,6 +22,7 @@ from durable_endpoints.options import (
     AsyncResponse,
     Checkpoint,
     EndpointOptions,
+    IdempotencyKey,
     IdempotencyScope,
     RedirectUrl,
 )
@@ -51,8 +52,9 @@ class DurableEndpointsMiddleware:
     - `engine`: an engine of your own making, from `durable_endpoints.testing` for instance.
     - `hooks`: objects whose methods run around executions and steps.
     - `retries`, `async_response`, `async_redirect_url`, `checkpoint`, `respond_within`,
-      `max_runtime`, `omit_request_body`, `omit_response_body`, `idempotency_scope`, `sse`,
-      `cancellable`: defaults for the endpoints of this application, as in `@endpoint`.
+      `max_runtime`, `omit_request_body`, `omit_response_body`, `idempotency_scope`,
+      `idempotency_key`, `sse`, `cancellable`: defaults for the endpoints of this application, as in
+      `@endpoint`.
     - every field of `durable_endpoints.settings.Settings`: `database`, `public_url`,
       `track_all_endpoints` and so on, which else come from `DURABLE_ENDPOINTS_…` variables.
     - `reentry_app`: where requests are sent in again, if the middleware cannot find out.
@@ -78,6 +80,7 @@ class DurableEndpointsMiddleware:
         omit_request_body: bool | None = None,
         omit_response_body: bool | None = None,
         idempotency_scope: IdempotencyScope | None = None,
+        idempotency_key: IdempotencyKey | None = None,
         sse: bool | None = None,
         cancellable: bool | None = None,
         **settings: Unpack[SettingsArguments],
@@ -97,6 +100,7 @@ class DurableEndpointsMiddleware:
                 omit_request_body=omit_request_body,
                 omit_response_body=omit_response_body,
                 idempotency_scope=idempotency_scope,
+                idempotency_key=idempotency_key,
                 sse=sse,
                 cancellable=cancellable,
             )

@@ -22,6 +22,9 @@ RedirectUrl = str | Callable[[str, str], str | Awaitable[str]]
 IdempotencyScope = Callable[[Request], str | Awaitable[str]]
 """Tells callers apart: equal text means the same caller."""
 
+IdempotencyKey = Callable[[Request], str | Awaitable[str | None] | None]
+"""Tells requests apart: equal text means the same request, sent again. None: the header counts."""
+
 Checkpoint = Literal["each", "background"]
 
 MAX_RETRIES = 20
@@ -42,6 +45,7 @@ class EndpointOptions:
     respond_within: int = 50_000
     max_runtime: int | None = None
     idempotency_scope: IdempotencyScope | None = None
+    idempotency_key: IdempotencyKey | None = None
     sse: bool = True
     cancellable: bool = False
 
@@ -129,6 +133,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "respond_within": _check_duration,
     "max_runtime": _check_duration,
     "idempotency_scope": _check_callable,
+    "idempotency_key": _check_callable,
     "sse": _check_flag,
     "cancellable": _check_flag,
 }
