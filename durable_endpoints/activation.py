@@ -13,7 +13,7 @@ from durable_endpoints.body import RequestBody
 from durable_endpoints.door import Door
 from durable_endpoints.ending import Ending
 from durable_endpoints.engines.base import KeyHolder, Outcome, Reentry, Session
-from durable_endpoints.errors import EngineError, LimitError, LostRunError
+from durable_endpoints.errors import ConfigurationError, EngineError, LimitError, LostRunError
 from durable_endpoints.execution import Execution
 from durable_endpoints.following import accepts_stream, follow
 from durable_endpoints.hooks import RunInfo, notify
@@ -83,7 +83,7 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
         elif _wants_stream(door, options) and header(request.headers, b"last-event-id"):
             raise _cannot_resume(door)
         run_id = new_run_id()
-        session = engine.register(
+        registered = engine.register(
             NewRun(
                 run_id,
                 function_id,
@@ -99,6 +99,7 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
                 *(claim or NO_CLAIM),
             )
         )
+        session = application.coding.wrap(registered)
         for value in door.remembered:
             session.record(StepDone(value.step, StepKind.REMEMBER, value.encoded))
         if claim is not None or not engine.is_healthy:
@@ -113,7 +114,7 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
         detail = str(error)
         reply = Reply(door, "")
         raise _refuse(door, lambda: reply.unavailable(detail)) from None
-    except LimitError as error:
+    except (LimitError, ConfigurationError) as error:
         if session is not None:
             await _end_failed(session, error)
         raise
@@ -130,7 +131,7 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
     return execution
 
 
-async def _end_failed(session: Session, error: LimitError) -> None:
+async def _end_failed(session: Session, error: LimitError | ConfigurationError) -> None:
     """What dependencies gave the run to remember is more than it may hold."""
     try:
         await session.end(Fail("exception", failures.describe(error).encode()))

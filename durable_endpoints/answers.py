@@ -31,6 +31,7 @@ _PARKED = {
     "interrupted_too_often": "it took its process down repeatedly",
     "request_sealed": "no configured key opens its stored request; give the one that it was sealed "
     "with as DURABLE_ENDPOINTS_SEALING_KEY_FALLBACK",
+    "undecodable": "a hook could not decode what its steps have left: the log says why",
 }
 _PRIVATE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp, Scope
 
 from durable_endpoints.client_module import CLIENT
+from durable_endpoints.coding import Coding, UndecodableError
 from durable_endpoints.door import Door, Outside
 from durable_endpoints.engines.base import Engine, Reentry
 from durable_endpoints.errors import EngineError
@@ -47,6 +48,7 @@ class Application:
         self.defaults = defaults
         self.hooks = tuple(hooks)
         self.around = Around.among(self.hooks)
+        self.coding = Coding.among(self.hooks)
         self.state: Mapping[str, Any] = {}
         """The application's lifespan state, for requests that are re-entered."""
         self.routes: RouteTable | None = None
@@ -229,7 +231,13 @@ class Application:
             logger.warning("a request could not be tracked", exc_info=True)
 
     async def _execute(self, reentry: Reentry) -> None:
-        await Pass(self, reentry).run()
+        try:
+            session = self.coding.wrap(reentry.session)
+        except UndecodableError as error:
+            logger.error("run %s is parked: %s", reentry.session.id, error)
+            await reentry.session.park("undecodable")
+            return
+        await Pass(self, reentry._replace(session=session)).run()
 
 
 def _contains(app: Any, middleware: Any) -> bool:

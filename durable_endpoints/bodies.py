@@ -147,7 +147,7 @@ async def succeed(
         mistake = StepValueError(f"the result of step {str(step)!r} cannot be kept: {error}")
         _record_mistake(execution, step, attempt, mistake, elapsed)
         raise mistake from None
-    except LimitError as error:
+    except (LimitError, ConfigurationError) as error:
         _record_mistake(execution, step, attempt, error, elapsed)
         raise
     execution.last_step = step

@@ -39,13 +39,23 @@ class Result(NamedTuple):
     error: BaseException | None = None
 
 
+class StepData(NamedTuple):
+    """What a hook encodes or decodes."""
+
+    run_id: str
+    step: str
+    """The step's name, or which other part of the run it is."""
+    kind: Literal["result", "error"]
+
+
 class Hook:
     """Override what you need. All methods may do I/O. Steps that are remembered run no hook: their
     bodies do not run either.
 
     `before_…` and `after_…` look on: an exception in one is logged, and the run goes on. `around_…`
     take part: they hold a span open, set a context variable, bound the time or take a lock. Of
-    several hooks the first is the outermost, and its `before_…` is called first.
+    several hooks the first is the outermost, and its `before_…` is called first. `encode` and
+    `decode` change step data on its way to the engine and back.
     """
 
     async def before_run(self, run: RunInfo) -> None:
@@ -80,6 +90,18 @@ class Hook:
         """
         return await call()
 
+    def encode(self, where: StepData, data: bytes) -> bytes:
+        """Return `data`, the JSON text of a step's result or error, as the engine shall hold it:
+        JSON text again. Called on the event loop. An exception here fails the run, for nothing
+        leaves the application that should have been encoded."""
+        return data
+
+    def decode(self, where: StepData, data: bytes) -> bytes:
+        """Undo `encode`; of several hooks, the last one first. What was not encoded by this hook
+        comes here too, and is returned as it is. An exception parks the run, until somebody has
+        mended the cause and says `durable-endpoints runs retry`."""
+        return data
+
 
 class Around(NamedTuple):
     """The hooks that wrap something, so that nothing is paid where there are none."""
@@ -91,8 +113,8 @@ class Around(NamedTuple):
     def among(cls, hooks: Sequence[Hook]) -> Around:
         """Those of `hooks` that override `around_run`, and `around_step`."""
         return cls(
-            tuple(hook for hook in hooks if _overrides(hook, "around_run")),
-            tuple(hook for hook in hooks if _overrides(hook, "around_step")),
+            tuple(hook for hook in hooks if overrides(hook, "around_run")),
+            tuple(hook for hook in hooks if overrides(hook, "around_step")),
         )
 
     def wrap_run(self, run: RunInfo, call: Call) -> Call:
@@ -111,7 +133,8 @@ class Around(NamedTuple):
 NOTHING_AROUND = Around()
 
 
-def _overrides(hook: Hook, name: str) -> bool:
+def overrides(hook: Hook, name: str) -> bool:
+    """Whether a hook has a method `name` of its own."""
     return getattr(getattr(hook, name), "__func__", None) is not getattr(Hook, name)
 
 

@@ -37,9 +37,9 @@ class Keyring:
     def __init__(self, signing: Sequence[str], sealing: Sequence[str]) -> None:
         if not signing or not sealing:
             raise ConfigurationError("a signing key and a sealing key are needed")
-        self._signing = [_derive(secret, "durable-endpoints signing v1") for secret in signing]
+        self._signing = [derive_key(secret, "durable-endpoints signing v1") for secret in signing]
         self._sealing = [
-            AESGCM(_derive(secret, "durable-endpoints sealing v1")) for secret in sealing
+            AESGCM(derive_key(secret, "durable-endpoints sealing v1")) for secret in sealing
         ]
 
     def sign_run(self, run_id: str, may_cancel: bool = False) -> str:
@@ -76,7 +76,8 @@ class Keyring:
         )
 
 
-def _derive(secret: str, purpose: str) -> bytes:
+def derive_key(secret: str, purpose: str) -> bytes:
+    """32 bytes for one purpose (RFC 5869), from a secret of any length."""
     derivation = HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose.encode())
     return derivation.derive(secret.encode())
 

@@ -134,6 +134,10 @@ class Session(Protocol):
         """End this execution, and let another one begin at once."""
         ...
 
+    async def park(self, reason: str) -> None:
+        """Let the run stand still until somebody retries it."""
+        ...
+
     async def end(self, command: Complete | Fail) -> None:
         """End the run. Returns when that, and every step before it, is on disk."""
         ...
