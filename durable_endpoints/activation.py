@@ -111,7 +111,7 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
     except EngineError as error:
         if session is not None:
             await session.abandon()
-        detail = str(error)
+        detail = error.explanation
         reply = Reply(door, "")
         raise _refuse(door, lambda: reply.unavailable(detail)) from None
     except (LimitError, ConfigurationError) as error:
@@ -206,7 +206,7 @@ def _repeat(door: Door, claim: Claim, holder: KeyHolder, options: EndpointOption
             if outcome is not None and outcome.status in ("running", "ready"):
                 outcome = await door.engine.outcome(holder.run_id, options.respond_within)
         except EngineError as error:
-            await reply.unavailable(str(error))
+            await reply.unavailable(error.explanation)
             return
         if outcome is None:
             await reply.unavailable("The run of this Idempotency-Key was just deleted.")

@@ -72,7 +72,8 @@ def step_options(retries: int | None, timeout: Duration | None) -> StepOptions:
 
 
 def recall(execution: Execution, step: StepId, kind: StepKind) -> StepRecord | None:
-    """What is remembered of a step that is being called. Raises `StepIdError` on a mismatch."""
+    """What is remembered of a step that is being awaited. Raises `StepIdError` on a mismatch."""
+    execution.calls.awaited(step)
     record = execution.memo.get(step.hash)
     if record is None:
         return None
@@ -80,7 +81,8 @@ def recall(execution: Execution, step: StepId, kind: StepKind) -> StepRecord | N
         raise StepIdError(
             f"step {str(step)!r} is a {kind} here, but an earlier execution of this run remembers "
             f"{str(record.id)!r} as a {record.kind}: a step must not change its kind while runs "
-            "are under way; give the new one another name"
+            "are under way; give the new one another name",
+            where=execution.calls.where(step),
         )
     return record
 
@@ -95,7 +97,8 @@ async def begin(execution: Execution, step: StepId) -> None:
     if step.name in execution.in_use:
         raise StepIdError(
             f"step {step.name!r} is called again while it is still running: two steps at the same "
-            f'time need names of their own, for instance f"{step.name}-{{i}}"'
+            f'time need names of their own, for instance f"{step.name}-{{i}}"',
+            where=execution.calls.where(step),
         )
     execution.in_use.add(step.name)
 
@@ -105,7 +108,7 @@ async def first_attempt(execution: Execution, step: StepId, record: StepRecord |
     await begin(execution, step)
     try:
         if record is None:
-            execution.count_step()
+            execution.count_step(step)
             return 1
         if record.due is not None:
             execution.session.watch(record)
@@ -144,7 +147,10 @@ async def succeed(
         encoded, decoded = codec.encode(value)
         execution.record(StepDone(step, StepKind.RUN, encoded, attempt, elapsed))
     except NotJsonError as error:
-        mistake = StepValueError(f"the result of step {str(step)!r} cannot be kept: {error}")
+        mistake = StepValueError(
+            f"the result of step {str(step)!r} cannot be kept: {error}",
+            where=execution.calls.where(step),
+        )
         _record_mistake(execution, step, attempt, mistake, elapsed)
         raise mistake from None
     except (LimitError, ConfigurationError) as error:
@@ -187,7 +193,14 @@ async def fail(
     execution.last_step = step
     if final:
         execution.record(StepFailed(step, StepKind.RUN, encoded, attempt, elapsed))
-        raise StepError(str(step), description.name, description.message, attempt) from error
+        raise StepError(
+            str(step),
+            description.name,
+            description.message,
+            attempt,
+            where=execution.calls.where(step),
+            raised_at=description.at,
+        ) from error
     delay = delay_of(error, execution.engine.now())
     op = StepRetry(step, StepKind.RUN, encoded, attempt, elapsed, delay)
     await execution.park(execution.record(op))

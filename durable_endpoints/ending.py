@@ -297,7 +297,9 @@ class Ending:
                 status = "cancelled" if execution.stop_reason == "cancelled" else "failed"
                 await reply.ended(status, execution.stop_reason)
             elif execution.departure is Departure.BROKEN:
-                await reply.unavailable(str(execution.error), str(execution.last_step or ""))
+                assert execution.error is not None
+                detail = execution.error.explanation
+                await reply.unavailable(detail, str(execution.last_step or ""))
             else:
                 if execution.departure is Departure.LOST:
                     result = Result("lost", execution.error)

@@ -27,6 +27,7 @@ from durable_endpoints.options import (
     RedirectUrl,
 )
 from durable_endpoints.protocol.durations import Duration
+from durable_endpoints.protocol.places import definition
 from durable_endpoints.routes import MARK, note_decorated
 
 P = ParamSpec("P")
@@ -124,7 +125,10 @@ def configure(**changes: Any) -> None:
     place = current.place
     execution: Execution | None = getattr(place, "execution", None)
     if execution is None:
-        raise NotInRunError("configure() is called outside a run")
+        raise NotInRunError(
+            "configure() is called outside a run: call it in a decorated handler, or in a step of "
+            "one; what shall hold for all runs goes into @endpoint(…) or the middleware"
+        )
     fixed = changes.keys() - _CHANGEABLE
     if fixed:
         raise ConfigurationError(
@@ -226,17 +230,22 @@ def _door(described: Endpoint, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             raise ConfigurationError(
                 f"{described.name} is a durable endpoint, but the application has no "
                 "DurableEndpointsMiddleware, so nothing of it would be durable: "
-                "app.add_middleware(DurableEndpointsMiddleware)"
+                "app.add_middleware(DurableEndpointsMiddleware)",
+                where=definition(unwrap(described.function)),
             )
         return None
     if isinstance(place, Outside):
         raise ConfigurationError(
             f"{described.name} was called in a request that is not for a decorated handler. If "
             "another handler calls it, decorate that one, or call the work inside it. If its route "
-            "is one that the application's route table does not show, mount it with endpoint_app()"
+            "is one that the application's route table does not show, mount it with endpoint_app()",
+            where=definition(unwrap(described.function)),
         )
     if place.is_over:
-        raise NotInRunError(f"{described.name} is called after its request is over")
+        raise NotInRunError(
+            f"{described.name} is called after its request is over: a task that outlives its "
+            "request cannot begin a run of its own. Call it before the handler returns"
+        )
     door: Door = place
     return door
 

@@ -20,6 +20,7 @@ from typing import Any, NoReturn, Protocol
 import anyio.from_thread
 from anyio.lowlevel import EventLoopToken
 
+from durable_endpoints.call_sites import CallSites
 from durable_endpoints.calls import handle_in_thread
 from durable_endpoints.engines.base import Engine, Session
 from durable_endpoints.errors import EngineError, LimitError, LostRunError, NotInRunError
@@ -98,6 +99,7 @@ class Execution:
         "_signals",
         "_steps",
         "around",
+        "calls",
         "departure",
         "engine",
         "error",
@@ -152,6 +154,7 @@ class Execution:
         self.keeper: Keeper | None = None
         self.in_use: set[str] = set()
         """Names of steps that were called and have not ended."""
+        self.calls = CallSites()
         self._loop = asyncio.get_running_loop()
         self._main: asyncio.Task[Any] | None = None
         self._handler_ended = False
@@ -190,6 +193,8 @@ class Execution:
             handler = self.around.wrap_run(self.info, handler)
         try:
             result = await drive(handler(), self)
+            if self.departure is None:
+                self.calls.check_awaited()
         except BaseException as error:
             if self.departure is None:
                 if isinstance(error, asyncio.CancelledError) and main.cancelling() <= before:
@@ -288,7 +293,8 @@ class Execution:
         """Send `op` on its way to the disk."""
         try:
             record = self.session.record(op)
-        except LimitError:
+        except LimitError as error:
+            error.where = self.calls.where(op.step)
             raise
         except EngineError as error:
             raise self.break_off(error) from None
@@ -367,10 +373,14 @@ class Execution:
             self.keeper.leave_behind()
         self._signals = tuple(signal.with_traceback(None) for signal in self._signals)
 
-    def count_step(self) -> None:
+    def count_step(self, step: StepId) -> None:
         """One more step. Raises `LimitError` before its body runs, not after."""
         if self._steps >= self._max_steps:
-            raise LimitError(f"a run may have {self._max_steps:,} steps at the most (max_steps)")
+            raise LimitError(
+                f"a run may have {self._max_steps:,} steps at the most (max_steps): let one step "
+                "do more, or raise the setting",
+                where=self.calls.where(step),
+            )
         self._steps += 1
 
     def try_start(self) -> bool:
@@ -457,7 +467,7 @@ class Execution:
     async def take(self, record: StepRecord, codec: Codec = JSON) -> Any:
         """The remembered result of a final step, when its turn has come."""
         try:
-            return await self.memo.take(record, codec)
+            return await self.memo.take(record, codec, self.calls.where)
         finally:
             self._parking.stir(self)
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import builtins
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from durable_endpoints import errors
 from durable_endpoints.errors import DurableEndpointsError, RememberedError, StepError
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.ops import StepRecord, StepState
+from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.results import JSON, Codec, fits
 
 PATIENCE = 32
@@ -26,6 +27,10 @@ pass for each level of `gather` or task group before the code inside it runs."""
 _APART = 6
 """Turns between two results that are awaited at once: `asyncio.wait` needs three to tell whoever
 waits that the first is there."""
+
+
+def _nowhere(step: StepId) -> str:
+    return ""
 
 
 class Memo:
@@ -65,8 +70,13 @@ class Memo:
         """Whether somebody waits for a remembered result."""
         return bool(self._asked)
 
-    async def take(self, record: StepRecord, codec: Codec = JSON) -> Any:
-        """Return the remembered result of a final step, or raise its error, when it is its turn."""
+    async def take(
+        self, record: StepRecord, codec: Codec = JSON, where: Callable[[StepId], str] = _nowhere
+    ) -> Any:
+        """Return the remembered result of a final step, or raise its error, when it is its turn.
+
+        `where` tells the line that called a step.
+        """
         place = self._place[record.id.hash]
         if place > self._next:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -75,7 +85,7 @@ class Memo:
             await future
         self._mark(place)
         if record.state is StepState.FAILED:
-            raise rebuild(record)
+            raise rebuild(record, where(record.id))
         return fits(str(record.id), codec, record.value or b"null")
 
     def _mark(self, place: int) -> None:
@@ -107,13 +117,21 @@ MISTAKES = errors.UsageError | errors.ConfigurationError | errors.LimitError
 """What is wrong with the handler's code. These end a step at once, and are raised as they are."""
 
 
-def rebuild(record: StepRecord) -> DurableEndpointsError:
-    """The error of a remembered failure, with its cause as far as it can be built again."""
+def rebuild(record: StepRecord, where: str) -> DurableEndpointsError:
+    """The error of a remembered failure of a step that was called at `where`, with its cause as far
+    as it can be built again."""
     failure = failures.decode(record.error or b"{}")
     kind = getattr(errors, failure.name, None)
     if isinstance(kind, type) and issubclass(kind, MISTAKES):
-        return kind(failure.message)
-    error = StepError(str(record.id), failure.name, failure.message, record.attempt)
+        return kind(failure.message, where=where)
+    error = StepError(
+        str(record.id),
+        failure.name,
+        failure.message,
+        record.attempt,
+        where=where,
+        raised_at=failure.at,
+    )
     error.__cause__ = _exception(failure)
     return error
 

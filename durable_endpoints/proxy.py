@@ -117,7 +117,7 @@ async def wait_for_run(
             else:
                 await _send(_answer(outcome, run_id, query), scope, send, cross_origin)
     except EngineError as error:
-        response = problem(503, "engine_unavailable", str(error), {"Retry-After": "1"})
+        response = problem(503, "engine_unavailable", error.explanation, {"Retry-After": "1"})
         await _send(response, scope, send, cross_origin)
 
 

@@ -16,6 +16,7 @@ from durable_endpoints.calls import call, is_async
 from durable_endpoints.errors import CompensationError, NonRetriableError, StepError, UsageError
 from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.failing import is_handled
+from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.durations import Duration
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.results import check_callable
@@ -101,6 +102,7 @@ class Saga:
         # The name is taken now: what is registered is the same in a replay, what is undone not yet.
         compensated = None if execution is None else name_step(execution, id)
         if execution is not None and compensated is not None:
+            execution.calls.awaited(compensated)  # it is no mistake if it never runs
             self._was_undone |= execution.memo.get(compensated.hash) is not None
         self._compensations.append(
             _Compensation(id, execution, compensated, _without_result(fn), args, kwargs)
@@ -203,7 +205,8 @@ class Saga:
         if failed:
             raise CompensationError(failed) from error
         if self._has_undone and isinstance(error, Exception) and not _goes_on(error):
-            message = f"{type(error).__name__}: {error} (what came before it was undone)"
+            said = f"{type(error).__name__}: {failures.message_of(error)}"
+            message = f"{said} (what came before it was undone)"
             raise NonRetriableError(message) from error
 
 

@@ -180,7 +180,9 @@ async def _call_outside(
         raise
     except Exception as error:
         description = failures.describe(error)
-        raise StepError(id, description.name, description.message, 1) from error
+        raise StepError(
+            id, description.name, description.message, 1, raised_at=description.at
+        ) from error
 
 
 step = Step()

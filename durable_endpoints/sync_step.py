@@ -229,4 +229,6 @@ def _call_outside(id: str, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs
         raise
     except Exception as error:
         description = failures.describe(error)
-        raise StepError(id, description.name, description.message, 1) from error
+        raise StepError(
+            id, description.name, description.message, 1, raised_at=description.at
+        ) from error

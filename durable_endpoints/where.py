@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +64,7 @@ def name_step(execution: Execution, name: str) -> StepId:
         raise StepIdError(f"a step's id is a text of 1 to {MAX_NAME_LENGTH} letters, not {name!r}")
     if printable(name) != name:
         raise StepIdError(f"the step id {name!r} is not valid Unicode")
-    return execution.ids.next(name)
+    return execution.calls.called(execution.ids.next(name), sys._getframe(2))
 
 
 def checked(parse: Callable[[Any], int], id: str, value: Any) -> int:

@@ -40,7 +40,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except DurableEndpointsError as error:
-            fail(str(error))
+            fail(error.explanation)
         except UnicodeEncodeError as error:
             fail(f"{error.object!r} is not UTF-8")
 

@@ -11,18 +11,24 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from durable_endpoints.protocol import places
+from durable_endpoints.protocol.errors import DurableEndpointsError
+
 _CAUSES = 5
 _MESSAGE_LIMIT = 16_384
 _STACK_LIMIT = 65_536
 
 
 class Failure(NamedTuple):
-    """What is remembered of an exception. `stack` stays inside: no client ever gets it."""
+    """What is remembered of an exception. `stack` and `at` stay inside: no client ever gets
+    them."""
 
     name: str
     message: str
     stack: str = ""
     cause: Failure | None = None
+    at: str = ""
+    """The line of the user's code that raised it: "/srv/app.py:12, in charge"."""
 
     def encode(self) -> bytes:
         return orjson.dumps(self.as_dict())
@@ -35,6 +41,8 @@ class Failure(NamedTuple):
             "stack": self.stack,
             "__serialized": True,
         }
+        if self.at:
+            form["at"] = self.at
         if self.cause is not None:
             form["cause"] = self.cause.as_dict()
         return form
@@ -49,9 +57,10 @@ def describe(error: BaseException, depth: int = 0) -> Failure:
     stack = "".join(traceback.format_exception(error, chain=False)) if depth == 0 else ""
     return Failure(
         name=type(error).__name__,
-        message=_printable(_message_of(error))[:_MESSAGE_LIMIT],
+        message=_printable(message_of(error))[:_MESSAGE_LIMIT],
         stack=_printable(stack)[-_STACK_LIMIT:],
         cause=describe(cause, depth + 1) if cause is not None and depth < _CAUSES else None,
+        at=_printable(places.origin(error)) if depth == 0 else "",
     )
 
 
@@ -69,10 +78,14 @@ def _from_form(form: Any) -> Failure:
         message=str(form.get("message") or form.get("error") or "Unknown error"),
         stack=str(form.get("stack") or ""),
         cause=_from_form(cause) if cause else None,
+        at=str(form.get("at") or ""),
     )
 
 
-def _message_of(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """What an exception says, without the place that one of ours may have."""
+    if isinstance(error, DurableEndpointsError) and error.where:
+        return error.explanation
     try:
         return str(error)
     except Exception:
