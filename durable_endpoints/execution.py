@@ -32,6 +32,7 @@ from durable_endpoints.parking import Parking
 from durable_endpoints.protocol.messages import StoredRequest
 from durable_endpoints.protocol.ops import StepOp, StepRecord
 from durable_endpoints.protocol.step_ids import HANDLER_STEP, StepId, StepIds
+from durable_endpoints.protocol.streams import RecordKind
 from durable_endpoints.results import JSON, Codec
 from durable_endpoints.unwinding import MAX_SIGNALS, CancelledInsideError, Suspended, drive
 
@@ -303,17 +304,18 @@ class Execution:
 
     # Streaming
 
-    def push(self, step: str, attempt: int, value: bytes) -> None:
+    def push(self, step: str, attempt: int, value: bytes, kind: RecordKind) -> bool:
         """Stream one JSON value of a try of a step, or of the handler's own code. From any thread.
+        Whether it is new: no earlier execution has streamed it.
 
         A handler that is being unwound is not heard. Raises `LimitError`.
         """
         if self.departure is not None:
-            return
+            return False
         try:
-            self.session.push(step, attempt, [value])
+            return self.session.push(step, attempt, [value], kind)
         except LostRunError:
-            pass  # the session tells in its own way
+            return False  # the session tells in its own way
 
     def name_pipe(self) -> str:
         """The name of the step that a pipe outside a step makes: by the order of the calls."""

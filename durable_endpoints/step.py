@@ -21,6 +21,7 @@ from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.durations import Duration, parse_duration, parse_instant
 from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
 from durable_endpoints.protocol.values import encode
+from durable_endpoints.reporting import Log, progress
 from durable_endpoints.results import codec_of
 from durable_endpoints.sync_step import SyncStep
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
@@ -74,6 +75,10 @@ class Step(StepRunner):
         super().__init__(StepOptions())
         self.sync = SyncStep()
         """The same for plain `def` handlers: blocking."""
+        self.log = Log()
+        """Lines for the run's readers and for Python's log: `step.log.info("sent", id=7)`."""
+
+    progress = staticmethod(progress)
 
     def options(self, *, retries: int | None = None, timeout: Duration | None = None) -> StepRunner:
         """Settings for one step: `step.options(retries=0, timeout="10s").run(…)`.

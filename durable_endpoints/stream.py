@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from durable_endpoints._context import current
 from durable_endpoints.bodies import NeedsNewExecutionError
-from durable_endpoints.errors import NotInRunError, StepValueError, UsageError
-from durable_endpoints.execution import Execution, StepScope
-from durable_endpoints.protocol.streams import OUTSIDE
-from durable_endpoints.protocol.values import NotJsonError, encode
+from durable_endpoints.errors import UsageError
+from durable_endpoints.sinks import sink_of
 from durable_endpoints.sources import Source, blocking_texts, texts
 from durable_endpoints.step import step
 from durable_endpoints.where import on_event_loop
-
-
-class _Sink(NamedTuple):
-    """Where chunks go."""
-
-    execution: Execution
-    step: str = OUTSIDE
-    attempt: int = 0
-    scope: StepScope | None = None
-
-    def push(self, data: Any, what: str) -> None:
-        _check_open(self.scope, what)
-        try:
-            value = encode(data)
-        except NotJsonError as error:
-            raise StepValueError(f"{what}: the value cannot be streamed: {error}") from None
-        self.execution.push(self.step, self.attempt, value)
 
 
 class _Once:
@@ -56,7 +36,7 @@ class SyncStream:
 
     def pipe(self, source: Source) -> str:
         """As `stream.pipe`, in the calling thread, which waits."""
-        sink = _sink("stream.sync.pipe")
+        sink = sink_of("stream.sync.pipe")
         if sink is not None and on_event_loop():
             raise UsageError(
                 "stream.sync.pipe would block the event loop: write `await stream.pipe(…)`"
@@ -94,7 +74,7 @@ class Stream:
         `StepValueError` for what is not JSON; `NotInRunError` in a request outside a run. Outside
         any request it does nothing.
         """
-        sink = _sink("stream.push")
+        sink = sink_of("stream.push")
         if sink is not None:
             sink.push(data, "stream.push")
 
@@ -112,7 +92,7 @@ class Stream:
         has the text from memory, and does not ask the source for it again. Outside any request it
         just returns the text.
         """
-        sink = _sink("stream.pipe")
+        sink = sink_of("stream.pipe")
         if sink is not None and sink.scope is None:
             return await step.run(sink.execution.name_pipe(), self.pipe, _Once(source))
         pieces: list[str] = []
@@ -123,33 +103,6 @@ class Stream:
                 if sink.execution.session.is_full:
                     await sink.execution.session.room()
         return "".join(pieces)
-
-
-def _sink(what: str) -> _Sink | None:
-    """Where chunks of the calling code go; None outside any request."""
-    place = current.place
-    if place is None:
-        return None
-    if isinstance(place, StepScope):
-        _check_open(place, what)
-        return _Sink(place.execution, place.step.hash, place.attempt, place)
-    execution: Execution | None = place.execution
-    if execution is None:
-        raise NotInRunError(f"{what} is called outside a run: {place.explanation}")
-    if execution.is_closed:
-        raise NotInRunError(
-            f"{what} is called after the response of this run: nobody would read it. Stream before "
-            "the handler returns"
-        )
-    return _Sink(execution)
-
-
-def _check_open(scope: StepScope | None, what: str) -> None:
-    """A thread may outlive its try, and shall not go on paying a provider."""
-    if scope is not None and scope.ended:
-        raise NotInRunError(
-            f"{what} is called after the end of step {str(scope.step)!r}, or of this try of it"
-        )
 
 
 stream = Stream()

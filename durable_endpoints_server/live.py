@@ -17,7 +17,7 @@ from durable_endpoints.protocol.ops import (
     StepState,
 )
 from durable_endpoints.protocol.runs import Complete, Fail, Listener
-from durable_endpoints.protocol.streams import StreamStart
+from durable_endpoints.protocol.streams import RecordKind, StreamStart
 from durable_endpoints_server.clock import Alarm
 from durable_endpoints_server.engine.facts import (
     Change,
@@ -178,8 +178,11 @@ class LiveRun:
         if self._stream is None:
             self._stream = LiveStream(self, self._host.streams, started(self.run.generation))
 
-    def push(self, step: str, attempt: int, values: list[bytes]) -> None:
-        """Stream chunks, JSON values, of one try of a step, or of none. From any thread.
+    def push(
+        self, step: str, attempt: int, values: list[bytes], kind: RecordKind = RecordKind.DATA
+    ) -> bool:
+        """Stream chunks, JSON values, of one try of a step, or of none. From any thread. Whether
+        they are new, and no replay of what an earlier execution has streamed.
 
         Raises `LimitError` when they are too much, `LostRunError` when the run is no longer this
         execution's.
@@ -190,7 +193,7 @@ class LiveRun:
             with _opening_streams:
                 self.open_stream()
         assert self._stream is not None
-        self._stream.push(step, attempt, values)
+        return self._stream.push(step, attempt, values, kind)
 
     def withdraw(self, step: str) -> None:
         """A try of a step was given up without an outcome: what it has streamed is withdrawn."""

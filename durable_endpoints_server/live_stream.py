@@ -8,13 +8,14 @@ more of them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from typing import TYPE_CHECKING
 from weakref import ref
 
 from durable_endpoints.protocol.errors import EngineError, LimitError
 from durable_endpoints.protocol.ops import StepState
-from durable_endpoints.protocol.streams import OUTSIDE, StreamRecord
+from durable_endpoints.protocol.streams import OUTSIDE, RecordKind, StreamRecord
 from durable_endpoints_server.engine.facts import (
     Change,
     Fact,
@@ -45,7 +46,11 @@ _MANY = 1_000
 """The same in chunks."""
 _MOST = 8 * 1024 * 1024
 """Bytes that wait to be written at the most: a producer that cannot wait gets an error."""
+_PLENTY = 100
+"""Chunks that wait to be written, from which on new progress of a step replaces its last."""
 _RUNNING = states(Status.RUNNING)
+
+logger = logging.getLogger("durable_endpoints")
 
 
 class LiveStream:
@@ -69,16 +74,22 @@ class LiveStream:
         """The last position that is known to be written."""
         self._is_closed = False
         self._is_woken = False
+        self._has_left_out = False
         self._writing: asyncio.Task[None] | None = None
 
     def replay(self) -> None:
         """The execution's handler is about to run, from its top."""
         self._replayed = self.stream.outside
 
-    def push(self, step: str, attempt: int, values: list[bytes]) -> None:
-        """Add chunks, JSON values, of one try of a step. From any thread.
+    def push(
+        self, step: str, attempt: int, values: list[bytes], kind: RecordKind = RecordKind.DATA
+    ) -> bool:
+        """Add chunks, JSON values, of one try of a step. From any thread. Whether they are new,
+        and no replay of what an earlier execution has pushed.
 
-        Raises `LimitError` when they are more than a run may stream, or more than can wait.
+        Raises `LimitError` when data is more than a run may stream, or more than can wait. No
+        work shall fail because it reports on itself: of progress and log lines, what is too much
+        is left out, with one warning, and progress that nobody could follow is skipped.
         """
         with self._lock:
             if step == OUTSIDE and self._replayed:
@@ -86,20 +97,46 @@ class LiveStream:
                 self._replayed -= known
                 values = values[known:]
             if not values or self._is_closed:
-                return
-            size = weight_of(values)
-            check_room(self.stream.size + self._pending_size, size, self._policy)
-            if self._pending_size + size > _MOST and self._pending:
-                raise LimitError(
-                    f"more than {_MOST:,} bytes of chunks wait to be written (each counts 100 more "
-                    "than it has): let the handler wait for the disk, with `await stream.pipe(…)` "
-                    "rather than `stream.push(…)`"
-                )
-            self._pending += [Chunk(step, attempt, value) for value in values]
-            self._pending_size += size
+                return False
+            chunks = [Chunk(step, attempt, value, kind) for value in values]
+            try:
+                self._add(chunks)
+            except LimitError as error:
+                if kind is RecordKind.DATA:
+                    raise
+                self._leave_out(error)
+                return True
             if self._is_woken:
-                return
+                return True
             self._is_woken = True
+        self._wake_soon()
+        return True
+
+    def _add(self, chunks: list[Chunk]) -> None:
+        pending = self._pending
+        if len(pending) >= _PLENTY and _replaces(chunks, pending[-1]):
+            self._pending_size -= weight_of([pending.pop().value])
+        size = weight_of([chunk.value for chunk in chunks])
+        check_room(self.stream.size + self._pending_size, size, self._policy)
+        if self._pending_size + size > _MOST and pending:
+            raise LimitError(
+                f"more than {_MOST:,} bytes of chunks wait to be written (each counts 100 more "
+                "than it has): let the handler wait for the disk, with `await stream.pipe(…)` "
+                "rather than `stream.push(…)`"
+            )
+        pending += chunks
+        self._pending_size += size
+
+    def _leave_out(self, error: LimitError) -> None:
+        if not self._has_left_out:
+            self._has_left_out = True
+            logger.warning(
+                "run %s: readers of its stream miss progress or log lines from here on: %s",
+                self._run_id,
+                error,
+            )
+
+    def _wake_soon(self) -> None:
         try:
             on_loop = asyncio.get_running_loop() is self._loop
         except RuntimeError:
@@ -190,3 +227,15 @@ class LiveStream:
             ]
         self.stream, records = append(self.stream, pending)
         return records
+
+
+def _replaces(chunks: list[Chunk], last: Chunk) -> bool:
+    """Whether `chunks` are progress of the same try as `last`. Outside steps each one is counted,
+    so that a replay knows which of them are in the log already."""
+    return (
+        len(chunks) == 1
+        and last.kind is RecordKind.PROGRESS
+        and chunks[0][:2] == last[:2]
+        and chunks[0].kind is last.kind
+        and last.step != OUTSIDE
+    )

@@ -10,7 +10,6 @@ import orjson
 
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.ops import StepRecord
-from durable_endpoints.protocol.streams import RecordKind
 from durable_endpoints_server.engine.model import Run
 from durable_endpoints_server.store.base import RequestRecord, RunSummary
 from durable_endpoints_server.store.sqlite_reader import SqliteReader
@@ -57,6 +56,7 @@ async def run_in_full(reader: SqliteReader, run_id: str) -> dict[str, Any] | Non
     entry, ended = await reader.entry(run_id), await reader.ended(run_id)
     if entry is None or ended is None:
         return None
+    progress = await reader.last_progress(run_id)
     return {
         **_run(entry.run),
         "method": ended.method,
@@ -66,6 +66,7 @@ async def run_in_full(reader: SqliteReader, run_id: str) -> dict[str, Any] | Non
         "deadline": _time(entry.run.deadline),
         "generation": entry.run.generation,
         "interruptions": entry.run.interruptions,
+        "progress": orjson.loads(progress.chunks()[-1]) if progress is not None else None,
         "steps": [_step(step) for step in sorted(entry.memo, key=_by_completion)],
         "attempts": [
             {
@@ -96,6 +97,8 @@ def page_of_run(full: dict[str, Any]) -> str:
     for name in ("ended_at", "deadline", "error"):
         if full[name]:
             lines.append(f"  {name.removesuffix('_at'):<11} {full[name]}")
+    if full["progress"]:
+        lines.append(f"  progress    {_progress(full['progress'])}")
     steps = [
         (
             step["name"],
@@ -132,7 +135,7 @@ async def stream_of_run(reader: SqliteReader, run_id: str) -> list[dict[str, Any
                 "step": names.get(record.step, record.step) or None,
                 "attempt": record.attempt or None,
             }
-            chunks = record.chunks() if record.kind is RecordKind.DATA else [b"null"]
+            chunks = [b"null"] if record.kind.is_end else record.chunks()
             lines += [
                 {"position": position, **line, "data": orjson.loads(chunk)}
                 for position, chunk in enumerate(chunks, record.position)
@@ -149,11 +152,33 @@ def page_of_stream(lines: Sequence[dict[str, Any]]) -> str:
             line["event"],
             line["step"] or "",
             str(line["attempt"] or ""),
-            "" if line["event"] != "data" else _preview(orjson.dumps(line["data"])) or "",
+            _streamed(line["event"], line["data"]),
         )
         for line in lines
     ]
     return _table(("POSITION", "EVENT", "STEP", "TRY", "DATA"), rows, "It has streamed nothing.")
+
+
+def _streamed(event: str, data: Any) -> str:
+    """What a chunk says, in one short line."""
+    if event == "data":
+        return _short(orjson.dumps(data).decode())
+    if event == "progress":
+        return _progress(data)
+    if event == "log":
+        values = f" {orjson.dumps(data['data']).decode()}" if "data" in data else ""
+        return _short(f"{data['level']}: {_escaped(data['message'])}{values}")
+    return ""
+
+
+def _progress(data: dict[str, Any]) -> str:
+    done = f"{data['current']} of {data['total']}" if "total" in data else str(data["current"])
+    return _short(f"{done}: {_escaped(data['message'])}" if "message" in data else done)
+
+
+def _escaped(text: str) -> str:
+    """A text without what would move a terminal's cursor."""
+    return orjson.dumps(text).decode()[1:-1]
 
 
 def table_of_requests(lines: Sequence[RequestRecord]) -> str:
@@ -211,7 +236,10 @@ def _due(line: RunSummary, now: int) -> str:
 def _preview(value: bytes | None) -> str | None:
     if value is None:
         return None
-    text = value.decode("utf-8", "replace")
+    return _short(value.decode("utf-8", "replace"))
+
+
+def _short(text: str) -> str:
     return text if len(text) <= _PREVIEW else f"{text[: _PREVIEW - 1]}…"
 
 

@@ -193,7 +193,7 @@ class Reader:
                 is_whole = bool(frames) and self._position < record.position
                 pieces.append(frames if is_whole else record_frames(record, self._position))
             self._position = record.last
-            if self.stops_at_outcome and record.kind is not RecordKind.DATA and record.step:
+            if self.stops_at_outcome and record.kind.is_end and record.step:
                 self.stops_at_outcome = False
                 break
         return b"".join(pieces)
@@ -237,7 +237,7 @@ class _Spared:
                 self._ends.setdefault(step, []).append(position)
 
     def __contains__(self, record: StreamRecord) -> bool:
-        if record.kind is not RecordKind.DATA:
+        if record.kind.is_end:
             return record.position in self._needless
         firsts = self._firsts.get(record.step)
         if firsts is None:

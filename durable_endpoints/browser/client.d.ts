@@ -19,6 +19,26 @@ export interface StepChange {
   hashedStepId: string | null;
 }
 
+/** How far the work of a step, or of the handler, is (`step.progress`). */
+export interface Progress {
+  current: number;
+  /** Absent if it is not known. */
+  total?: number;
+  message?: string;
+  /** Whose progress it is; null outside steps. */
+  hashedStepId: string | null;
+}
+
+/** A line that a step, or the handler, has written for its readers (`step.log`). */
+export interface Log {
+  level: "debug" | "info" | "warning" | "error";
+  message: string;
+  data?: Record<string, unknown>;
+  /** When, in epoch milliseconds. */
+  time: number;
+  hashedStepId: string | null;
+}
+
 export interface Metadata {
   runId: string;
   /**
@@ -42,7 +62,10 @@ export interface StreamCallbacks {
   onRollback?: (change: StepChange) => unknown;
   /** The text after each change, and which of it is committed. */
   onText?: (text: string, live: LiveText) => unknown;
-  /** Every other frame of ours, as `durable.progress`. Such a frame may come again. */
+  /** Of a try that is withdrawn, `onRollback` tells, as with its chunks. */
+  onProgress?: (progress: Progress) => unknown;
+  onLog?: (line: Log) => unknown;
+  /** Every other frame of ours, of later versions. Such a frame may come again. */
   onEvent?: (name: string, data: unknown) => unknown;
 }
 

@@ -29,11 +29,13 @@ const GIVE_UP_AFTER = 300_000;
 const TEMPORARY = [429, 502, 503, 504];
 /** Statuses whose responses have no body, not even an empty one (WHATWG Fetch §2.2.3). */
 const WITHOUT_BODY = [204, 205, 304];
-/** The frames that count: what they do to the text, and who is told. */
+/** The frames that count: what they do to the text, if anything, and who is told. */
 const CHANGES = {
   "inngest.stream": { apply: "push", callback: "onData" },
   "inngest.commit": { apply: "commit", callback: "onCommit" },
   "inngest.rollback": { apply: "rollback", callback: "onRollback" },
+  "durable.progress": { callback: "onProgress" },
+  "durable.log": { callback: "onLog" },
 };
 
 /**
@@ -367,12 +369,13 @@ class Run {
       await onMetadata?.({ runId: this.#id, runUrl: this.url });
     } else if (event in CHANGES && !isOld) {
       const { apply, callback } = CHANGES[event];
-      const chunk = { ...data, hashedStepId: data.hashedStepId ?? null };
+      const told = apply ? data : data.data;
+      const change = { ...told, hashedStepId: data.hashedStepId ?? null };
       this.seen += 1;
-      this.#text[apply](chunk);
-      await this.#options[callback]?.(chunk);
-      await onText?.(this.#text.text, this.#text);
-    } else if (event.startsWith("durable.")) {
+      if (apply) this.#text[apply](change);
+      await this.#options[callback]?.(change);
+      if (apply) await onText?.(this.#text.text, this.#text);
+    } else if (event.startsWith("durable.") && !(event in CHANGES)) {
       await onEvent?.(event, data);
     }
     return null;
@@ -428,7 +431,8 @@ function withJson({ id, event, data }) {
 /** Of the options, what `fetch` knows. */
 function requestInit(options) {
   const { idempotencyKey, storageKey, giveUpAfter, toText, fetch, signal, ...rest } = options;
-  const { onMetadata, onData, onCommit, onRollback, onText, onEvent, ...init } = rest;
+  const { onMetadata, onData, onCommit, onRollback, onText, ...others } = rest;
+  const { onProgress, onLog, onEvent, ...init } = others;
   return init;
 }
 

@@ -19,7 +19,15 @@ from durable_endpoints.client.blocking import (
 )
 from durable_endpoints.client.cancel import cancel_run, cancel_run_sync
 from durable_endpoints.client.errors import StreamError
-from durable_endpoints.client.events import Chunk, Commit, Metadata, Rollback, StreamEvent
+from durable_endpoints.client.events import (
+    Chunk,
+    Commit,
+    Log,
+    Metadata,
+    Progress,
+    Rollback,
+    StreamEvent,
+)
 from durable_endpoints.client.pacing import Pacing
 from durable_endpoints.client.stream import DurableStream, fetch_with_stream, open_stream
 from durable_endpoints.client.transcript import Transcript
@@ -29,8 +37,10 @@ __all__ = [
     "Commit",
     "DurableStream",
     "DurableStreamSync",
+    "Log",
     "Metadata",
     "Pacing",
+    "Progress",
     "Rollback",
     "StreamError",
     "StreamEvent",

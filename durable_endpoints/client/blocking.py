@@ -13,7 +13,15 @@ import httpx
 from durable_endpoints.client.call import OWN_TIMEOUT, Call, Sending, SyncClient, build, whole
 from durable_endpoints.client.conversation import Reading
 from durable_endpoints.client.errors import is_lost_connection
-from durable_endpoints.client.events import Chunk, Commit, Metadata, Rollback, StreamEvent
+from durable_endpoints.client.events import (
+    Chunk,
+    Commit,
+    Log,
+    Metadata,
+    Progress,
+    Rollback,
+    StreamEvent,
+)
 from durable_endpoints.client.reader import Reader, callbacks_by_event
 
 
@@ -103,11 +111,15 @@ def fetch_with_stream_sync(
     on_data: Callable[[Chunk], object] | None = None,
     on_commit: Callable[[Commit], object] | None = None,
     on_rollback: Callable[[Rollback], object] | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
+    on_log: Callable[[Log], object] | None = None,
     client: SyncClient | None = None,
     **sending: Unpack[Sending],
 ) -> httpx.Response:
     """`fetch_with_stream` that blocks. Its callbacks are plain functions."""
-    callbacks = callbacks_by_event(on_metadata, on_data, on_commit, on_rollback)
+    callbacks = callbacks_by_event(
+        on_metadata, on_data, on_commit, on_rollback, on_progress, on_log
+    )
     for given in callbacks.values():
         if inspect.iscoroutinefunction(given):
             raise TypeError(f"{given!r} is async; await fetch_with_stream(…) instead")

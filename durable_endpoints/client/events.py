@@ -37,4 +37,28 @@ class Rollback(NamedTuple):
     position: str
 
 
-StreamEvent = Metadata | Chunk | Commit | Rollback
+class Progress(NamedTuple):
+    """How far the work of a step, or of the handler, is: `step.progress`."""
+
+    current: float
+    total: float | None
+    """None if it is not known."""
+    message: str | None
+    step: str | None
+    position: str
+
+
+class Log(NamedTuple):
+    """A line that a step, or the handler, has written for its readers: `step.log`."""
+
+    level: str
+    """`debug`, `info`, `warning` or `error`."""
+    message: str
+    data: dict[str, Any]
+    time: int
+    """When, in epoch milliseconds."""
+    step: str | None
+    position: str
+
+
+StreamEvent = Metadata | Chunk | Commit | Rollback | Progress | Log

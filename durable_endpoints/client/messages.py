@@ -1,7 +1,8 @@
 """What the frames of a durable stream mean. Pure.
 
 The events are those of Inngest's durable endpoints, with ids, repeated headers and binary bodies
-added. Events of other names are for readers that know them.
+added, and our own `durable.progress` and `durable.log`. Events of other names are for readers that
+know them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from durable_endpoints.client.errors import StreamError
-from durable_endpoints.client.events import Chunk, Commit, Metadata, Rollback
+from durable_endpoints.client.events import Chunk, Commit, Log, Metadata, Progress, Rollback
 from durable_endpoints.client.frames import Frame
 
 METADATA = "inngest.metadata"
@@ -34,7 +35,7 @@ class Ending(NamedTuple):
     body: bytes
 
 
-Message = Metadata | Chunk | Commit | Rollback | RunAddress | Ending
+Message = Metadata | Chunk | Commit | Rollback | Progress | Log | RunAddress | Ending
 
 
 def read_frame(frame: Frame, position: str) -> Message | None:
@@ -66,6 +67,26 @@ def _commit(fields: dict[str, Any], position: str) -> Commit:
 
 def _rollback(fields: dict[str, Any], position: str) -> Rollback:
     return Rollback(_step(fields), position)
+
+
+def _progress(fields: dict[str, Any], position: str) -> Progress:
+    data = fields["data"]
+    total, message = data.get("total"), data.get("message")
+    return Progress(
+        _number(data["current"]),
+        None if total is None else _number(total),
+        None if message is None else _text(message),
+        _step(fields),
+        position,
+    )
+
+
+def _log(fields: dict[str, Any], position: str) -> Log:
+    line = fields["data"]
+    data, time = line.get("data", {}), line["time"]
+    if not isinstance(data, dict) or not isinstance(time, int):
+        raise TypeError(f"data is {data!r}, and time is {time!r}")
+    return Log(_text(line["level"]), _text(line["message"]), data, time, _step(fields), position)
 
 
 def _address(fields: dict[str, Any], position: str) -> RunAddress:
@@ -114,11 +135,19 @@ def _text(value: Any) -> str:
     return value
 
 
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
 _READERS: dict[str, Callable[[dict[str, Any], str], Message]] = {
     METADATA: _metadata,
     "inngest.stream": _chunk,
     "inngest.commit": _commit,
     "inngest.rollback": _rollback,
+    "durable.progress": _progress,
+    "durable.log": _log,
     "inngest.redirect_info": _address,
     "inngest.response": _ending,
 }

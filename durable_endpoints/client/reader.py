@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from durable_endpoints.client.call import Call
-from durable_endpoints.client.events import Chunk, Commit, Metadata, Rollback
+from durable_endpoints.client.events import Chunk, Commit, Log, Metadata, Progress, Rollback
 
 
 class Reader:
@@ -47,6 +47,8 @@ def callbacks_by_event(
     on_data: Callable[[Chunk], object] | None,
     on_commit: Callable[[Commit], object] | None,
     on_rollback: Callable[[Rollback], object] | None,
+    on_progress: Callable[[Progress], object] | None,
+    on_log: Callable[[Log], object] | None,
 ) -> dict[type[Any], Callable[[Any], object]]:
     """The callbacks that were given, by the type of event that they are for."""
     callbacks: dict[type[Any], Callable[[Any], object] | None] = {
@@ -54,5 +56,7 @@ def callbacks_by_event(
         Chunk: on_data,
         Commit: on_commit,
         Rollback: on_rollback,
+        Progress: on_progress,
+        Log: on_log,
     }
     return {kind: callback for kind, callback in callbacks.items() if callback is not None}

@@ -16,7 +16,15 @@ import httpx
 from durable_endpoints.client.call import OWN_TIMEOUT, AsyncClient, Call, Sending, build, whole
 from durable_endpoints.client.conversation import Reading
 from durable_endpoints.client.errors import is_lost_connection
-from durable_endpoints.client.events import Chunk, Commit, Metadata, Rollback, StreamEvent
+from durable_endpoints.client.events import (
+    Chunk,
+    Commit,
+    Log,
+    Metadata,
+    Progress,
+    Rollback,
+    StreamEvent,
+)
 from durable_endpoints.client.reader import Reader, callbacks_by_event
 
 
@@ -120,6 +128,8 @@ async def fetch_with_stream(
     on_data: Callable[[Chunk], object] | None = None,
     on_commit: Callable[[Commit], object] | None = None,
     on_rollback: Callable[[Rollback], object] | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
+    on_log: Callable[[Log], object] | None = None,
     client: AsyncClient | None = None,
     **sending: Unpack[Sending],
 ) -> httpx.Response:
@@ -135,7 +145,9 @@ async def fetch_with_stream(
     is no durable stream, and whatever a callback raises. Neither that nor cancelling this call
     touches the run; `cancel_run` does.
     """
-    callbacks = callbacks_by_event(on_metadata, on_data, on_commit, on_rollback)
+    callbacks = callbacks_by_event(
+        on_metadata, on_data, on_commit, on_rollback, on_progress, on_log
+    )
     async with open_stream(url, client=client, **sending) as stream:
         async for event in stream:
             callback = callbacks.get(type(event))

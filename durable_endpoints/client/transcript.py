@@ -6,7 +6,7 @@ from durable_endpoints.client.events import Chunk, Commit, Rollback, StreamEvent
 
 
 class Transcript:
-    """Feed it every event; it keeps the chunks in their order.
+    """Feed it every event; it keeps the chunks in their order. (Progress and log lines are none.)
 
     A commit or a rollback is about the chunks of its own step since that step's last one, wherever
     they stand: chunks of other steps between them stay as they are.

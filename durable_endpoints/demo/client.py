@@ -12,8 +12,10 @@ import httpx
 from durable_endpoints.client import (
     Chunk,
     Commit,
+    Log,
     Metadata,
     Pacing,
+    Progress,
     Rollback,
     StreamEvent,
     open_stream,
@@ -47,7 +49,7 @@ class Visit:
 
     viewer: Viewer
     connections: list[Connection] = field(default_factory=list)
-    events: list[Chunk | Commit | Rollback] = field(default_factory=list)
+    events: list[Chunk | Commit | Rollback | Progress | Log] = field(default_factory=list)
     run: str | None = None
     response: httpx.Response | None = None
 

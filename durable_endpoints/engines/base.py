@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
 from durable_endpoints.protocol.ops import NewEvent, StepOp, StepRecord
 from durable_endpoints.protocol.runs import Complete, Fail, Listener, NewRun
-from durable_endpoints.protocol.streams import Silence, StreamStart
+from durable_endpoints.protocol.streams import RecordKind, Silence, StreamStart
 from durable_endpoints.protocol.tokens import Grant
 
 
@@ -89,12 +89,15 @@ class Session(Protocol):
         """
         ...
 
-    def push(self, step: str, attempt: int, values: list[bytes]) -> None:
+    def push(
+        self, step: str, attempt: int, values: list[bytes], kind: RecordKind = RecordKind.DATA
+    ) -> bool:
         """Stream chunks, JSON values, of one try of a step (by its hash), or of none. From any
-        thread; never waits.
+        thread; never waits. Whether they are new: outside steps, an earlier execution may have
+        streamed them.
 
-        Raises `LimitError` when they are too much, `LostRunError` when the run is no longer this
-        execution's.
+        Raises `LimitError` when data is too much, `LostRunError` when the run is no longer this
+        execution's. Of progress and log lines, what is too much is left out.
         """
         ...
 

@@ -1,6 +1,7 @@
 """The frames of a run's stream: server-sent events (WHATWG HTML §9.2).
 
-They are those of Inngest's durable endpoints, byte for byte, with ids added.
+They are those of Inngest's durable endpoints, byte for byte, with ids added; `durable.progress` and
+`durable.log` are our own, and no other client minds them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from durable_endpoints.protocol.streams import RecordKind, StreamRecord
 
 CONTENT_TYPE = "text/event-stream"
 HEARTBEAT = b": keep-alive\n\n"
+_EVENTS = {
+    RecordKind.DATA: b"inngest.stream",
+    RecordKind.PROGRESS: b"durable.progress",
+    RecordKind.LOG: b"durable.log",
+}
 _NO_BODY = (204, 205, 304)
 """Statuses with which a browser makes no `Response` that has a body, not even an empty one."""
 
@@ -29,7 +35,7 @@ def frame(event: str, data: bytes, id: str = "") -> bytes:
 def record_frames(record: StreamRecord, after: int = 0) -> bytes:
     """The frames of what a record says beyond the position `after`."""
     position, kind, step = record.position, record.kind, record.step
-    if kind is not RecordKind.DATA:
+    if kind.is_end:
         event = "inngest.commit" if kind is RecordKind.COMMIT else "inngest.rollback"
         return frame(event, orjson.dumps({"hashedStepId": step or None}), str(position))
     chunks = record.chunks()
@@ -37,7 +43,7 @@ def record_frames(record: StreamRecord, after: int = 0) -> bytes:
         chunks = chunks[after - position + 1 :]
         position = after + 1
     # One format for all of them, because there may be hundreds of thousands.
-    form = b'id: %d\nevent: inngest.stream\ndata: {"data":%b' + _chunk_tail(step)
+    form = b"id: %d\n" + _chunk_head(kind) + b"%b" + _chunk_tail(step)
     return form * len(chunks) % tuple(chain.from_iterable(enumerate(chunks, position)))
 
 
@@ -45,10 +51,10 @@ def committed_frames(record: StreamRecord, commit: int, index: int, after: int) 
     """The frames of a record's chunks in the view that has committed chunks only, where they stand
     at their commit: number `index` of its chunks is the record's first one, and those up to number
     `after` are passed over."""
-    tail = _chunk_tail(record.step)
+    head, tail = _chunk_head(record.kind), _chunk_tail(record.step)
     return b"".join(
         [
-            b'id: %d.%d\nevent: inngest.stream\ndata: {"data":%b%b' % (commit, n, chunk, tail)
+            b"id: %d.%d\n%b%b%b" % (commit, n, head, chunk, tail)
             for n, chunk in enumerate(record.chunks(), index)
             if n > after
         ]
@@ -90,6 +96,10 @@ def response_frame(
     status_word = "succeeded" if succeeded else "failed"
     data = orjson.dumps({"status": status_word, "response": answer})
     return frame("inngest.response", data, "" if position is None else str(position))
+
+
+def _chunk_head(kind: RecordKind) -> bytes:
+    return b'event: %b\ndata: {"data":' % _EVENTS[kind]
 
 
 def _chunk_tail(step: str) -> bytes:

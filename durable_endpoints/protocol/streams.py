@@ -1,9 +1,10 @@
 """A run's stream log: what it is made of.
 
-The log is a list of *records*. What one step pushes in one go is one record of several chunks; the
-end of a step's try is a record of its own, which makes the try's chunks permanent or withdraws
-them. Every chunk and every such end has a position; positions count from 1, without gaps, and are
-the ids of the frames that readers get (`frames.py`).
+The log is a list of *records*. What one step pushes in one go is one record of several chunks, all
+of one kind: data, progress, or lines of its log. The end of a step's try is a record of its own,
+which makes the try's chunks permanent or withdraws them. Every chunk and every such end has a
+position; positions count from 1, without gaps, and are the ids of the frames that readers get
+(`frames.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ class RecordKind(IntEnum):
     """The step's chunks since its last end are permanent."""
     ROLLBACK = 3
     """The step's chunks since its last end are withdrawn."""
+    PROGRESS = 4
+    LOG = 5
+
+    @property
+    def is_end(self) -> bool:
+        """Whether it ends a try, rather than holding chunks of it."""
+        return self in (RecordKind.COMMIT, RecordKind.ROLLBACK)
 
 
 class Silence(Enum):

@@ -40,6 +40,7 @@ class Chunk(NamedTuple):
     step: str
     attempt: int
     value: bytes
+    kind: RecordKind = RecordKind.DATA
 
 
 def weight_of(values: Sequence[bytes]) -> int:
@@ -54,20 +55,25 @@ def check_room(used: int, weight: int, policy: Policy) -> None:
 
 
 def append(stream: Stream, chunks: Sequence[Chunk]) -> tuple[Stream, list[StreamRecord]]:
-    """Put `chunks` at the end of the log: those of one try that stand together in one record."""
+    """Put `chunks` at the end of the log: those of one try and one kind that stand together in one
+    record."""
     log = _Log(stream)
     start = 0
     while start < len(chunks):
-        step, attempt, _ = chunks[start]
+        step, attempt, _, kind = chunks[start]
         end, size = start, 0
-        while end < len(chunks) and chunks[end][:2] == (step, attempt):
+        while end < len(chunks) and _is_alike(chunks[end], chunks[start]):
             size += len(chunks[end].value) + FRAME
             if size > _MAX_RECORD and end > start:
                 break
             end += 1
-        log.data(step, attempt, [chunk.value for chunk in chunks[start:end]])
+        log.add(kind, step, attempt, [chunk.value for chunk in chunks[start:end]])
         start = end
     return log.stream, log.records
+
+
+def _is_alike(chunk: Chunk, other: Chunk) -> bool:
+    return (chunk.step, chunk.attempt, chunk.kind) == (other.step, other.attempt, other.kind)
 
 
 def follow(stream: Stream, facts: Iterable[Fact]) -> tuple[Stream, list[StreamRecord]]:
@@ -139,12 +145,12 @@ class _Log:
         self.stream = stream
         self.records: list[StreamRecord] = []
 
-    def data(self, step: str, attempt: int, values: list[bytes]) -> None:
+    def add(self, kind: RecordKind, step: str, attempt: int, values: list[bytes]) -> None:
         if self.stream.is_wary and step not in self.stream.open:
             self._end(step, RecordKind.ROLLBACK, attempt, 0)
         stream, data = self.stream, b"\n".join(values)
         position = stream.tail + 1
-        self._add(StreamRecord(position, len(values), RecordKind.DATA, step, attempt, 0, data))
+        self._add(StreamRecord(position, len(values), kind, step, attempt, 0, data))
         opened = stream.open
         if step not in opened:
             opened = {**opened, step: position}

@@ -245,7 +245,7 @@ class MemoryStore:
                 record
                 for record in self._records(run_id)
                 if first <= record.position < before
-                and record.kind is RecordKind.DATA
+                and not record.kind.is_end
                 and record.step == step
             ),
         )

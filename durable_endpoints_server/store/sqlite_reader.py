@@ -91,6 +91,11 @@ class SqliteReader:
         row = await self._ask_soon("stream", run_id=run_id)
         return read_stream(orjson.loads(row[0])) if row and row[0] is not None else None
 
+    async def last_progress(self, run_id: str) -> StreamRecord | None:
+        """What the run has last said about its progress, withdrawn or not."""
+        row = await self._ask("last_progress", run_id=run_id)
+        return read_record(orjson.loads(row[0])) if row else None
+
     async def rollbacks(self, run_id: str) -> list[Rollback]:
         return [Rollback(*doc) for doc in await self._list("rollbacks", run_id=run_id)]
 

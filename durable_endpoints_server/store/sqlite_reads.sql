@@ -61,6 +61,11 @@ select
 from runs left join streams on streams.run_id = runs.id
 where runs.id = :run_id
 
+-- name: last_progress
+select json_array(position, count, kind, step, attempt, first, cast(data as text))
+from chunks where run_id = :run_id and kind = 4
+order by position desc limit 1
+
 -- name: rollbacks
 select json_group_array(json_array(position, step, first) order by position)
 from chunks where run_id = :run_id and kind = 3
@@ -72,7 +77,7 @@ with
     candidates (position, size) as (
         select position, size from chunks
         where run_id = :run_id and position >= :first and position < :before
-            and kind = 1 and step = :step
+            and kind not in (2, 3) and step = :step
         order by position limit :limit
     ),
     chosen (position, before) as (

@@ -85,6 +85,10 @@ class Run:
         """Stream a chunk; with `cut`, the connections break after so many bytes of its frame."""
         self._append("inngest.stream", {"data": data, **(_named(step) if step else {})}, cut)
 
+    def report(self, what: str, data: Any, step: str | None = None) -> None:
+        """Progress, or a line of the log."""
+        self._append(f"durable.{what}", {"data": data, **(_named(step) if step else {})}, None)
+
     def commit(self, step: str | None = None, cut: int | None = None) -> None:
         self._append("inngest.commit", _named(step), cut)
         if not self.redirected:

@@ -27,10 +27,14 @@ async def story(run: Run) -> None:
 
 
 async def events(run: Run) -> None:
-    run.send(Frame(None, "durable.progress", {"done": 1, "of": 2}))
-    run.send(Frame(None, "unheard.of", {}))
     run.push({"token": 7}, "a")
     run.push(None, "a")
+    run.report("progress", {"current": 1, "total": 2, "message": "half"}, "a")
+    run.report("log", {"level": "info", "message": "odd", "data": {"n": 1}, "time": 5})
+    run.cut()
+    await run.reader()
+    run.send(Frame(None, "durable.later", {"version": 2}))
+    run.send(Frame(None, "unheard.of", {}))
     run.commit("a")
     run.respond("{}")
 

@@ -122,9 +122,11 @@ def test_other_values_and_other_frames(page: Page) -> None:
     found = watch(page, "/events", "{ toText: (data) => data?.token ?? '' }")
     assert found.chunks == [{"token": 7}, None]
     assert found.texts[-1] == "7"
-    assert [told for told in found.told if "." in told[0]] == [
-        ("durable.progress", {"done": 1, "of": 2})
-    ]
+    assert [told for told in found.told if "." in told[0]] == [("durable.later", {"version": 2})]
+    progress = {"current": 1, "total": 2, "message": "half", "hashedStepId": A}
+    assert found.named("progress") == [progress]
+    line = {"level": "info", "message": "odd", "data": {"n": 1}, "time": 5}
+    assert found.named("log") == [{**line, "hashedStepId": None}]
 
 
 def test_nothing_is_lost_or_repeated_however_connections_end(page: Page, site: Site) -> None:

@@ -627,6 +627,10 @@ def ending(kind: RecordKind, position: int, first: int, step_name: str = "a") ->
     return StreamRecord(position, 1, kind, step(step_name).hash, 1, first, b"")
 
 
+def reported(kind: RecordKind, position: int, value: bytes) -> StreamRecord:
+    return chunk(position, value)._replace(kind=kind)
+
+
 async def streamed(history: History, *records: StreamRecord, **state: object) -> Stream:
     """Write `records`, and a state that goes with them."""
     size = sum(len(record.data) for record in records)
@@ -642,10 +646,14 @@ async def streamed(history: History, *records: StreamRecord, **state: object) ->
 async def test_a_stream_is_read_as_it_was_written(store: Store) -> None:
     history = await History(store).begin()
     records = [chunk(1, b'"a"', b'{"b":[1,2.50]}'), chunk(3, '"é🙂\\n"'.encode())]
-    records.append(ending(RecordKind.COMMIT, 4, 1))
+    records += [
+        reported(RecordKind.PROGRESS, 4, b'{"current":1}'),
+        reported(RecordKind.LOG, 5, b'{"level":"info"}'),
+        ending(RecordKind.COMMIT, 6, 1),
+    ]
     stream = await streamed(history, *records, open={"x": 3}, outside=2, outside_committed=1)
     page = await store.stream_page("run-1", 0, 1_000_000)
-    assert page == (Status.RUNNING, 4, None, records)
+    assert page == (Status.RUNNING, 6, None, records)
     entry = await store.entry("run-1")
     assert entry is not None
     assert entry.stream == stream
@@ -689,7 +697,7 @@ async def test_rollbacks_and_the_chunks_of_one_step(store: Store) -> None:
         ending(RecordKind.ROLLBACK, 3, 1),
         chunk(4, b"4"),
         chunk(5, b"5", step_name="b"),
-        chunk(6, b"6"),
+        reported(RecordKind.LOG, 6, b"6"),
         ending(RecordKind.COMMIT, 7, 4),
     ]
     await streamed(history, *records)

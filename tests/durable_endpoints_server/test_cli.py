@@ -34,6 +34,8 @@ def application(database: Path) -> FastAPI:
     def plus_one(n: int) -> int:
         stream.push({"adding to": n})
         stream.push("…")
+        step.progress(n, 3, "adding")
+        step.log.warning("it is\x1b[2J odd", n=n)
         return n + 1
 
     @app.get("/sum/{n}")
@@ -279,6 +281,7 @@ def test_a_run_is_shown_with_its_steps(shared: Runs) -> None:
     result = call("runs", "show", shared.done, database=shared.database)
     assert result.stdout.startswith(f"{shared.done}  GET /sum/{{n}}\n  GET /sum/1\n")
     assert "answered    200" in result.stdout
+    assert "progress    1 of 3: adding" in result.stdout
     step_line = next(line for line in result.stdout.splitlines() if line.startswith("add "))
     assert step_line.split()[:4] == ["add", "run", "done", "1"]
     assert step_line.split()[-1] == "2"
@@ -289,12 +292,20 @@ def test_a_stream_is_shown_chunk_by_chunk(shared: Runs) -> None:
     assert [(line["position"], line["event"], line["step"]) for line in lines] == [
         (1, "data", "add"),
         (2, "data", "add"),
-        (3, "commit", "add"),
+        (3, "progress", "add"),
+        (4, "log", "add"),
+        (5, "commit", "add"),
     ]
-    assert [line["data"] for line in lines] == [{"adding to": 1}, "…", None]
+    assert [line["data"] for line in lines[:3]] == [
+        {"adding to": 1},
+        "…",
+        {"current": 1, "total": 3, "message": "adding"},
+    ]
     shown = call("runs", "stream", shared.done, database=shared.database).stdout.splitlines()
     assert shown[0].split() == ["POSITION", "EVENT", "STEP", "TRY", "DATA"]
     assert shown[1].split() == ["1", "data", "add", "1", '{"adding', 'to":1}']
+    assert shown[3].endswith("1 of 3: adding")
+    assert shown[4].endswith('warning: it is\\u001b[2J odd {"n":1}')
     assert (
         "streamed nothing"
         in call("runs", "stream", shared.waiting, database=shared.database).stdout

@@ -277,9 +277,11 @@ async def parallel(name: str) -> list[str]:
 @app.get("/quiet/{name}")
 @endpoint
 async def quiet(name: str, nap: float = 0) -> dict[str, str]:
-    """Streams nothing."""
+    """Streams nothing, and reports what Inngest's client does not know."""
 
     async def look() -> str:
+        step.progress(1, 2, "looking")
+        step.log.info("looked", name=name)
         return name
 
     found = await step.run("look", look)

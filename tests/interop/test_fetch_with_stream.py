@@ -231,7 +231,7 @@ def test_parallel_steps_are_told_apart(server: Server, client: Client, name: str
 
 
 @pytest.mark.parametrize("query", ["", "?nap=0.05"], ids=["at once", "after a sleep"])
-def test_a_handler_that_streams_nothing_answers(
+def test_a_handler_that_streams_nothing_but_reports_answers(
     server: Server, client: Client, name: str, query: str
 ) -> None:
     reading = client.read(f"{server.url}/quiet/{name}{query}")

@@ -141,6 +141,14 @@ def chunk(data: Any, id: object, step: str | None = None) -> bytes:
     return frame("stream", {"data": data} | ({"hashedStepId": step} if step else {}), id)
 
 
+def progress(data: Any, id: object, step: str | None = None) -> bytes:
+    return chunk(data, id, step).replace(b"inngest.stream", b"durable.progress")
+
+
+def log_line(data: Any, id: object, step: str | None = None) -> bytes:
+    return chunk(data, id, step).replace(b"inngest.stream", b"durable.log")
+
+
 def commit(step: str | None, id: object) -> bytes:
     return frame("commit", {"hashedStepId": step}, id)
 

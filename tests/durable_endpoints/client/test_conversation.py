@@ -12,7 +12,9 @@ from tests.durable_endpoints.client.server import (
     chunk,
     commit,
     frame,
+    log_line,
     metadata,
+    progress,
     response,
 )
 
@@ -340,7 +342,7 @@ def test_unknown_events_are_nothing_but_their_ids_count(start: Start) -> None:
     talk = start()
     talk.asks()
     talk.starts(200, STREAM)
-    talk.hears(metadata() + b"id: 1\nevent: durable.progress\ndata: not json\n\n")
+    talk.hears(metadata() + b"id: 1\nevent: durable.other\ndata: not json\n\n")
     talk.hears(b"event: x\ndata: y\n\n" + chunk("x", None))
     assert drained(talk) == [Metadata("R"), Chunk("x", None, "1")]
     talk.breaks(None)
@@ -363,6 +365,10 @@ def test_nothing_counts_after_the_end(start: Start) -> None:
         b"id: 1\nevent: inngest.stream\ndata: []\n\n",
         frame("stream", {}, 1),
         frame("stream", {"data": 1, "hashedStepId": 7}, 1),
+        progress({"total": 1}, 1),
+        progress({"current": "1"}, 1),
+        log_line({"level": "info", "message": 7, "time": 1}, 1),
+        log_line({"level": "info", "message": "x", "time": 1, "data": []}, 1),
         frame("commit", None, 1),
         frame("metadata", {"runId": None}, 1),
         frame("metadata", {"runId": "another"}, 1),

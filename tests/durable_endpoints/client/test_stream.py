@@ -15,8 +15,10 @@ import pytest
 from durable_endpoints.client import (
     Chunk,
     Commit,
+    Log,
     Metadata,
     Pacing,
+    Progress,
     Rollback,
     StreamError,
     Transcript,
@@ -36,7 +38,9 @@ from tests.durable_endpoints.client.server import (
     chunk,
     commit,
     in_turn,
+    log_line,
     metadata,
+    progress,
     response,
     rollback,
     serving,
@@ -66,7 +70,15 @@ async def test_a_stream_and_its_response(form: Form, client: Any) -> None:
 
 async def test_callbacks_are_told_in_order(form: Form, client: Any) -> None:
     told: list[Any] = []
-    log = [chunk("x", 1, "A"), rollback("A", 2), chunk("y", 3, "A"), commit("A", 4), response(5)]
+    log = [
+        chunk("x", 1, "A"),
+        rollback("A", 2),
+        chunk("y", 3, "A"),
+        progress({"current": 1, "total": 2.5, "message": "half"}, 4, "A"),
+        commit("A", 5),
+        log_line({"level": "info", "message": "line", "data": {"n": 1}, "time": 9}, 6),
+        response(7),
+    ]
     with serving(in_turn(stream(metadata(), *log[:2], end=False), stream(*log[2:]))) as server:
         got = await form.fetch(
             server.url,
@@ -75,6 +87,8 @@ async def test_callbacks_are_told_in_order(form: Form, client: Any) -> None:
             on_data=told.append,
             on_commit=told.append,
             on_rollback=told.append,
+            on_progress=told.append,
+            on_log=told.append,
         )
     assert got.text == "done"
     assert told == [
@@ -82,7 +96,9 @@ async def test_callbacks_are_told_in_order(form: Form, client: Any) -> None:
         Chunk("x", "A", "1"),
         Rollback("A", "2"),
         Chunk("y", "A", "3"),
-        Commit("A", "4"),
+        Progress(1, 2.5, "half", "A", "4"),
+        Commit("A", "5"),
+        Log("info", "line", {"n": 1}, 9, None, "6"),
     ]
 
 

@@ -1,6 +1,15 @@
 from __future__ import annotations
 
-from durable_endpoints.client import Chunk, Commit, Metadata, Rollback, StreamEvent, Transcript
+from durable_endpoints.client import (
+    Chunk,
+    Commit,
+    Log,
+    Metadata,
+    Progress,
+    Rollback,
+    StreamEvent,
+    Transcript,
+)
 
 
 def transcript(*events: StreamEvent) -> Transcript:
@@ -42,6 +51,12 @@ def test_ends_of_steps_that_streamed_nothing() -> None:
 
 
 def test_text_is_of_the_texts_only() -> None:
-    made = transcript(Chunk("a", None, "1"), Chunk({"n": 1}, None, "2"), Chunk("b", None, "3"))
+    made = transcript(
+        Chunk("a", None, "1"),
+        Chunk({"n": 1}, None, "2"),
+        Progress(1, 2, "half", None, "3"),
+        Log("info", "line", {}, 0, None, "4"),
+        Chunk("b", None, "5"),
+    )
     assert made.text == "ab"
     assert [chunk.data for chunk in made.chunks] == ["a", {"n": 1}, "b"]

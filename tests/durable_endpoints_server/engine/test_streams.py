@@ -43,6 +43,11 @@ class Log:
         self.records += records
         return records
 
+    def report(self, step: StepId | None, kind: RecordKind, value: bytes) -> None:
+        key = OUTSIDE if step is None else step.hash
+        self.stream, records = append(self.stream, [Chunk(key, 1, value, kind)])
+        self.records += records
+
     def do(self, command: Command) -> list[tuple[RecordKind, str, int]]:
         decision = decide(self.run, command, 0, POLICY)
         self.run = decision.run
@@ -76,6 +81,36 @@ def test_chunks_of_several_steps_keep_their_order() -> None:
         (4, "a", 2),
     ]
     assert stream.open == {"a": 1, "b": 2}
+
+
+def test_progress_and_log_lines_are_chunks_in_records_of_their_own() -> None:
+    log = Log()
+    chunks = [
+        Chunk(A.hash, 1, b"1"),
+        Chunk(A.hash, 1, b"2", RecordKind.PROGRESS),
+        Chunk(A.hash, 1, b"3", RecordKind.LOG),
+        Chunk(A.hash, 1, b"4", RecordKind.LOG),
+        Chunk(A.hash, 1, b"5"),
+    ]
+    log.stream, records = append(log.stream, chunks)
+    assert [(record.position, record.length, record.kind) for record in records] == [
+        (1, 1, DATA),
+        (2, 1, RecordKind.PROGRESS),
+        (3, 2, RecordKind.LOG),
+        (5, 1, DATA),
+    ]
+    assert log.do(done(A)) == [(COMMIT, A.hash, 1)]
+
+
+@pytest.mark.parametrize("kind", [RecordKind.PROGRESS, RecordKind.LOG])
+def test_what_is_reported_has_the_fate_of_what_is_streamed(kind: RecordKind) -> None:
+    log = Log()
+    log.report(None, kind, b"1")
+    log.report(A, kind, b"2")
+    assert log.stream.outside == 1
+    retry = StepRetry(A, StepKind.RUN, b"{}", 1, 0, 5)
+    assert log.do(retry) == [(COMMIT, OUTSIDE, 1), (ROLLBACK, A.hash, 2)]
+    assert (log.stream.outside_committed, dict(log.stream.open)) == (1, {})
 
 
 def test_a_record_is_of_limited_size_but_for_one_large_chunk() -> None:
