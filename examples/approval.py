@@ -76,9 +76,9 @@ async def decide(request: Request) -> Response:
     if choice not in ("approve", "refuse"):
         return PlainTextResponse("Approve or refuse?", 400)
     token, approved = request.path_params["token"], choice == "approve"
-    # Once per token: a second click counts no more.
+    # The token is the event's id as well, so that the first decision counts, and no other.
     await send_event("expense/decided", {"token": token, "approved": approved}, id=token)
-    return PlainTextResponse("Thank you.")
+    return PlainTextResponse("Thank you. The first decision counts, if it comes within 24 hours.")
 
 
 app = Starlette(

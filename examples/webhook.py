@@ -70,7 +70,8 @@ def accepted(request: Request, run_id: str, token: str) -> Response:
 
 
 @app.post("/webhooks")
-@endpoint(idempotency_key=event_id, async_response=accepted, respond_within="1s")
+# What has been accepted is not delivered again, so the steps are tried for hours if need be.
+@endpoint(idempotency_key=event_id, async_response=accepted, respond_within="1s", retries=20)
 async def receive(
     notice: Notice,
     # Remembered, because in a later execution of the handler the delivery would be too old.

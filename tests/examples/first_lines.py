@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from textwrap import dedent
 
 from tests.chaos.process import ROOT, Server
@@ -23,12 +25,19 @@ def type_into_shell(server: Server, script: str, patience: float = 30) -> str:
     """What the commands print, said to this server instead of the usual one."""
     for program in ("bash", "curl", "openssl"):
         need(shutil.which(program) is not None, program)
+    here = {
+        "localhost:8000": server.url[7:],
+        "python examples": f"{sys.executable} {ROOT}/examples",
+    }
+    for what, instead in here.items():
+        script = script.replace(what, instead)
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script.replace("localhost:8000", server.url[7:])],
+        ["bash", "-euo", "pipefail", "-c", script],
         capture_output=True,
         text=True,
         timeout=patience,
         cwd=server.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -29,13 +29,13 @@ def test_only_the_link_decides_and_only_once(tmp_path: Path) -> None:
         client.post("/decisions/guessed", data=APPROVE)
         server.kill()
         server.start()
-        assert client.post(other_link, data=REFUSE).text == "Thank you."
+        assert client.post(other_link, data=REFUSE).text.startswith("Thank you.")
         answer = client.get(refused.headers["location"])
         assert answer.json() == {"paid": False, "because": "it was refused"}
         client.post(other_link, data=APPROVE)
         assert client.get(refused.headers["location"]).json() == answer.json()
 
-        assert client.post(link, data=APPROVE).text == "Thank you."
+        assert client.post(link, data=APPROVE).text.startswith("Thank you.")
         answer = client.get(approved.headers["location"])
         assert answer.json() == {"paid": True, "receipt": "120 paid for a whale book"}
 

@@ -9,7 +9,17 @@ from pathlib import Path
 import httpx
 
 from durable_endpoints.client import Rollback, Transcript, fetch_with_stream_sync
-from tests.chaos.process import Server
+from tests.chaos.process import ROOT, Server
+
+
+def test_every_example_is_listed_and_says_how_to_start_it() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for file in sorted((ROOT / "examples").glob("*.py")):
+        name = file.stem
+        assert f"(examples/{name}.py)" in readme
+        docstring = file.read_text("utf-8").split('"""')[1]
+        start = f"uvicorn examples.{name}:app", f"python examples/{name}.py"
+        assert docstring.split("\n\n    ")[1].startswith(start), name
 
 
 def test_quickstart_survives_a_kill(tmp_path: Path) -> None:
