@@ -22,6 +22,7 @@ from durable_endpoints_server.engine.model import Event, Run, Status, Wait
 from durable_endpoints_server.engine.transitions import Resolve, decide
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.store.base import Match, RefusedError, Ticket
+from durable_endpoints_server.tasks import on_loop
 
 if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
@@ -57,10 +58,12 @@ class EventService:
         does not take the event with it.
         """
         home = self._host.loop
-        if home is not None and home is not asyncio.get_running_loop() and not home.is_closed():
+        if home is not None and not home.is_closed():
             # The caller's event loop may end before the event has been matched.
-            publishing = asyncio.run_coroutine_threadsafe(self.publish(new, received_at), home)
-            return await asyncio.wrap_future(publishing)
+            return await on_loop(home, self._receive(new, received_at))
+        return await self._receive(new, received_at)
+
+    async def _receive(self, new: NewEvent, received_at: int | None) -> str:
         now = received_at if received_at is not None else self._host.clock.now()
         event = Event(new.id, new.name, new.data, new.ts if new.ts is not None else now, now)
         task = self._publishing.get(event.id)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError
 from durable_endpoints.protocol.ops import StepRecord
 from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.streams import StreamRecord
+from durable_endpoints_server.children import Children
 from durable_endpoints_server.clock import Clock, SystemClock
 from durable_endpoints_server.dispatcher import Dispatcher
 from durable_endpoints_server.engine.facts import Change, RequestSeen, ResponseDelivered, RunEnded
@@ -77,6 +79,7 @@ class Host:
         self.waiters = Waiters(store, self.clock)
         self.streams = Streams(store)
         self.events = EventService(self)
+        self.children = Children(self)
         self.timers = Timers(self)
         self.recovery = Recovery(self)
         self.dispatcher = Dispatcher(self, options.max_executions)
@@ -102,6 +105,7 @@ class Host:
         self.attached_at = self.clock.now()
         self._services = services = TaskSet()
         self.events.restart()
+        self.children.restart()
         try:
             lost = await self.recovery.interrupt_lost_runs()
         except BaseException:
@@ -134,7 +138,17 @@ class Host:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is being executed, or about to be, or being matched."""
-        return not (self.live or self.dispatcher.is_busy or self.events.is_busy)
+        return not (
+            self.live or self.dispatcher.is_busy or self.events.is_busy or self.children.is_busy
+        )
+
+    def spawn_at_home(self, work: Coroutine[Any, Any, Any], name: str) -> None:
+        """Run something on the event loop of the services: the caller's may end before it."""
+        home = self._loop
+        if home is None or home is asyncio.get_running_loop() or home.is_closed():
+            self.tasks.spawn(work, name)
+        else:
+            home.call_soon_threadsafe(self.tasks.spawn, work, name)
 
     # Runs
 
@@ -170,6 +184,10 @@ class Host:
     def announce(self, run: Run, ended: RunEnded | None, due: int | None) -> None:
         """A change of a run is on disk: tell whoever has to act on it."""
         self.streams.look_again(run.id)
+        if run.status is not Status.READY:
+            self.waiters.is_idle(run.id)
+        if ended is not None and run.parent_run is not None:
+            self.children.ended(run)
         if run.status is Status.READY:
             self.dispatcher.wake(run)
         elif run.status is Status.WAITING and due is not None:
@@ -191,6 +209,11 @@ class Host:
                     path="",
                 )
             )
+
+    async def until_idle(self, run_id: str) -> None:
+        """Return when the run does nothing for now, or when nobody shall stay to see that."""
+        if not (self.draining or self.dispatcher.alone):
+            await self.waiters.until_idle(run_id)
 
     async def cancel(self, run_id: str, reason: str) -> bool:
         """End a run without a result. False if it has ended already, or is unknown."""
@@ -235,6 +258,8 @@ class Host:
         self.streams.publish(run.id, records)
         fact = decision.change.facts[0]
         self.announce(decision.run, fact if isinstance(fact, RunEnded) else None, None)
+        if isinstance(fact, RunEnded):
+            self.children.abandoned(run.id)
         return True
 
     def delivered(self, run_id: str) -> None:

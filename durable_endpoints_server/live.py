@@ -6,10 +6,11 @@ import asyncio
 import random
 import threading
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError, StorageError
 from durable_endpoints.protocol.ops import (
+    Invoke,
     SendEvent,
     StepKind,
     StepOp,
@@ -21,6 +22,7 @@ from durable_endpoints.protocol.streams import RecordKind, StreamStart
 from durable_endpoints_server.clock import Alarm
 from durable_endpoints_server.engine.facts import (
     Change,
+    ChildCreated,
     Fact,
     RunEnded,
     StepResolved,
@@ -42,6 +44,7 @@ from durable_endpoints_server.engine.transitions import (
 from durable_endpoints_server.live_stream import LiveStream
 from durable_endpoints_server.store.base import Lane, RefusedError, Ticket
 from durable_endpoints_server.stream_reader import Reader
+from durable_endpoints_server.tasks import on_loop
 
 if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
@@ -131,8 +134,9 @@ class LiveRun:
         Raises `LostRunError` when the run is no longer this execution's, `LimitError` when `op`
         passes a limit; then nothing was recorded.
         """
-        fact = cast("StepWritten", self._apply(op))
-        step = fact.step
+        written, *more = self._apply(op)
+        assert isinstance(written, StepWritten)
+        step = written.step
         key = step.id.hash
         if step.state >= StepState.DONE:
             if key in self._open:
@@ -142,6 +146,8 @@ class LiveRun:
         else:
             self._open[key] = step
             self.watch(step)
+            if isinstance(op, Invoke):
+                self._announce_child(*more)
         return step
 
     def watch(self, step: StepRecord) -> None:
@@ -266,7 +272,7 @@ class LiveRun:
         self._host.recovery.rescue_soon(self.id)
 
     async def _leave(self, command: Command) -> None:
-        fact = self._apply(command)
+        fact = self._apply(command)[0]
         self._announce(fact if isinstance(fact, RunEnded) else None)
         self._forget()
         await self.acknowledge()
@@ -276,6 +282,14 @@ class LiveRun:
         if self._open and ended is None:
             due = min((s.due for s in self._open.values() if s.due is not None), default=None)
         self._ticket.then(lambda: announce(run, ended, due))
+        if ended is not None and any(s.kind is StepKind.INVOKE for s in self._open.values()):
+            abandoned = self._host.children.abandoned
+            self._ticket.then(lambda: abandoned(run.id))
+
+    def _announce_child(self, created: Fact) -> None:
+        assert isinstance(created, ChildCreated)
+        announce = self._host.announce
+        self._ticket.then(lambda: announce(created.run, None, None))
 
     # What others want of a run that is being executed
 
@@ -284,13 +298,21 @@ class LiveRun:
 
         With `again`, the event may resolve a step although it resolved another one of this run.
         """
-        if asyncio.get_running_loop() is not self.loop:
-            offer = self.offer(key, value, event_id, again)
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(offer, self.loop))
+        return await on_loop(self.loop, self._offer(key, value, event_id, again))
+
+    async def _offer(self, key: str, value: bytes, event_id: str, again: bool) -> bool:
         if self.awaits(key) and (again or event_id not in self._used_events):
             self._used_events |= {event_id}
             self._resolve(key, value, event_id)
         return not self._left
+
+    async def wake(self, key: str) -> None:
+        """The run that an open step has invoked has ended: let the execution look."""
+        await on_loop(self.loop, self._wake(key))
+
+    async def _wake(self, key: str) -> None:
+        if self.awaits(key) and self._open[key].state is StepState.PENDING:
+            self._resolve(key)
 
     def awaits(self, key: str) -> bool:
         """Whether the step is open, and this execution may still see it resolved."""
@@ -306,10 +328,10 @@ class LiveRun:
         Raises `LostRunError` if the run has ended, or is no longer this execution's, and
         `StorageError`; then the run goes on elsewhere.
         """
-        if asyncio.get_running_loop() is not self.loop:
-            end = self.stop(command)
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(end, self.loop))
-        fact = self._apply(command)
+        await on_loop(self.loop, self._stop(command))
+
+    async def _stop(self, command: Cancel | Expire) -> None:
+        fact = self._apply(command)[0]
         assert isinstance(fact, RunEnded)
         self._announce(fact)
         try:
@@ -319,7 +341,6 @@ class LiveRun:
             self._host.recovery.rescue_soon(self.id)
             raise
         self._lost("timed_out" if isinstance(command, Expire) else "cancelled")
-        return None
 
     async def written(self) -> None:
         """Return once what was recorded so far is on disk, or is known not to get there."""
@@ -334,7 +355,7 @@ class LiveRun:
         return self.loop.is_closed()
 
     def _resolve(self, key: str, value: bytes = b"null", event_id: str | None = None) -> None:
-        fact = self._apply(Resolve(self._open[key], value, event_id))
+        fact = self._apply(Resolve(self._open[key], value, event_id))[0]
         assert isinstance(fact, StepWritten | StepResolved)
         step = fact.step
         if step.is_final:
@@ -386,15 +407,15 @@ class LiveRun:
         except EngineError:
             pass  # it has ended otherwise, or will be looked at again once the store works
 
-    def _apply(self, command: Command) -> Fact:
-        """Decide, queue the write, and return the first fact of it."""
+    def _apply(self, command: Command) -> tuple[Fact, ...]:
+        """Decide, queue the write, and return the facts of it."""
         if self._left:
             raise LostRunError(f"run {self.id} is no longer this execution's")
         now = self._host.clock.now()
         decision = decide(self.run, command, now, self._host.policy, random.random())
         self._ticket = self._write(decision.change)
         self.run = decision.run
-        return decision.change.facts[0]
+        return decision.change.facts
 
     def _write(self, change: Change) -> Ticket:
         """Queue what a decision wants written, with what the stream log has to say about it."""

@@ -78,12 +78,13 @@ class Recovery:
 
     @property
     def is_behind(self) -> bool:
-        """Whether there are events that may not have resolved what they resolve."""
+        """Whether there are events that may not have resolved what they resolve, or ends of runs
+        that may not have had their consequences."""
         return self._settled < self._asked_to_settle
 
     def settle_soon(self) -> None:
-        """There may be events that are not matched, from before the start, or because the store
-        failed: do it once it works."""
+        """There may be events that are not matched, and ended runs whose parents and children do
+        not know, from before the start, or because the store failed: do it once it works."""
         self._asked_to_settle += 1
         self._bell.ring()
 
@@ -109,6 +110,7 @@ class Recovery:
             asked = self._asked_to_settle
             if self.is_behind:
                 await self._host.events.settle_all()
+                await self._host.children.settle_all()
                 self._settled = asked
         except EngineError as error:
             self.is_failing = True

@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from contextvars import Context
-from typing import Any
+from typing import Any, TypeVar
 
 logger = logging.getLogger("durable_endpoints")
+
+T = TypeVar("T")
 
 
 class Bell:
@@ -41,6 +43,13 @@ class Bell:
         """Return once the bell has been rung since the last return."""
         await self._rung.wait()
         self._rung.clear()
+
+
+async def on_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` on `loop`, from whichever event loop."""
+    if asyncio.get_running_loop() is loop:
+        return await work
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
 
 class TaskSet:

@@ -8,6 +8,8 @@ from durable_endpoints_server.clock import Clock
 from durable_endpoints_server.engine.model import Status
 from durable_endpoints_server.store.base import Ended, Store
 
+_BUSY = (Status.RUNNING, Status.READY)
+
 
 class Waiters:
     """Blocks callers until a run has ended (or is parked), for a time."""
@@ -16,6 +18,8 @@ class Waiters:
         self._store = store
         self._clock = clock
         self._waiting: dict[str, list[asyncio.Future[Ended | None]]] = {}
+        self._holding_on: dict[str, list[asyncio.Future[Ended | None]]] = {}
+        """Parents that stay as long as their child is busy."""
         self._released = False
 
     async def wait(self, run_id: str, timeout: int) -> Ended | None:
@@ -42,6 +46,30 @@ class Waiters:
             if not listeners:
                 self._waiting.pop(run_id, None)
 
+    async def until_idle(self, run_id: str) -> None:
+        """Return when the run does nothing, nor is about to: it waits, is parked or has ended."""
+        future: asyncio.Future[Ended | None] = asyncio.get_running_loop().create_future()
+        listeners = self._holding_on.setdefault(run_id, [])
+        listeners.append(future)
+        try:
+            run = await self._store.run(run_id)
+            if not self._released and (run is None or run.status in _BUSY):
+                await future
+        finally:
+            listeners.remove(future)
+            if not listeners:
+                self._holding_on.pop(run_id, None)
+
+    def is_idle(self, run_id: str) -> None:
+        """The run does nothing any more, for now."""
+        for future in tuple(self._holding_on.get(run_id, ())):
+            _resolve(future, None)
+
+    def let_go(self) -> None:
+        """Nobody shall stay for the sake of a child: there must be nothing else beside a run."""
+        for run_id in list(self._holding_on):
+            self.is_idle(run_id)
+
     def tell(self, ended: Ended) -> None:
         """The run has ended. Its record is on disk."""
         for future in tuple(self._waiting.get(ended.run.id, ())):
@@ -56,6 +84,7 @@ class Waiters:
         """Let everybody go, with the run as it stands, and keep nobody from now on: this process is
         about to end."""
         self._released = True
+        self.let_go()
         for futures in list(self._waiting.values()):
             for future in tuple(futures):
                 _resolve(future, None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
+from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.step_ids import StepId
 
 
@@ -21,6 +22,7 @@ class StepKind(StrEnum):
     WAIT = "wait_for_event"
     WAIT_ANY = "wait_for_any"
     SEND = "send_event"
+    INVOKE = "invoke"
     REMEMBER = "remember"
     HANDLER = "handler"
 
@@ -29,9 +31,10 @@ class StepState(IntEnum):
     """Where a step stands. The first two are open, the last two final: they never change again."""
 
     PENDING = 1
-    """A sleep, or a wait for an event: the engine resolves it."""
+    """A sleep, a wait for an event, or an invocation: the engine resolves it."""
     RETRYING = 2
-    """Its body failed and will be started again at `due`, or at once when `due` is None."""
+    """Its body failed and will be started again at `due`, or at once when `due` is None. An
+    invocation: its child has ended, or its time is over, and the execution shall look."""
     DONE = 3
     FAILED = 4
 
@@ -138,4 +141,13 @@ class SendEvent(NamedTuple):
     elapsed: int = 0
 
 
-StepOp = StepDone | StepFailed | StepRetry | Sleep | WaitForEvent | SendEvent
+class Invoke(NamedTuple):
+    """Begin another run, as a child of this one, and wait until it has ended, for `timeout` at the
+    most. The engine wakes whoever waits; what came of the child they ask for themselves."""
+
+    step: StepId
+    child: NewRun
+    timeout: int | None = None
+
+
+StepOp = StepDone | StepFailed | StepRetry | Sleep | WaitForEvent | SendEvent | Invoke

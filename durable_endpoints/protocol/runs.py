@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from durable_endpoints.protocol.ops import StepRecord
+if TYPE_CHECKING:
+    from durable_endpoints.protocol.ops import StepRecord
 
 
 class NewRun(NamedTuple):
@@ -30,8 +31,6 @@ class NewRun(NamedTuple):
     fingerprint: str = ""
     """A digest of the request: a repeat of the key must be a repeat of the request."""
     labels: bytes | None = None
-    parent_run: str | None = None
-    parent_step: str | None = None
 
 
 class Complete(NamedTuple):

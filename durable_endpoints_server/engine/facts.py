@@ -22,6 +22,13 @@ class RunCreated(NamedTuple):
     new: NewRun
 
 
+class ChildCreated(NamedTuple):
+    """The run has invoked another one, which is ready. Written under the fence of the parent."""
+
+    run: Run
+    new: NewRun
+
+
 class RunChanged(NamedTuple):
     """The run's own columns are now these."""
 
@@ -148,6 +155,7 @@ class Sweep(NamedTuple):
 
 Fact = (
     RunCreated
+    | ChildCreated
     | RunChanged
     | RunEnded
     | StepWritten

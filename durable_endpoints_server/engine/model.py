@@ -62,6 +62,12 @@ class Run(NamedTuple):
     """Those of them that vanished while the run was in quarantine and ran alone."""
     omit_request_body: bool
     """The stored request goes when the run ends."""
+    parent_run: str | None
+    """The run that invoked it, and waits for its end."""
+    parent_step: str | None
+    """The hash of the step by which it did."""
+    depth: int
+    """How many runs are above it: 0 for one that a request began."""
     steps: int
     memo_bytes: int
     last_order: int
@@ -125,6 +131,8 @@ class Policy(NamedTuple):
     max_memo: int = 32 * 1024 * 1024
     max_stream: int = 64 * 1024 * 1024
     max_wait: int = 366 * 86_400_000
+    max_depth: int = 32
+    """Runs that may be below each other, each invoked by the one above."""
     retry_base: int = 1_000
     retry_factor: float = 2.0
     retry_cap: int = 600_000

@@ -32,6 +32,7 @@ from typing import Any, Final, NamedTuple
 
 from durable_endpoints.protocol.errors import LimitError, LostRunError
 from durable_endpoints.protocol.ops import (
+    Invoke,
     SendEvent,
     Sleep,
     StepDone,
@@ -48,6 +49,7 @@ from durable_endpoints_server.engine.backoff import backoff
 from durable_endpoints_server.engine.facts import (
     AttemptFailed,
     Change,
+    ChildCreated,
     EventReceived,
     EventUsed,
     Fact,
@@ -91,7 +93,10 @@ class Claim(NamedTuple):
 
 
 class Resolve(NamedTuple):
-    """An open step is resolved: its time has come, or `value` is what it waited for."""
+    """An open step is resolved: its time has come, or `value` is what it waited for.
+
+    An invocation has no value here: whoever waits for it shall look what became of its child.
+    """
 
     step: StepRecord
     value: bytes = b"null"
@@ -163,6 +168,9 @@ def register(new: NewRun, owner: str, lease_until: int | None, now: int) -> Deci
         0,  # interruptions
         0,  # lone_interruptions
         new.omit_request_body,
+        None,  # parent_run
+        None,  # parent_step
+        0,  # depth
         0,  # steps
         0,  # memo_bytes
         0,  # last_order
@@ -190,7 +198,7 @@ _Outcome = tuple[Run, tuple[Fact, ...]]
 
 
 def _step_done(run: Run, op: StepDone, now: int, policy: Policy, chance: float) -> _Outcome:
-    after = _account(run, op.value, policy, new=op.attempt == 1)
+    after = _account(run, op.value, policy, new=_is_new(op))
     step = StepRecord(
         op.step,
         op.kind,
@@ -207,7 +215,7 @@ def _step_done(run: Run, op: StepDone, now: int, policy: Policy, chance: float) 
 
 
 def _step_failed(run: Run, op: StepFailed, now: int, policy: Policy, chance: float) -> _Outcome:
-    after = _account(run, op.error, policy, new=op.attempt == 1)
+    after = _account(run, op.error, policy, new=_is_new(op))
     began_at = now - op.elapsed // 1_000
     step = StepRecord(
         id=op.step,
@@ -269,6 +277,30 @@ def _send_event(run: Run, op: SendEvent, now: int, policy: Policy, chance: float
     return after, (*facts, received)
 
 
+def _invoke(run: Run, op: Invoke, now: int, policy: Policy, chance: float) -> _Outcome:
+    """The child is created together with the step that waits for it: neither is without the
+    other. It is as a run that was registered, but nobody executes it yet."""
+    if run.depth >= policy.max_depth:
+        raise LimitError(
+            f"run {run.id} would be the {policy.max_depth + 1}th that is invoked by the one above "
+            "it: does an endpoint invoke itself without an end?"
+        )
+    due = None
+    if op.timeout is not None:
+        _check_wait(op.timeout, policy)
+        due = now + op.timeout
+    step = StepRecord(op.step, StepKind.INVOKE, StepState.PENDING, due=due, began_at=now)
+    child = register(op.child, "", None, now).run._replace(
+        status=Status.READY,
+        generation=0,
+        ready_at=now,
+        parent_run=run.id,
+        parent_step=op.step.hash,
+        depth=run.depth + 1,
+    )
+    return _count(run, policy), (StepWritten(step), ChildCreated(child, op.child))
+
+
 def _suspend(run: Run, op: Suspend, now: int, policy: Policy, chance: float) -> _Outcome:
     after = _leave(run, Status.WAITING, "")._replace(interruptions=0, lone_interruptions=0)
     return after, (RunChanged(after),)
@@ -323,9 +355,9 @@ def _resolve(run: Run, op: Resolve, now: int, policy: Policy, chance: float) -> 
     if op.step.is_final:
         raise LostRunError(f"step {op.step.id} of run {run.id} is resolved already")
     facts: tuple[Fact, ...]
-    if op.step.state is StepState.RETRYING:
+    if op.step.state is StepState.RETRYING or op.step.kind is StepKind.INVOKE:
         after = run
-        facts = (StepWritten(op.step._replace(due=None)),)
+        facts = (StepWritten(op.step._replace(state=StepState.RETRYING, due=None)),)
     else:
         after = run._replace(
             last_order=run.last_order + 1, memo_bytes=run.memo_bytes + len(op.value)
@@ -392,6 +424,7 @@ RULES: Final[Mapping[type, Rule]] = {
     Sleep: Rule(_RUNNING, _sleep),
     WaitForEvent: Rule(_RUNNING, _wait),
     SendEvent: Rule(_RUNNING, _send_event),
+    Invoke: Rule(_RUNNING, _invoke),
     Suspend: Rule(_RUNNING, _suspend),
     Release: Rule(_RUNNING, _release),
     Park: Rule(_RUNNING, _park),
@@ -432,6 +465,11 @@ def _count(run: Run, policy: Policy) -> Run:
     if run.steps >= policy.max_steps:
         raise LimitError(f"the run has {run.steps} steps, the most there may be (max_steps)")
     return run._replace(steps=run.steps + 1)
+
+
+def _is_new(op: StepDone | StepFailed) -> bool:
+    """Whether nothing was recorded of the step before. An invocation was counted as it began."""
+    return op.attempt == 1 and op.kind is not StepKind.INVOKE
 
 
 def _account(run: Run, data: bytes, policy: Policy, new: bool) -> Run:

@@ -113,6 +113,13 @@ class DueStep(NamedTuple):
     step: StepRecord
 
 
+class Invocation(NamedTuple):
+    """A step that invoked another run, and its own run."""
+
+    run: Run
+    step: StepRecord
+
+
 class Match(NamedTuple):
     """An open wait that an event may resolve, with the run and the step that opened it."""
 
@@ -240,6 +247,23 @@ class Store(Protocol):
 
     async def waits_of(self, run_id: str) -> list[Match]:
         """All open waits of one run."""
+        ...
+
+    async def invocation(self, run_id: str, step: str) -> Invocation | None:
+        """A run and the step of it with this hash. None if there is none."""
+        ...
+
+    async def settled_invocations(self) -> list[Invocation]:
+        """Pending invocations of runs that are running, waiting or ready, whose child has ended,
+        or is not kept any more."""
+        ...
+
+    async def orphans(self) -> list[Run]:
+        """Runs that have not ended, though the one that invoked them has."""
+        ...
+
+    async def children(self, run_id: str) -> list[Run]:
+        """The runs that a run has invoked, in order."""
         ...
 
     async def unused_events(

@@ -11,12 +11,13 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from durable_endpoints.protocol.ops import StepKind, StepRecord
+from durable_endpoints.protocol.ops import StepKind, StepRecord, StepState
 from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.streams import RecordKind, StreamRecord
 from durable_endpoints_server.engine.facts import (
     AttemptFailed,
     Change,
+    ChildCreated,
     EventReceived,
     EventSettled,
     EventUsed,
@@ -42,6 +43,7 @@ from durable_endpoints_server.store.base import (
     Ended,
     Entry,
     InboxMessage,
+    Invocation,
     KeyHolder,
     Lane,
     Match,
@@ -122,6 +124,9 @@ class MemoryStore:
         self._rows[run_id] = _Row(fact.run, fact.new)
         if fact.new.key is not None:
             self._keys[fact.new.key] = run_id
+
+    def _child_created(self, run_id: str, fact: ChildCreated) -> None:
+        self._rows.setdefault(fact.run.id, _Row(fact.run, fact.new))
 
     def _run_changed(self, run_id: str, fact: RunChanged) -> None:
         self._rows[run_id].run = fact.run
@@ -306,6 +311,35 @@ class MemoryStore:
         row = self._rows.get(run_id)
         return [] if row is None else [self._match(row, wait) for wait in row.waits.values()]
 
+    async def invocation(self, run_id: str, step: str) -> Invocation | None:
+        row = self._rows.get(run_id)
+        found = None if row is None else row.steps.get(step)
+        return None if row is None or found is None else Invocation(row.run, found)
+
+    async def settled_invocations(self) -> list[Invocation]:
+        unfinished = {(run.parent_run, run.parent_step) for run in self._unfinished_children()}
+        return [
+            Invocation(row.run, step)
+            for row in self._rows.values()
+            if row.run.status < Status.PARKED
+            for step in row.steps.values()
+            if step.kind is StepKind.INVOKE
+            and step.state is StepState.PENDING
+            and (row.run.id, step.id.hash) not in unfinished
+        ]
+
+    async def orphans(self) -> list[Run]:
+        return [
+            run
+            for run in self._unfinished_children()
+            if (parent := self._rows.get(run.parent_run or "")) is None
+            or parent.run.status.is_final
+        ]
+
+    async def children(self, run_id: str) -> list[Run]:
+        runs = [row.run for row in self._rows.values() if row.run.parent_run == run_id]
+        return sorted(runs, key=lambda run: (run.began_at, run.id))
+
     async def unused_events(
         self, run_id: str, name: str, since: int, after: str, limit: int
     ) -> list[Event]:
@@ -368,6 +402,10 @@ class MemoryStore:
         row = self._rows.get(run_id)
         return [] if row is None else row.records
 
+    def _unfinished_children(self) -> list[Run]:
+        runs = [row.run for row in self._rows.values()]
+        return [run for run in runs if run.parent_run is not None and not run.status.is_final]
+
     def _match(self, row: _Row, wait: Wait) -> Match:
         return Match(row.run, row.steps[wait.step.hash], wait)
 
@@ -427,6 +465,7 @@ def _instant(value: int | None) -> int:
 
 _APPLY: dict[type[Fact], Callable[[MemoryStore, str, Any], None]] = {
     RunCreated: MemoryStore._run_created,
+    ChildCreated: MemoryStore._child_created,
     RunChanged: MemoryStore._run_changed,
     RunEnded: MemoryStore._run_ended,
     StepWritten: MemoryStore._step_written,

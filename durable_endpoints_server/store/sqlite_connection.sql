@@ -5,8 +5,8 @@ select
     id, status, ready_at, ended_at,
     json_array(
         id, function_id, status, generation, owner, lease_until, began_at, deadline, ready_at,
-        ended_at, reason, interruptions, lone_interruptions, omit_request_body, steps,
-        memo_bytes, last_order
+        ended_at, reason, interruptions, lone_interruptions, omit_request_body,
+        parent_run, parent_step, depth, steps, memo_bytes, last_order
     ) as doc
 from runs;
 

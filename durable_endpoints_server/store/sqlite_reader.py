@@ -23,6 +23,7 @@ from durable_endpoints_server.store.base import (
     Ended,
     Entry,
     InboxMessage,
+    Invocation,
     KeyHolder,
     Match,
     RequestRecord,
@@ -177,6 +178,19 @@ class SqliteReader:
         row = await self._ask_soon("waits_of", run_id=run_id)
         return [read_match(doc) for doc in orjson.loads(row[0])] if row else []
 
+    async def invocation(self, run_id: str, step: str) -> Invocation | None:
+        row = await self._ask_soon("invocation", run_id=run_id, step=step)
+        return None if row is None else _read_invocation(orjson.loads(row[0]))
+
+    async def settled_invocations(self) -> list[Invocation]:
+        return [_read_invocation(doc) for doc in await self._list("settled_invocations")]
+
+    async def orphans(self) -> list[Run]:
+        return [read_run(doc) for doc in await self._list("orphans")]
+
+    async def children(self, run_id: str) -> list[Run]:
+        return [read_run(doc) for doc in await self._list("children", run_id=run_id)]
+
     async def unused_events(
         self, run_id: str, name: str, since: int, after: str, limit: int
     ) -> list[Event]:
@@ -274,6 +288,10 @@ class SqliteReader:
         for connection in self._connections:
             connection.close()
         self._connections.clear()
+
+
+def _read_invocation(doc: Sequence[Any]) -> Invocation:
+    return Invocation(read_run(doc[0]), read_step(doc[1]))
 
 
 _QUESTIONS: Final = named("sqlite_reads.sql")

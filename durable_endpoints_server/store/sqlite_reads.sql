@@ -168,6 +168,39 @@ select json_group_array(json(doc)) from (
 -- name: waits_of
 select json_group_array(json(doc)) from match_doc where run_id = :run_id
 
+-- name: invocation
+select json_array(json(run_doc.doc), json(step_doc.doc))
+from step_doc join run_doc on run_doc.id = step_doc.run_id
+where step_doc.run_id = :run_id and step_doc.id = :step
+
+-- name: settled_invocations
+-- From the open steps, of which there are few: ended children are kept for long.
+select json_group_array(json_array(json(run), json(step))) from (
+    select run_doc.doc as run, step_doc.doc as step
+    from steps indexed by steps_invoked
+    join run_doc on run_doc.id = steps.run_id
+    join step_doc on step_doc.run_id = steps.run_id and step_doc.id = steps.id
+    where steps.kind = 'invoke' and steps.state = 1 and run_doc.status < 4 and not exists (
+        select 1 from runs as child
+        where child.parent_run = steps.run_id and child.parent_step = steps.id and child.status < 5
+    )
+)
+
+-- name: orphans
+select json_group_array(json(doc)) from (
+    select run_doc.doc
+    from runs as child indexed by runs_unfinished_children join run_doc using (id)
+    where child.parent_run is not null and child.status < 5 and not exists (
+        select 1 from runs as parent where parent.id = child.parent_run and parent.status < 5
+    )
+)
+
+-- name: children
+select json_group_array(json(doc)) from (
+    select run_doc.doc from runs join run_doc using (id)
+    where parent_run = :run_id order by began_at, id
+)
+
 -- name: unused_events
 select json_group_array(json(doc)) from (
     select doc from event_doc

@@ -16,6 +16,7 @@ from durable_endpoints.protocol.streams import RecordKind, StreamRecord
 from durable_endpoints_server.engine.facts import (
     AttemptFailed,
     Change,
+    ChildCreated,
     EventReceived,
     EventSettled,
     EventUsed,
@@ -75,11 +76,33 @@ def _run_created(fact: RunCreated) -> _Rows:
         new.key_scope,
         new.fingerprint,
         new.labels,
-        new.parent_run,
-        new.parent_step,
         new.request,
     )
     return ((1, cells),)
+
+
+def _child_created(fact: ChildCreated) -> _Rows:
+    run, new = fact
+    cells = (
+        run.id,
+        run.function_id,
+        new.version,
+        run.status,
+        run.generation,
+        run.began_at,
+        run.deadline,
+        run.ready_at,
+        run.omit_request_body,
+        new.retries,
+        new.method,
+        new.path,
+        new.root_path,
+        run.parent_step,
+        run.depth,
+        new.labels,
+        new.request,
+    )
+    return ((18, cells),)
 
 
 def _run_ended(fact: RunEnded) -> _Rows:
@@ -183,6 +206,7 @@ def _event(fact: EventReceived) -> _Rows:
 
 _ENCODERS: Final[Mapping[type[Fact], Callable[[Any], _Rows]]] = {
     RunCreated: _run_created,
+    ChildCreated: _child_created,
     RunEnded: _run_ended,
     RunChanged: _run_changed,
     StepWritten: _step,
@@ -217,9 +241,12 @@ def read_run(doc: Sequence[Any]) -> Run:
         interruptions=doc[11],
         lone_interruptions=doc[12],
         omit_request_body=bool(doc[13]),
-        steps=doc[14],
-        memo_bytes=doc[15],
-        last_order=doc[16],
+        parent_run=doc[14],
+        parent_step=doc[15],
+        depth=doc[16],
+        steps=doc[17],
+        memo_bytes=doc[18],
+        last_order=doc[19],
     )
 
 

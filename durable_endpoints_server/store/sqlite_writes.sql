@@ -22,13 +22,34 @@ create temp trigger write_run_created instead of insert on writes when new.kind 
     insert into runs (
         id, function_id, version, status, generation, owner, lease_until, began_at, deadline,
         omit_request_body, retries, method, path, root_path,
-        idempotency_key, key_scope, fingerprint, labels, parent_run, parent_step
+        idempotency_key, key_scope, fingerprint, labels
     ) values (
         new.run_id, new.a, new.b, 1, 1, new.c, new.d, new.e, new.f,
         new.g, new.h, new.i, new.j, new.k,
-        new.l, new.m, new.o, new.p, new.q, new.r
+        new.l, new.m, new.o, new.p
     );
-    insert into payloads (run_id, part, data) values (new.run_id, 'request', new.s);
+    insert into payloads (run_id, part, data) values (new.run_id, 'request', new.q);
+end;
+
+-- A run that was invoked. The fence, and `run_id`, are its parent's.
+create temp trigger write_child_created instead of insert on writes when new.kind = 18 begin
+    select raise(ignore)
+    where not exists (
+        select 1 from runs
+        where id = new.run_id and generation = new.generation and (new.states >> status) & 1
+    ) and refused(new.n);
+    insert into runs (
+        id, function_id, version, status, generation, owner, began_at, deadline, ready_at,
+        omit_request_body, retries, method, path, root_path, key_scope, fingerprint,
+        parent_run, parent_step, depth, labels
+    ) values (
+        new.a, new.b, new.c, new.d, new.e, '', new.f, new.g, new.h,
+        new.i, new.j, new.k, new.l, new.m, '', '',
+        new.run_id, new.o, new.p, new.q
+    )
+    on conflict (id) do nothing;
+    insert into payloads (run_id, part, data) values (new.a, 'request', new.r)
+    on conflict (run_id, part) do nothing;
 end;
 
 create temp trigger write_run_ended instead of insert on writes when new.kind = 2 begin
