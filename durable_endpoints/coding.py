@@ -27,7 +27,7 @@ from durable_endpoints.protocol.step_ids import StepId
 
 logger = logging.getLogger("durable_endpoints")
 
-_CODED = frozenset({StepKind.RUN, StepKind.REMEMBER, StepKind.HANDLER})
+_CODED = frozenset({StepKind.RUN, StepKind.INVOKE, StepKind.REMEMBER, StepKind.HANDLER})
 _RUN = "the run itself"
 _NOT_ENCODED = Failure("NotEncoded", "the hooks could not encode this error").encode()
 

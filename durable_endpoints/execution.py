@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import Enum
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import anyio.from_thread
 from anyio.lowlevel import EventLoopToken
@@ -37,6 +37,8 @@ from durable_endpoints.results import JSON, Codec
 from durable_endpoints.unwinding import MAX_SIGNALS, CancelledInsideError, Suspended, drive
 
 logger = logging.getLogger("durable_endpoints")
+
+T = TypeVar("T")
 
 
 class Departure(Enum):
@@ -87,6 +89,7 @@ class Execution:
         "_closed",
         "_draining",
         "_handler_ended",
+        "_holds",
         "_inherited",
         "_loop",
         "_main",
@@ -168,6 +171,7 @@ class Execution:
         self._acknowledged = 0
         self._pipes = 0
         self._bodies: set[asyncio.Task[Any]] = set()
+        self._holds: set[Callable[[], None]] = set()
         self._parking = Parking(self._loop)
         self._signals: tuple[Suspended, ...] = ()
         self._quiet: asyncio.Future[None] | None = None
@@ -251,6 +255,8 @@ class Execution:
     def _end_handler(self) -> None:
         """Tasks of the handler's that still wait for a step wait in vain."""
         self._handler_ended = True
+        for let_go in list(self._holds):
+            let_go()
         tasks = self._parking.tasks
         if self.departure is not None:
             tasks |= self._bodies
@@ -428,6 +434,41 @@ class Execution:
                 self._quiet = self._loop.create_future()
             await asyncio.shield(self._quiet)  # others may wait for it as well
             await asyncio.sleep(0)
+
+    async def ask(self, question: Awaitable[T]) -> T:
+        """Ask the engine something. Meanwhile the handler counts as going on."""
+        self._parking.begin()
+        try:
+            answer = await question
+        except EngineError as error:
+            raise self.break_off(error) from None
+        finally:
+            self.end_body()
+        if not self.is_open:
+            await self.refuse()
+        return answer
+
+    def hold_on(self) -> Callable[[], None]:
+        """Do not depart, although everything waits, before what this returns is called, or the
+        handler has ended."""
+        self._parking.begin()
+
+        def let_go() -> None:
+            if let_go in self._holds:
+                self._holds.discard(let_go)
+                self.end_body()
+
+        self._holds.add(let_go)
+        return let_go
+
+    @property
+    def patience(self) -> int:
+        """Milliseconds for which the client that waits for this execution waits on; 0 if none
+        does."""
+        if self.info.reentry or self._draining:
+            return 0
+        waited = self.engine.now() - self.session.began_at
+        return max(0, self.options.respond_within - waited)
 
     def run_from_thread(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on this event loop, and wait for it in the calling thread."""

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from starlette.types import Message
 
 from durable_endpoints.body import StoredBody
+from durable_endpoints.capture import Capture
 from durable_endpoints.door import PUBLIC_SCOPE_KEY
 from durable_endpoints.engines.base import Reentry
 from durable_endpoints.errors import EngineError
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.ops import StepKind, StepRetry
-from durable_endpoints.protocol.runs import Fail
+from durable_endpoints.protocol.runs import Complete, Fail
 from durable_endpoints.protocol.step_ids import HANDLER_STEP
 from durable_endpoints.requests import scope_of
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("durable_endpoints")
 
 REENTRY_KEY = "durable_endpoints.reentry"
+
+_PASSING = (408, 425, 429)
+"""Statuses below 500 that say: try again later."""
 
 
 class Pass:
@@ -40,6 +44,9 @@ class Pass:
         """Whether the handler's own code was entered."""
         self._application = application
         self._status: int | None = None
+        limit = application.settings.max_response_body
+        method = reentry.request.method
+        self._answer = Capture(self._drop, reentry.session.id, method, limit)
         self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
@@ -73,9 +80,14 @@ class Pass:
             self._left.set_result(None)
 
     async def send(self, message: Message) -> None:
-        """Nobody listens; the status is noted for the case that the handler is not reached."""
+        """Nobody listens; the answer is noted for the case that the handler is not reached."""
+        if not self._was_reached:
+            self._answer.take(message)
         if message["type"] == "http.response.start" and self._status is None:
             self._status = message["status"]
+
+    async def _drop(self, message: Message) -> None:
+        """There is nobody to whom the captured answer would be passed on."""
 
     async def _enter(self) -> None:
         session = self.reentry.session
@@ -88,6 +100,36 @@ class Pass:
         }
         await self._application.entrance(scope, self.body.receive, self.send)
 
+    @property
+    def _is_answer(self) -> bool:
+        """Whether what the application said instead of the handler is its answer: a 422, say.
+
+        It is, for a run that another one has invoked, on its first pass: there was none in which a
+        request was let in that is not any more. What may be over soon is tried again all the same.
+        """
+        status = self._status
+        is_first = self.reentry.session.generation == 1
+        return (
+            is_first
+            and self._answer.is_complete
+            and status is not None
+            and status < 500
+            and status not in _PASSING
+        )
+
+    async def _keep_answer(self) -> None:
+        session, answer = self.reentry.session, self._answer
+        if answer.too_large:
+            completion = Complete(answer.status, None, "too_large")
+        else:
+            packed = self._application.engine.pack_response(session.id, answer.response())
+            completion = Complete(answer.status, packed)
+        try:
+            await session.end(completion)
+        except EngineError as error:
+            logger.error("run %s: %s", session.id, error)
+            await session.abandon()
+
     async def _refused(self, app: asyncio.Task[None]) -> None:
         """Something before the handler answered: an expired login, a route that is gone.
 
@@ -98,6 +140,9 @@ class Pass:
             what = "it was cancelled"
         elif (error := app.exception()) is not None:
             what = f"it raised {failures.describe(error)}"
+        elif self._is_answer:
+            await self._keep_answer()
+            return
         else:
             what = f"the application answered {self._status}"
         session = self.reentry.session

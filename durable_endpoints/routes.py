@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
+from starlette.convertors import Convertor
 from starlette.routing import BaseRoute, Host, Mount, compile_path
 from starlette.types import ASGIApp, Scope
 
@@ -29,10 +30,27 @@ _METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "query")
 _NEVER = re.compile(r"(?!)")
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
+    """One route, with the mounts and routers above it."""
+
     template: str
     pattern: re.Pattern[str]
     endpoint: Any
+    convertors: Mapping[str, Convertor[Any]] = {}
+    """What makes text of the parameters in its path."""
+    methods: frozenset[str] | None = None
+    """None for an endpoint that looks at the method itself: a class, for instance."""
+
+    def methods_of(self, wrapper: Any) -> frozenset[str]:
+        """The methods by which this route reaches a decorated function."""
+        if not isinstance(self.endpoint, type):
+            return self.methods or frozenset()
+        handlers = ((name, getattr(self.endpoint, name, None)) for name in _METHODS)
+        return frozenset(
+            name.upper()
+            for name, handler in handlers
+            if handler and bare_function(handler) is wrapper
+        )
 
 
 class RouteTable:
@@ -43,9 +61,9 @@ class RouteTable:
         self._proxy_type = proxy_type
         self._size = -1
         self._pattern = _NEVER
-        self._durable: list[_Found] = []
-        self._by_wrapper: dict[int, list[_Found]] = {}
-        self._all: list[_Found] = []
+        self._durable: list[Found] = []
+        self._by_wrapper: dict[int, list[Found]] = {}
+        self._all: list[Found] = []
         self.proxy_path: str | None = None
         """Where `endpoint_proxy()` is mounted, below the application's root path."""
         self._walk_again()
@@ -55,7 +73,7 @@ class RouteTable:
         self._durable = []
         self._by_wrapper = {}
         self.proxy_path = None
-        self._all = list(_walk(self._routes, "", ""))
+        self._all = list(_walk(self._routes, "", "", {}))
         for found in self._all:
             if isinstance(_innermost(found.endpoint), self._proxy_type):
                 if self.proxy_path is None and "{" not in found.template:
@@ -95,6 +113,19 @@ class RouteTable:
         if template is None:
             return f"{method} {scope['path']}"
         return f"{method} {scope.get('root_path', '')[len(root_path) :]}{template}"
+
+    def routes_to(self, wrapper: Any) -> Sequence[Found]:
+        """The routes that reach a decorated function."""
+        if len(self._routes) != self._size:
+            self._walk_again()
+        return self._by_wrapper.get(id(wrapper), ())
+
+    def first_for(self, method: str, path: str) -> Found | None:
+        """The route that a request gets."""
+        for found in self._all:
+            if found.pattern.match(path) and (found.methods is None or method in found.methods):
+                return found
+        return None
 
     def template(self, scope: Scope, root_path: str) -> str:
         """The whole route template of a request, for lists: the path itself if no route has it."""
@@ -140,21 +171,30 @@ def _routes_of(app: Any) -> list[BaseRoute]:
     return []
 
 
-def _walk(routes: Iterable[Any], template: str, pattern: str) -> Iterator[_Found]:
+def _walk(
+    routes: Iterable[Any], template: str, pattern: str, convertors: Mapping[str, Convertor[Any]]
+) -> Iterator[Found]:
     """Every route below, with its whole path template and the pattern of its whole path."""
     for route, plain in _flatten(routes):
         path = getattr(route, "path", None)
         if isinstance(plain, Host):
-            yield from _walk(_routes_of(plain.app), template, pattern)
+            yield from _walk(_routes_of(plain.app), template, pattern, convertors)
         elif isinstance(plain, Mount) and path is not None:
             path = path.rstrip("/")
             inner, below = _routes_of(plain.app), (template + path, pattern + _regex(path))
-            yield from _walk(inner, *below)
+            yield from _walk(inner, *below, {**convertors, **compile_path(path)[2]})
             if not inner:
-                yield _Found(below[0], re.compile(below[1] + "(?:/.*)?$"), plain.app)
+                yield Found(below[0], re.compile(below[1] + "(?:/.*)?$"), plain.app)
         elif path is not None and getattr(route, "endpoint", None) is not None:
-            full = template + compile_path(path)[1]
-            yield _Found(full, re.compile(pattern + _regex(path) + "$"), route.endpoint)
+            _, format, own = compile_path(path)
+            whole, methods = re.compile(pattern + _regex(path) + "$"), route.methods
+            yield Found(
+                template + format,
+                whole,
+                route.endpoint,
+                {**convertors, **own},
+                None if methods is None else frozenset(methods),
+            )
 
 
 def _flatten(routes: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -222,6 +262,11 @@ def _handlers(endpoint: Any) -> list[Any]:
 
 def _wrappers_in(endpoint: Any) -> list[Any]:
     """The decorated functions among a route's handlers."""
-    functions = [unwrap(handler) for handler in _handlers(endpoint)]
-    functions = [getattr(function, "__func__", function) for function in functions]
+    functions = [bare_function(handler) for handler in _handlers(endpoint)]
     return [function for function in functions if hasattr(function, MARK)]
+
+
+def bare_function(handler: Any) -> Any:
+    """The function inside partials and bound methods."""
+    function = unwrap(handler)
+    return getattr(function, "__func__", function)

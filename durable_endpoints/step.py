@@ -10,13 +10,17 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+
+from starlette.responses import Response
 
 from durable_endpoints import opening, sending
 from durable_endpoints.bodies import StepOptions, run_step, step_options
 from durable_endpoints.calls import call
+from durable_endpoints.child_request import Params
 from durable_endpoints.errors import StepError, UsageError
 from durable_endpoints.events import Event, new_event
+from durable_endpoints.invoking import invoke, prepare
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.durations import Duration, parse_duration, parse_instant
 from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
@@ -26,6 +30,9 @@ from durable_endpoints.results import codec_of
 from durable_endpoints.sync_step import SyncStep
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
 from durable_endpoints.where import checked, here_on_loop, name_step, required
+
+if TYPE_CHECKING:
+    import httpx
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,6 +94,80 @@ class Step(StepRunner):
         with `TimeoutError`. A plain function cannot be stopped: its thread goes on unheard.
         """
         return StepRunner(step_options(retries, timeout))
+
+    @overload
+    def invoke(
+        self,
+        id: str,
+        endpoint: Callable[..., Awaitable[Response]] | Callable[..., Response],
+        *,
+        params: Params | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        method: str | None = None,
+        timeout: Duration | None = None,
+    ) -> Coroutine[Any, Any, httpx.Response]: ...
+    @overload
+    def invoke(
+        self,
+        id: str,
+        endpoint: Callable[..., Awaitable[T]],
+        *,
+        params: Params | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        method: str | None = None,
+        timeout: Duration | None = None,
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def invoke(
+        self,
+        id: str,
+        endpoint: Callable[..., T],
+        *,
+        params: Params | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        method: str | None = None,
+        timeout: Duration | None = None,
+    ) -> Coroutine[Any, Any, T]: ...
+    def invoke(
+        self,
+        id: str,
+        endpoint: Callable[..., Any],
+        *,
+        params: Params | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        method: str | None = None,
+        timeout: Duration | None = None,
+    ) -> Coroutine[Any, Any, Any]:
+        """Run another decorated endpoint of this application durably, as a run of its own, and
+        return what it answers.
+
+        `endpoint` is the decorated function. It is asked by its route, and goes through its
+        dependencies: `params` fill the path, and what the path does not name becomes the query (a
+        list gives its name several times, None is left out); `json` is the body, a JSON value, a
+        model or a dataclass; `headers` are added to the credentials of this request, which the
+        other one inherits (`authorization`, `cookie`, `proxy-authorization`, `x-api-key`);
+        `method` chooses where the endpoint has several.
+
+        The await gives what the endpoint is annotated to return, read from its answer: a
+        `Response` gives an `httpx.Response`, any other type a value of it; without an annotation
+        JSON is parsed, and anything else is an `httpx.Response`.
+
+        The endpoint has its own retries, and none are added to them here: if it fails, is
+        cancelled, or answers with a status of 400 or more, the await raises `StepError`. So it
+        does after `timeout`, and then the endpoint's run is cancelled; so are those of a run that
+        ends before they have. The endpoint runs to one end, whatever happens to this run.
+
+        Raises `UsageError` for what is no endpoint of this application, and for `params` that do
+        not fit its path; `LimitError` if more than 32 runs were to be below each other.
+        """
+        what = "step.invoke"
+        execution = required(here_on_loop(what, id), what, id)
+        call = prepare(execution, id, endpoint, params, json, headers, method, timeout)
+        return invoke(execution, call)
 
     def sleep(self, id: str, duration: Duration) -> Coroutine[Any, Any, None]:
         """Go on after `duration` (`"30s"`, `"1h30m"`, a `timedelta`, seconds), however long that

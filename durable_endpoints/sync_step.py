@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from asyncio import CancelledError
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import anyio.from_thread
+from starlette.responses import Response
 
 from durable_endpoints import opening, sending
 from durable_endpoints._context import current
@@ -28,9 +29,11 @@ from durable_endpoints.bodies import (
     succeed,
 )
 from durable_endpoints.calls import is_async
+from durable_endpoints.child_request import Params
 from durable_endpoints.errors import StepError, UsageError
 from durable_endpoints.events import Event, new_event
 from durable_endpoints.execution import Execution, StepScope
+from durable_endpoints.invoking import invoke, prepare
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.durations import Duration, parse_duration, parse_instant
 from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
@@ -40,6 +43,9 @@ from durable_endpoints.results import JSON, Codec, codec_of
 from durable_endpoints.unwinding import CancelledInsideError
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
 from durable_endpoints.where import checked, here_in_thread, name_step, required
+
+if TYPE_CHECKING:
+    import httpx
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,6 +81,59 @@ class SyncStep(SyncRunner):
     def options(self, *, retries: int | None = None, timeout: Duration | None = None) -> SyncRunner:
         """As `step.options`. With a timeout, the body runs in a thread of its own."""
         return SyncRunner(step_options(retries, timeout))
+
+    @overload
+    def invoke(
+        self,
+        id: str,
+        endpoint: Callable[..., Awaitable[Response]] | Callable[..., Response],
+        *,
+        params: Params | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        method: str | None = None,
+        timeout: Duration | None = None,
+    ) -> httpx.Response: ...
+    @overload
+    def invoke(
+        self,
+        id: str,
+        endpoint: Callable[..., Awaitable[T]],
+        *,
+        params: Params | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        method: str | None = None,
+        timeout: Duration | None = None,
+    ) -> T: ...
+    @overload
+    def invoke(
+        self,
+        id: str,
+        endpoint: Callable[..., T],
+        *,
+        params: Params | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        method: str | None = None,
+        timeout: Duration | None = None,
+    ) -> T: ...
+    def invoke(
+        self,
+        id: str,
+        endpoint: Callable[..., Any],
+        *,
+        params: Params | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        method: str | None = None,
+        timeout: Duration | None = None,
+    ) -> Any:
+        """As `step.invoke`."""
+        what = "step.sync.invoke"
+        execution = required(here_in_thread(what, id), what, id)
+        call = prepare(execution, id, endpoint, params, json, headers, method, timeout)
+        return on_loop(execution, invoke, call)
 
     def sleep(self, id: str, duration: Duration) -> None:
         """As `step.sleep`."""

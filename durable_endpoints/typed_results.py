@@ -68,7 +68,7 @@ class TypedCodec:
         try:
             return self._adapter.validate_json(text, by_alias=False, by_name=True)
         except ValidationError as error:
-            raise NotJsonError(*_first(error)) from None
+            raise NotJsonError(*first_problem(error)) from None
 
     def _decode(self, text: bytes, value: Any) -> Any:
         try:
@@ -100,7 +100,7 @@ def typed_codec(type_: Any, name: str) -> TypedCodec | str:
     """The codec of a type, or why there is none, as in "X, which cannot be kept: …"."""
     try:
         # Under a name of its own, because a type with a configuration takes no other one.
-        alias = _new_alias("Result", _for_pydantic(type_))
+        alias = _new_alias("Result", for_pydantic(type_))
         adapter: TypeAdapter[Any] = TypeAdapter(alias, config=_CONFIG)
     except (PydanticUserError, pydantic_core.SchemaError) as error:
         return f"{name}, which cannot be kept: {_brief(error)}"
@@ -109,7 +109,7 @@ def typed_codec(type_: Any, name: str) -> TypedCodec | str:
     return TypedCodec(adapter, type_, name)
 
 
-def _for_pydantic(type_: Any) -> Any:
+def for_pydantic(type_: Any) -> Any:
     """The type as pydantic wants it: before Python 3.12 it takes the `TypedDict` of
     `typing_extensions` only, and most people write that of `typing`."""
     if sys.version_info >= (3, 12):
@@ -117,7 +117,7 @@ def _for_pydantic(type_: Any) -> Any:
     if is_typeddict(type_):
         hints = get_type_hints(type_, include_extras=True)
         fields = {
-            key: (Required if key in type_.__required_keys__ else NotRequired)[_for_pydantic(hint)]
+            key: (Required if key in type_.__required_keys__ else NotRequired)[for_pydantic(hint)]
             for key, hint in hints.items()
         }
         return _new_typed_dict(type_.__name__, fields)
@@ -125,8 +125,8 @@ def _for_pydantic(type_: Any) -> Any:
     if not arguments or get_origin(type_) is Literal:
         return type_
     if get_origin(type_) is Annotated:
-        return Annotated[(_for_pydantic(arguments[0]), *arguments[1:])]
-    inner = tuple(_for_pydantic(argument) for argument in arguments)
+        return Annotated[(for_pydantic(arguments[0]), *arguments[1:])]
+    inner = tuple(for_pydantic(argument) for argument in arguments)
     if inner == arguments:
         return type_
     if isinstance(type_, types.UnionType):
@@ -135,7 +135,7 @@ def _for_pydantic(type_: Any) -> Any:
     return copy(inner) if copy is not None else get_origin(type_)[inner]
 
 
-def _first(error: ValidationError) -> tuple[str, str]:
+def first_problem(error: ValidationError) -> tuple[str, str]:
     details = error.errors(include_url=False, include_input=False)[0]
     path = "$"
     for step in details["loc"]:

@@ -67,6 +67,8 @@ async def run_in_full(reader: SqliteReader, run_id: str) -> dict[str, Any] | Non
         "generation": entry.run.generation,
         "interruptions": entry.run.interruptions,
         "progress": orjson.loads(progress.chunks()[-1]) if progress is not None else None,
+        "parent": entry.run.parent_run,
+        "children": [_run(child) for child in await reader.children(run_id)],
         "steps": [_step(step) for step in sorted(entry.memo, key=_by_completion)],
         "attempts": [
             {
@@ -94,7 +96,7 @@ def page_of_run(full: dict[str, Any]) -> str:
     if full["status_code"]:
         lines.append(f"  answered    {full['status_code']}")
     lines.append(f"  began       {full['began_at']}")
-    for name in ("ended_at", "deadline", "error"):
+    for name in ("ended_at", "deadline", "parent", "error"):
         if full[name]:
             lines.append(f"  {name.removesuffix('_at'):<11} {full[name]}")
     if full["progress"]:
@@ -117,6 +119,12 @@ def page_of_run(full: dict[str, Any]) -> str:
             for line in full["attempts"]
         ]
         lines += ["", _table(("FAILED STEP", "TRY", "WHEN", "ERROR"), tries, "")]
+    if full["children"]:
+        children = [
+            (child["id"], child["function_id"], child["status"], child["began_at"])
+            for child in full["children"]
+        ]
+        lines += ["", _table(("CHILD", "ENDPOINT", "STATUS", "BEGAN"), children, "")]
     return "\n".join(lines)
 
 

@@ -280,6 +280,11 @@ class Engine(Protocol):
         """The last position of the run's stream; 0 if there is none."""
         ...
 
+    async def until_idle(self, run_id: str) -> None:
+        """Return when a run does nothing for now: it waits, is parked or has ended; or when nobody
+        shall stay to see that, because this process ends, or another run must be alone in it."""
+        ...
+
     async def cancel(self, run_id: str, reason: str) -> bool:
         """End a run without a result. False if it has ended already, or is unknown."""
         ...

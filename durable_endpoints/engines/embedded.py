@@ -232,6 +232,9 @@ class EmbeddedEngine:
         page = await self.host.store.stream_page(run_id, NO_RECORDS, 1)
         return 0 if page is None else page.tail
 
+    async def until_idle(self, run_id: str) -> None:
+        await self.host.until_idle(run_id)
+
     async def cancel(self, run_id: str, reason: str) -> bool:
         return await self.host.cancel(run_id, reason)
 

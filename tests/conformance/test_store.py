@@ -6,6 +6,7 @@ import pytest
 
 from durable_endpoints.protocol.ops import (
     Alternative,
+    Invoke,
     NewEvent,
     SendEvent,
     Sleep,
@@ -87,6 +88,11 @@ class History:
 
 def done(name: str, value: bytes = b"1") -> StepDone:
     return StepDone(step(name), StepKind.RUN, value)
+
+
+def invoke(name: str, child: str, timeout: int | None = None) -> Invoke:
+    request = NewRun(child, "POST /child", "v2", "POST", "/child", b"what it asks", retries=7)
+    return Invoke(step(name), request, timeout)
 
 
 def wait_for(
@@ -612,6 +618,114 @@ async def test_many_changes_in_one_batch(store: Store) -> None:
     entry = await store.entry("run-1")
     assert entry is not None
     assert [s.value for s in entry.memo] == [str(n).encode() for n in range(1_000)]
+
+
+# Children
+
+
+async def test_a_child_is_created_together_with_the_step_that_invokes_it(store: Store) -> None:
+    history = await History(store).begin()
+    await history.do(invoke("i", "child-1", 500), now=T0 + 5)
+    entry = await store.entry("child-1")
+    assert entry is not None
+    child = entry.run
+    assert (child.status, child.generation, child.owner) == (Status.READY, 0, "")
+    assert (child.began_at, child.ready_at) == (T0 + 5, T0 + 5)
+    assert (child.parent_run, child.parent_step, child.depth) == ("run-1", step("i").hash, 1)
+    assert (entry.request, entry.retries, entry.memo) == (b"what it asks", 7, [])
+    found = await store.invocation("run-1", step("i").hash)
+    assert found is not None
+    assert found.run.id == "run-1"
+    assert (found.step.kind, found.step.state) == (StepKind.INVOKE, StepState.PENDING)
+    assert found.step.due == T0 + 505
+    assert [run.id for run in await store.in_status(Status.READY, 10)] == ["child-1"]
+    assert await store.children("run-1") == [child]
+    assert await store.children("child-1") == []
+
+
+async def test_what_is_refused_creates_no_child(store: Store) -> None:
+    history = await History(store).begin()
+    outdated = decide(history.run, invoke("i", "child-1"), T0, POLICY).change
+    await history.do(Release("x"))
+    assert await refused(store, outdated)
+    assert await store.run("child-1") is None
+    assert await store.invocation("run-1", step("i").hash) is None
+
+
+async def test_an_id_that_is_taken_is_left_to_whom_it_belongs(store: Store) -> None:
+    await History(store, "taken").begin()
+    history = await History(store).begin()
+    await history.do(invoke("i", "taken"))
+    entry = await store.entry("taken")
+    assert entry is not None
+    assert (entry.run.parent_run, entry.request) == (None, b"the request")
+
+
+async def test_a_child_is_executed_like_any_run(store: Store) -> None:
+    history = await History(store).begin()
+    await history.do(invoke("i", "child-1"))
+    child = await store.run("child-1")
+    assert child is not None
+    for command in (Claim("me", None), Complete(200, b"answer")):
+        decision = decide(child, command, T0 + 9, POLICY)
+        await store.submit(decision.change).wait()
+        child = decision.run
+    ended = await store.ended("child-1")
+    assert ended is not None
+    assert (ended.run, ended.response) == (child, b"answer")
+
+
+async def test_invocations_whose_child_has_ended_are_found(store: Store) -> None:
+    history = await History(store).begin()
+    await history.record(invoke("a", "child-a"), invoke("b", "child-b"), invoke("c", "child-c"))
+    await history.do(Suspend())
+    assert await store.settled_invocations() == []
+    for name in ("child-a", "child-c"):
+        child = await store.run(name)
+        assert child is not None
+        await store.submit(decide(child, Cancel("x"), T0, POLICY).change).wait()
+    found = await store.settled_invocations()
+    assert {str(step.id) for _, step in found} == {"a", "c"}
+    assert {run for run, _ in found} == {history.run}
+    await history.do(Resolve(found[0].step))
+    (left,) = await store.settled_invocations()
+    assert left.step.id == found[1].step.id
+    await history.do(Cancel("x"))
+    assert await store.settled_invocations() == []
+
+
+async def test_an_invocation_whose_child_is_gone_is_found_too(store: Store) -> None:
+    history = await History(store).begin()
+    await history.do(invoke("a", "child-a"))
+    child = await store.run("child-a")
+    assert child is not None
+    await store.submit(decide(child, Cancel("x"), T0, POLICY).change).wait()
+    await store.submit(Change((Sweep(T0 + 1, 0, 0, 100, 100),))).wait()
+    assert await store.run("child-a") is None
+    assert len(await store.settled_invocations()) == 1
+
+
+async def test_children_whose_parent_has_ended_are_found(store: Store) -> None:
+    history = await History(store).begin()
+    await history.record(invoke("a", "child-a"), invoke("b", "child-b"))
+    child = await store.run("child-a")
+    assert child is not None
+    await store.submit(decide(child, Cancel("x"), T0, POLICY).change).wait()
+    assert await store.orphans() == []
+    await history.do(Complete(200, b""))
+    assert [run.id for run in await store.orphans()] == ["child-b"]
+
+
+async def test_a_woken_invocation_keeps_its_place_and_loses_its_timer(store: Store) -> None:
+    history = await History(store).begin()
+    await history.record(invoke("a", "child-a", 50))
+    await history.do(Suspend())
+    (due,) = await store.due_steps(T0 + 50, 10)
+    await history.do(Resolve(due.step), now=T0 + 50)
+    found = await store.invocation("run-1", step("a").hash)
+    assert found is not None
+    assert (found.step.state, found.step.due) == (StepState.RETRYING, None)
+    assert (found.run.status, found.run.last_order) == (Status.READY, 0)
 
 
 # Streams

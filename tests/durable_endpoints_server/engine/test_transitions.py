@@ -5,6 +5,7 @@ import pytest
 from durable_endpoints.protocol.errors import LimitError, LostRunError
 from durable_endpoints.protocol.ops import (
     Alternative,
+    Invoke,
     Sleep,
     StepDone,
     StepKind,
@@ -15,7 +16,13 @@ from durable_endpoints.protocol.ops import (
 )
 from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.step_ids import StepId, hash_name
-from durable_endpoints_server.engine.facts import EventUsed, RunEnded, StepResolved, StepWritten
+from durable_endpoints_server.engine.facts import (
+    ChildCreated,
+    EventUsed,
+    RunEnded,
+    StepResolved,
+    StepWritten,
+)
 from durable_endpoints_server.engine.model import Policy, Run, Status
 from durable_endpoints_server.engine.transitions import (
     RULES,
@@ -39,6 +46,7 @@ POLICY = Policy()
 NEW = NewRun("r", "f", "", "GET", "/", b"")
 STEP = StepId(hash_name("s"), "s", 0)
 SLEEPING = StepRecord(STEP, StepKind.SLEEP, StepState.PENDING, due=50, began_at=1)
+INVOKED = StepRecord(STEP, StepKind.INVOKE, StepState.PENDING, due=50, began_at=1)
 RETRYING = StepRecord(STEP, StepKind.RUN, StepState.RETRYING, attempt=1, due=50)
 
 
@@ -61,6 +69,7 @@ def test_a_new_run_is_running_in_its_first_generation() -> None:
 
 COMMANDS: list[Command] = [
     StepDone(STEP, StepKind.RUN, b"1"),
+    Invoke(STEP, NEW),
     Suspend(),
     Release("x"),
     Complete(200, b""),
@@ -236,3 +245,39 @@ def test_a_retry_of_a_counted_step_is_no_new_step() -> None:
     policy = Policy(max_steps=1)
     done = StepDone(STEP, StepKind.RUN, b"1", attempt=2)
     assert decide(running(steps=1), done, 0, policy).run.steps == 1
+
+
+def test_a_child_is_ready_one_deeper_than_its_parent_and_has_its_own_time() -> None:
+    new = NEW._replace(id="c", max_runtime=500)
+    decision = decide(running(depth=3), Invoke(STEP, new, 70), 2_000, POLICY)
+    written, created = decision.change.facts
+    assert isinstance(written, StepWritten)
+    assert (written.step.kind, written.step.due) == (StepKind.INVOKE, 2_070)
+    assert isinstance(created, ChildCreated)
+    child = created.run
+    assert (child.id, child.parent_run, child.parent_step) == ("c", "r", STEP.hash)
+    assert (child.status, child.generation, child.ready_at) == (Status.READY, 0, 2_000)
+    assert (child.depth, child.began_at, child.deadline) == (4, 2_000, 2_500)
+    assert decision.run.steps == 1
+
+
+def test_runs_are_not_invoked_below_each_other_without_an_end() -> None:
+    decide(running(depth=31), Invoke(STEP, NEW), 2_000, POLICY)
+    with pytest.raises(LimitError, match="invoke itself"):
+        decide(running(depth=32), Invoke(STEP, NEW), 2_000, POLICY)
+    with pytest.raises(LimitError, match="may last"):
+        decide(running(), Invoke(STEP, NEW, 400 * 86_400_000), 2_000, POLICY)
+
+
+def test_a_resolved_invocation_is_no_result_but_a_reason_to_look() -> None:
+    run = after(running(), Suspend())
+    decision = decide(run, Resolve(INVOKED), 60, POLICY)
+    written = decision.change.facts[0]
+    assert isinstance(written, StepWritten)
+    assert (written.step.state, written.step.due) == (StepState.RETRYING, None)
+    assert (decision.run.status, decision.run.last_order) == (Status.READY, run.last_order)
+
+
+def test_an_invocation_counts_as_one_step() -> None:
+    run = after(running(), Invoke(STEP, NEW), StepDone(STEP, StepKind.INVOKE, b"1"))
+    assert (run.steps, run.last_order) == (1, 1)
