@@ -13,20 +13,20 @@ from tests.examples.first_lines import commands, type_into_shell
 SHELL = commands("webhook")
 """Two deliveries of one event, and before them the function that makes them."""
 FUNCTION = SHELL.partition("\ndeliver ")[0]
+HANDLED = '{"handled":"evt_1"}'
 
 
 def test_a_repeated_delivery_has_one_effect_though_the_server_was_killed(tmp_path: Path) -> None:
     with Server(tmp_path, app="examples.webhook:app", alive="/docs") as server:
         answers = type_into_shell(server, SHELL)
         first, again = answers.replace("}", "}\n").splitlines()
-        assert first == again
         assert first.startswith('{"accepted":')
+        assert again in (first, HANDLED), "the same run"
         server.kill()
         server.start()
-        while "handled" not in (answer := type_into_shell(server, f"{FUNCTION}\ndeliver evt_1")):
+        while (answer := type_into_shell(server, f"{FUNCTION}\ndeliver evt_1")) != HANDLED:
             assert answer == first
             time.sleep(0.05)
-        assert answer == '{"handled":"evt_1"}'
         assert server.log().count("Sending a receipt to ada") == 1
 
 
