@@ -19,7 +19,9 @@ class Event:
 
     name: str
     data: Any
+    """The JSON value that was sent with it."""
     id: str
+    """Its sender's, or a new one."""
     ts: int
     """When it happened, by its sender: UTC epoch milliseconds."""
 

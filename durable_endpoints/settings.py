@@ -50,28 +50,48 @@ class Settings:
     """Everything that is set once per application. Durations in milliseconds, sizes in bytes."""
 
     database: str = "sqlite:///.durable/endpoints.db"
+    """Where everything is kept: `sqlite:///` and a path, which is relative to the working folder, or
+    `sqlite:////` and an absolute one."""
     server_url: str | None = None
+    """For a server of its own, which this version does not have: setting it fails the start."""
     signing_key: str | None = None
+    """What the tokens of runs are made with: 16 characters at least. Else the key file is used, which
+    the first start makes beside the database."""
     signing_key_fallback: str | None = None
+    """The key before this one: its tokens are good, and no new ones are made with it."""
     sealing_key: str | None = None
+    """What stored requests and responses are encrypted with. Else the key file is used."""
     sealing_key_fallback: str | None = None
+    """The key before this one: what it encrypted can be read."""
     public_url: str | None = None
     """How clients reach the application, where a proxy changes that: scheme, host and prefix."""
     synchronous: Literal["full", "normal"] = "full"
+    """`normal` saves an `fsync` per commit. It survives a killed process, but a machine that loses
+    power may lose the last commits."""
     retry_base: int = 1_000
+    """The pause before the second try of a step, give or take a fifth …"""
     retry_factor: float = 2.0
+    """… by which it grows from one try to the next …"""
     retry_cap: int = 600_000
+    """… up to this."""
     max_steps: int = 10_000
+    """Steps of a run."""
     max_result: int = 4 * 1024 * 1024
+    """One step's result, as JSON."""
     max_memo: int = 32 * 1024 * 1024
+    """All results of a run together."""
     max_stream: int = 64 * 1024 * 1024
+    """All that a run streams, withdrawn tries included."""
     max_request_body: int = 4 * 1024 * 1024
+    """A larger request to a durable endpoint is refused with 413."""
     max_response_body: int = 64 * 1024 * 1024
+    """A larger response still reaches a client that is connected, but is not kept: `/wait` says 507."""
     max_executions: int = 100
     """Runs that are re-entered at once."""
     retention: int = 7 * 86_400_000
     """How long a run is kept after its end, and with it its token and its Idempotency-Key."""
     event_retention: int = 86_400_000
+    """How long an event is kept for waits that begin after it came."""
     drain_timeout: int = 10_000
     """How long a shutdown waits for step bodies that are running."""
     heartbeat: int = 15_000

@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GENERATED = ROOT / "docs" / "reference.md"
+"""Signatures are no program."""
 
 _PARTS = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$"

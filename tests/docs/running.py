@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import linecache
 import sys
@@ -13,6 +14,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import httpx
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -22,6 +24,8 @@ from durable_endpoints.testing import VirtualEngine
 from tests.docs.pages import Block, name_of
 
 _FLAGS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+_ADDRESS = "http://localhost:8000"
+"""Where the pages' clients look for the pages' applications."""
 
 
 @asynccontextmanager
@@ -37,35 +41,59 @@ async def trying(
         yield client, engine
 
 
-async def run_page(page: Path, found: list[Block]) -> None:
-    """Run all Python of a page. Tracebacks show the page's own lines."""
-    text = page.read_text("utf-8")
-    linecache.cache[name_of(page)] = (len(text), None, text.splitlines(True), name_of(page))
-    module = _new_module(page)
-    for block in found:
-        if block.language != "python":
-            continue
+class Page:
+    """A page that runs: its module, and the server that it has started, if any."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.module = self._new_module()
+        self._server: uvicorn.Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._url = _ADDRESS
+
+    async def run(self, found: list[Block]) -> None:
+        """Run all Python of the page. Tracebacks show the page's own lines."""
+        text, name = self.path.read_text("utf-8"), name_of(self.path)
+        linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+        try:
+            for block in found:
+                if block.language == "python":
+                    await self._run_block(block)
+        finally:
+            await self._stop_serving()
+
+    async def _run_block(self, block: Block) -> None:
         if block.starts_over:
-            module = _new_module(page)
-        code = _compiled(page, block)
+            self.module = self._new_module()
+        above = "\n" * (block.line - 1)
+        source = above + block.code.replace(_ADDRESS, self._url)
+        code = compile(source, name_of(self.path), "exec", _FLAGS, dont_inherit=True)
         if block.in_handler:
-            await _run_in_handler(code, module)
+            await _run_in_handler(code, self.module)
         else:
-            await _run(code, module)
-            await _run_tests(code, module)
+            await _run(code, self.module)
+            await _run_tests(code, self.module)
 
+    def _new_module(self) -> ModuleType:
+        name = f"page_{self.path.stem.replace('-', '_')}"
+        module = sys.modules[name] = ModuleType(name)
+        module.__dict__.update(trying=trying, serve=self._serve)
+        return module
 
-def _new_module(page: Path) -> ModuleType:
-    name = f"page_{page.stem.replace('-', '_')}"
-    module = sys.modules[name] = ModuleType(name)
-    module.__dict__["trying"] = trying
-    return module
+    async def _serve(self, app: Starlette) -> None:
+        """Serve `app` in earnest, for the clients of the blocks that follow."""
+        config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._serving = asyncio.create_task(self._server.serve())
+        while not self._server.started:
+            await asyncio.sleep(0.01)
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        self._url = f"http://127.0.0.1:{port}"
 
-
-def _compiled(page: Path, block: Block) -> CodeType:
-    above = "\n" * (block.line - 1)
-    code: CodeType = compile(above + block.code, name_of(page), "exec", _FLAGS, dont_inherit=True)
-    return code
+    async def _stop_serving(self) -> None:
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await self._serving
 
 
 async def _run(code: CodeType, module: ModuleType) -> None:

@@ -26,8 +26,7 @@ def test_the_start_page_goes_as_it_says(tmp_path: Path) -> None:
         ["bash", "-c", script],
         cwd=tmp_path,
         env=_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         timeout=60,
         check=False,
@@ -64,7 +63,9 @@ def _hurried(code: str) -> str:
 def _patient(code: str) -> str:
     """A server on a port of its own, waited for on slow machines."""
     ready = r"\g<0>; until curl -so /dev/null localhost:8000/docs; do sleep 0.05; done"
-    return re.sub(r"^uvicorn .*$", ready, code.replace("main:app", "main:app --port 8000"), flags=re.M)
+    return re.sub(
+        r"^uvicorn .*$", ready, code.replace("main:app", "main:app --port 8000"), flags=re.M
+    )
 
 
 def _pattern(text: str) -> str:
