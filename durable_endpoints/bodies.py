@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -41,6 +42,8 @@ from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.values import NotJsonError
 from durable_endpoints.results import JSON, Codec
 from durable_endpoints.unwinding import CancelledInsideError
+
+logger = logging.getLogger("durable_endpoints")
 
 
 class NeedsNewExecutionError(Exception):
@@ -191,6 +194,16 @@ async def fail(
     description = failures.describe(error)
     encoded = description.encode()
     execution.last_step = step
+    logger.warning(
+        "run %s (%s), step %r: %s%s; try %d of %d",
+        execution.info.run_id,
+        execution.info.function_id,
+        str(step),
+        description,
+        f" (at {description.at})" if description.at else "",
+        attempt,
+        attempt if final else _retries(execution, options) + 1,
+    )
     if final:
         execution.record(StepFailed(step, StepKind.RUN, encoded, attempt, elapsed))
         raise StepError(

@@ -50,13 +50,13 @@ class Settings:
     """Everything that is set once per application. Durations in milliseconds, sizes in bytes."""
 
     database: str = "sqlite:///.durable/endpoints.db"
-    """Where everything is kept: `sqlite:///` and a path, which is relative to the working folder, or
+    """Where everything is kept: `sqlite:///` and a path relative to the working folder, or
     `sqlite:////` and an absolute one."""
     server_url: str | None = None
     """For a server of its own, which this version does not have: setting it fails the start."""
     signing_key: str | None = None
-    """What the tokens of runs are made with: 16 characters at least. Else the key file is used, which
-    the first start makes beside the database."""
+    """What the tokens of runs are made with: 16 characters at least. Else the key file is used,
+    which the first start makes beside the database."""
     signing_key_fallback: str | None = None
     """The key before this one: its tokens are good, and no new ones are made with it."""
     sealing_key: str | None = None
@@ -85,7 +85,8 @@ class Settings:
     max_request_body: int = 4 * 1024 * 1024
     """A larger request to a durable endpoint is refused with 413."""
     max_response_body: int = 64 * 1024 * 1024
-    """A larger response still reaches a client that is connected, but is not kept: `/wait` says 507."""
+    """A larger response still reaches a client that is connected, but is not kept: `/wait` says
+    507."""
     max_executions: int = 100
     """Runs that are re-entered at once."""
     retention: int = 7 * 86_400_000

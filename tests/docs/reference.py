@@ -18,7 +18,6 @@ from durable_endpoints_server import cli
 from tests.docs.pages import GENERATED
 from tests.docs.rendering import code, doc, fields, function, klass, paragraphs
 
-
 _HEAD = """# Reference
 
 Every public name, with the text of its docstring. This page is made from the source, by

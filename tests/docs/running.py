@@ -113,10 +113,8 @@ async def _run_in_handler(code: CodeType, module: ModuleType) -> None:
     app = endpoint_app(endpoint(retries=0)(handler), engine=engine)
     async with engine.client(app) as client:
         response = await client.post("/inside?order_id=7")
-        for _ in range(20):
-            if response.status_code != 303:
-                break
-            await engine.advance("30d")
+        if response.status_code == 303:
+            await engine.advance("1000d")
             response = await client.get(response.headers["location"])
         assert response.text == "done", response.text
 

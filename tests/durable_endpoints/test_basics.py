@@ -109,6 +109,25 @@ async def test_a_failing_step_is_retried_after_the_redirect(engine: VirtualEngin
         assert [(a.step, a.attempt) for a in attempts] == [("flaky", 1), ("flaky", 2)]
 
 
+async def test_each_failed_try_is_logged_with_its_line(
+    engine: VirtualEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    @endpoint(retries=1)
+    async def handler(request: Request) -> Response:
+        def work() -> None:
+            raise ConnectionError("no route")
+
+        await step.run("work", work)
+        raise AssertionError("unreachable")
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await client.post("/")
+        await follow(engine, client, response.headers["location"], "5s")
+    told = [record.getMessage() for record in caplog.records if "no route" in record.getMessage()]
+    assert "step 'work': ConnectionError: no route (at " in told[0]
+    assert [line.rpartition("; ")[2] for line in told] == ["try 1 of 2", "try 2 of 2"]
+
+
 async def test_backoff_is_exponential(engine: VirtualEngine) -> None:
     engine = VirtualEngine(retry_base="10s", retry_factor=2)
     times: list[int] = []
