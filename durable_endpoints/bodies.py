@@ -18,6 +18,7 @@ from durable_endpoints.calls import call, call_in_thread, is_async
 from durable_endpoints.errors import (
     CompensationError,
     ConfigurationError,
+    FetchError,
     LimitError,
     NonRetriableError,
     RetryAfterError,
@@ -234,6 +235,8 @@ def _record_mistake(
 
 def delay_of(error: BaseException, now: int) -> int | None:
     """The wait that a failure asks for, in milliseconds; None leaves it to the back-off."""
+    if isinstance(error, FetchError):
+        return error.retry_after
     return error.delay(now) if isinstance(error, RetryAfterError) else None
 
 

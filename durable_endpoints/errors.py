@@ -14,6 +14,7 @@ DurableEndpointsError
 │   └── LostRunError        another execution holds the run, or it ended
 ├── StepError               a step failed for good: the one that a handler may want to catch
 ├── CompensationError       a `Saga` could not undo everything; never retried
+├── FetchError              why a try of `step.fetch` failed: the cause of its `StepError`
 ├── TruncatedStreamError    the source of `stream.pipe` ended before it was complete
 ├── StreamError             in `durable_endpoints.client`: what was read is no durable stream
 ├── NonRetriableError       raise it: do not try again
@@ -49,6 +50,7 @@ __all__ = [
     "DurableEndpointsError",
     "EngineClosedError",
     "EngineError",
+    "FetchError",
     "LimitError",
     "LostRunError",
     "NestedStepError",
@@ -159,6 +161,20 @@ def _in_short(error: Exception) -> str:
     if isinstance(error, StepError):
         return f"{error.name}: {error.message}"
     return f"{type(error).__name__}: {failures.message_of(error)}"
+
+
+class FetchError(DurableEndpointsError):
+    """A try of `step.fetch` got no response in time, or one that says "later". The step is tried
+    again; handlers get a `StepError` with this name and message in the end.
+
+    The message has the method, the URL without user, password and query, and the status and the
+    beginning of the body, if there are any.
+    """
+
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message, where="")
+        self.retry_after = retry_after
+        """The wait that the server asked for, in milliseconds."""
 
 
 class TruncatedStreamError(DurableEndpointsError):

@@ -62,10 +62,25 @@ _UNANNOTATED = _Plain(
 
 
 class _Response:
-    """An `httpx.Response`: status, headers, decoded body."""
+    """An `httpx.Response`: status, headers, decoded body, and what was asked, if it has that.
+
+    What belonged to the connection alone (RFC 9110 §7.6.1), or is not true of a decoded body, is
+    not kept.
+    """
 
     _NOT_KEPT = frozenset(
-        {"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding"}
+        {
+            "connection",
+            "content-encoding",
+            "content-length",
+            "keep-alive",
+            "proxy-authenticate",
+            "proxy-connection",
+            "te",
+            "trailer",
+            "transfer-encoding",
+            "upgrade",
+        }
     )
 
     def encode(self, value: Any) -> tuple[bytes, Any]:
@@ -76,6 +91,12 @@ class _Response:
                 pair for pair in value.headers.multi_items() if pair[0] not in self._NOT_KEPT
             ],
         }
+        try:
+            asked = value.request
+        except RuntimeError:  # "The request instance has not been set on this response."
+            pass
+        else:
+            kept["request"] = {"method": asked.method, "url": str(asked.url)}
         try:
             kept["body"] = body.decode()
         except UnicodeDecodeError:
@@ -90,7 +111,9 @@ class _Response:
         in_base64 = kept.get("bodyBase64")
         body = kept["body"].encode() if in_base64 is None else b64decode(in_base64)
         headers = [(name, value) for name, value in kept["headers"]]
-        return httpx.Response(kept["status"], headers=headers, content=body)
+        asked = kept.get("request")
+        request = httpx.Request(asked["method"], asked["url"]) if asked is not None else None
+        return httpx.Response(kept["status"], headers=headers, content=body, request=request)
 
 
 RESPONSES: Codec = _Response()

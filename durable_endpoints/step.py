@@ -20,13 +20,14 @@ from durable_endpoints.calls import call
 from durable_endpoints.child_request import Params
 from durable_endpoints.errors import StepError, UsageError
 from durable_endpoints.events import Event, new_event
+from durable_endpoints.fetching import Fetch, Headers, as_response
 from durable_endpoints.invoking import invoke, prepare
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.durations import Duration, parse_duration, parse_instant
 from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
 from durable_endpoints.protocol.values import encode
 from durable_endpoints.reporting import Log, progress
-from durable_endpoints.results import codec_of
+from durable_endpoints.results import RESPONSES, codec_of
 from durable_endpoints.sync_step import SyncStep
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
 from durable_endpoints.where import checked, here_on_loop, name_step, required
@@ -73,6 +74,48 @@ class StepRunner:
             return _call_outside(id, fn, args, kwargs)
         codec = codec_of(id, fn)
         return run_step(execution, name_step(execution, id), self._options, fn, args, kwargs, codec)
+
+    def fetch(
+        self,
+        id: str,
+        method: str,
+        url: httpx.URL | str,
+        *,
+        params: Mapping[str, Any] | Sequence[tuple[str, Any]] | None = None,
+        headers: Headers | None = None,
+        json: Any = None,
+        data: Mapping[str, Any] | None = None,
+        content: str | bytes | None = None,
+        timeout: Duration | None = None,
+        client: httpx.AsyncClient | None = None,
+    ) -> Coroutine[Any, Any, httpx.Response]:
+        """Make an HTTP request once, and remember its response under the name `id`.
+
+        The await gives an `httpx.Response` with status, headers and decoded body, the first time as
+        in a replay; its `url` has no query, user or password. Any status is a result but 408, 425,
+        429 and those from 500 on: these are tried again, as is a request that gets no answer, with
+        exponential back-off or when `Retry-After` (or `retry-after-ms`) says. When the tries are
+        used up, the await raises `StepError`, as it does at once for a URL that is not valid.
+
+        `method` to `content` are as in httpx; `content` is bytes or a text. POST and PATCH carry an
+        `Idempotency-Key` of the run and the step, the same in each try, unless `headers` have one:
+        a service that knows it does the work once. `timeout` is for one try in all, from the
+        connection to the last byte; by default that of `step.options`, or 30 seconds. `client` is
+        an `httpx.AsyncClient` of yours, with its redirects, cookies and so on; without one, each
+        try has a new one, which follows redirects.
+
+        Raises `UsageError` for a request that cannot be made, and `LimitError` for a response of
+        more than a step remembers (`max_result`). Outside any request it makes the call once.
+        """
+        body = {"json": json, "data": data, "content": content}
+        given = {"params": params, "headers": headers, **body}
+        fetch = Fetch(id, method, url, given, timeout, self._options, client)
+        execution = here_on_loop("step.fetch", id)
+        if execution is None:
+            return _fetch_outside(id, fetch)
+        fetched = name_step(execution, id)
+        send = fetch.in_run(execution, fetched).send
+        return run_step(execution, fetched, fetch.options, send, (), {}, RESPONSES)
 
 
 class Step(StepRunner):
@@ -254,6 +297,10 @@ class Step(StepRunner):
         default_id = f"{execution.info.run_id}:{step.hash}"
         event = new_event(name, data, event_id if event_id is not None else default_id, ts)
         return opening.send(execution, SendEvent(step, event, encode(event.id)))
+
+
+async def _fetch_outside(id: str, fetch: Fetch) -> httpx.Response:
+    return as_response(await _call_outside(id, fetch.send, (), {}))
 
 
 async def _call_outside(

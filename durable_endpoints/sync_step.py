@@ -33,13 +33,14 @@ from durable_endpoints.child_request import Params
 from durable_endpoints.errors import StepError, UsageError
 from durable_endpoints.events import Event, new_event
 from durable_endpoints.execution import Execution, StepScope
+from durable_endpoints.fetching import Fetch, Headers, as_response
 from durable_endpoints.invoking import invoke, prepare
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.durations import Duration, parse_duration, parse_instant
 from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.values import encode
-from durable_endpoints.results import JSON, Codec, codec_of
+from durable_endpoints.results import JSON, RESPONSES, Codec, codec_of
 from durable_endpoints.unwinding import CancelledInsideError
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
 from durable_endpoints.where import checked, here_in_thread, name_step, required
@@ -70,6 +71,34 @@ class SyncRunner:
         step = name_step(execution, id)
         result: T = run_step_here(execution, step, self._options, fn, args, kwargs, codec)
         return result
+
+    def fetch(
+        self,
+        id: str,
+        method: str,
+        url: httpx.URL | str,
+        *,
+        params: Mapping[str, Any] | Sequence[tuple[str, Any]] | None = None,
+        headers: Headers | None = None,
+        json: Any = None,
+        data: Mapping[str, Any] | None = None,
+        content: str | bytes | None = None,
+        timeout: Duration | None = None,
+        client: httpx.Client | None = None,
+    ) -> httpx.Response:
+        """As `step.fetch`, in the calling thread."""
+        body = {"json": json, "data": data, "content": content}
+        given = {"params": params, "headers": headers, **body}
+        fetch = Fetch(id, method, url, given, timeout, self._options, client)
+        execution = here_in_thread("step.sync.fetch", id)
+        if execution is None:
+            return as_response(_call_outside(id, fetch.send_blocking))
+        fetched = name_step(execution, id)
+        send, options = fetch.in_run(execution, fetched).send_blocking, fetch.options
+        response: httpx.Response = run_step_here(
+            execution, fetched, options, send, (), {}, RESPONSES
+        )
+        return response
 
 
 class SyncStep(SyncRunner):

@@ -212,6 +212,11 @@ class Engine(Protocol):
     @property
     def max_steps(self) -> int: ...
 
+    @property
+    def max_result(self) -> int:
+        """Bytes of one step's result, as JSON."""
+        ...
+
     def now(self) -> int:
         """UTC epoch milliseconds on the engine's clock."""
         ...

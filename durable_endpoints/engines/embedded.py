@@ -161,6 +161,10 @@ class EmbeddedEngine:
     def max_steps(self) -> int:
         return self._settings.max_steps
 
+    @property
+    def max_result(self) -> int:
+        return self._settings.max_result
+
     def now(self) -> int:
         return self.host.clock.now()
 
