@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from durable_endpoints._context import current
-from durable_endpoints.calls import call, call_in_thread, is_async
+from durable_endpoints.calls import call, call_in_thread, fits_call, is_async
 from durable_endpoints.errors import (
     CompensationError,
     ConfigurationError,
@@ -25,6 +25,7 @@ from durable_endpoints.errors import (
     StepError,
     StepIdError,
     StepValueError,
+    UsageError,
 )
 from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.hooks import Result, StepInfo, notify
@@ -69,7 +70,10 @@ def step_options(retries: int | None, timeout: Duration | None) -> StepOptions:
         )
     seconds = None
     if timeout is not None:
-        seconds = parse_duration(timeout) / 1_000
+        try:
+            seconds = parse_duration(timeout) / 1_000
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"timeout: {error}") from None
         if not seconds:
             raise ConfigurationError("timeout must be longer than nothing")
     return StepOptions(retries, seconds)
@@ -215,6 +219,16 @@ async def fail(
             where=execution.calls.where(step),
             raised_at=description.at,
         ) from error
+    logger.warning(
+        "run %s (%s): step %r failed, try %d of %d: %s%s",
+        execution.info.run_id,
+        execution.info.function_id,
+        str(step),
+        attempt,
+        _retries(execution, options) + 1,
+        description,
+        f"; raised at {description.at}" if description.at else "",
+    )
     delay = delay_of(error, execution.engine.now())
     op = StepRetry(step, StepKind.RUN, encoded, attempt, elapsed, delay)
     await execution.park(execution.record(op))
@@ -231,6 +245,25 @@ def _record_mistake(
         execution.record(StepFailed(step, StepKind.RUN, encoded, attempt, elapsed))
     except LimitError:  # not even that has room: the run ends with it
         execution.withdraw(step)
+
+
+def told_of_call(
+    step: StepId,
+    body: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    error: Exception,
+) -> Exception:
+    """`error`, or what to say instead if the body did not run: it was given arguments that it does
+    not take, and would not take the next time either."""
+    if not isinstance(error, TypeError) or fits_call(body, args, kwargs):
+        return error
+    advice = "the arguments follow the function"
+    if kwargs.keys() & set(StepOptions._fields):
+        advice += f", and the settings of a step stand in step.options(…).run({step.name!r}, …)"
+    mistake = UsageError(f"step {str(step)!r} has arguments that do not fit: {error}; {advice}")
+    mistake.__cause__ = error
+    return mistake
 
 
 def delay_of(error: BaseException, now: int) -> int | None:
@@ -270,7 +303,8 @@ async def run_step(
                 await execution.park_for_handover()
             except Exception as error:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                attempt = await fail(execution, step, attempt, error, elapsed, options)
+                told = told_of_call(step, body, args, kwargs, error)
+                attempt = await fail(execution, step, attempt, told, elapsed, options)
             except BaseException:
                 execution.give_up_try(step)  # the handler, for one, may call the step again
                 raise

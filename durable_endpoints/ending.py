@@ -337,13 +337,15 @@ class Ending:
             return
         except EngineError as engine_error:
             execution.break_off(engine_error)
+        described = failures.describe(error)
         logger.warning(
-            "run %s (%s): %s; try %d of %d",
+            "run %s (%s): the handler failed, try %d of %d: %s%s",
             execution.info.run_id,
             execution.info.function_id,
-            failures.describe(error),
             attempt,
             execution.options.retries + 1,
+            described,
+            f"; raised at {described.at}" if described.at else "",
         )
         execution.depart(Departure.WAITING)
         await self._depart()

@@ -6,6 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from typing import Any, ParamSpec, TypeVar, overload
 
 import anyio.from_thread
@@ -25,6 +26,7 @@ from durable_endpoints.options import (
     IdempotencyKey,
     IdempotencyScope,
     RedirectUrl,
+    unknown_option,
 )
 from durable_endpoints.protocol.durations import Duration
 from durable_endpoints.protocol.places import definition
@@ -129,6 +131,9 @@ def configure(**changes: Any) -> None:
             "configure() is called outside a run: call it in a decorated handler, or in a step of "
             "one; what shall hold for all runs goes into @endpoint(…) or the middleware"
         )
+    unknown = changes.keys() - {field.name for field in fields(EndpointOptions)}
+    if unknown:
+        raise ConfigurationError(unknown_option(min(unknown)))
     fixed = changes.keys() - _CHANGEABLE
     if fixed:
         raise ConfigurationError(
@@ -168,20 +173,30 @@ def _check_handler(handler: Any) -> None:
             f"@endpoint on the class {inner.__name__}: decorate its methods (get, post, …) instead"
         )
     if not callable(inner):
-        raise ConfigurationError(f"@endpoint decorates a handler, not {inner!r}")
-    if hasattr(inner, MARK):
-        raise ConfigurationError(f"{name_of(inner)} is decorated with @endpoint twice")
-    if any(_is_websocket(annotation) for annotation in _annotations(inner)):
         raise ConfigurationError(
-            f"{name_of(inner)} is a WebSocket handler: a conversation cannot be sent in again. Do "
-            "the durable work in an HTTP endpoint"
+            f"@endpoint decorates a handler, not {inner!r}: options are given by name, as in "
+            '@endpoint(function_id="report")'
         )
+    if hasattr(inner, MARK):
+        raise ConfigurationError(
+            f"{name_of(inner)} is decorated with @endpoint twice: keep the one directly above the "
+            "`def`, with all options"
+        )
+    if any(_is_websocket(annotation) for annotation in _annotations(inner)):
+        raise ConfigurationError(_no_websockets(name_of(inner)))
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
         raise ConfigurationError(
             f"{name_of(inner)} is a generator: its body runs after the response has begun, when "
             "nothing can be suspended or tried again. Do the durable work in a handler that "
             "returns its response"
         )
+
+
+def _no_websockets(name: str) -> str:
+    return (
+        f"{name} is a WebSocket handler: a conversation cannot be sent in again. Do the durable "
+        "work in an HTTP endpoint"
+    )
 
 
 def _annotations(function: Any) -> Iterable[Any]:
@@ -226,6 +241,10 @@ def _door(described: Endpoint, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if isinstance(place, StepScope):
         return None
     if place is None:
+        if any(isinstance(value, WebSocket) for value in (*args, *kwargs.values())):
+            raise ConfigurationError(
+                _no_websockets(described.name), where=definition(unwrap(described.function))
+            )
         if _is_request(args, kwargs):
             raise ConfigurationError(
                 f"{described.name} is a durable endpoint, but the application has no "

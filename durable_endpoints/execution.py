@@ -23,7 +23,13 @@ from anyio.lowlevel import EventLoopToken
 from durable_endpoints.call_sites import CallSites
 from durable_endpoints.calls import handle_in_thread
 from durable_endpoints.engines.base import Engine, Session
-from durable_endpoints.errors import EngineError, LimitError, LostRunError, NotInRunError
+from durable_endpoints.errors import (
+    EngineError,
+    LimitError,
+    LostRunError,
+    NotInRunError,
+    UsageError,
+)
 from durable_endpoints.hooks import NOTHING_AROUND, Around, Call, Hook, RunInfo
 from durable_endpoints.inputs import run_input
 from durable_endpoints.memo import Memo
@@ -204,6 +210,8 @@ class Execution:
             if self.departure is None:
                 if isinstance(error, asyncio.CancelledError) and main.cancelling() <= before:
                     error = CancelledInsideError("the handler")
+                if "coroutine" in str(error) and isinstance(error, Exception):
+                    error = self._mistaken_for_result(error)
                 self.escaped = error
                 raise error
             while main.cancelling() > before:
@@ -218,6 +226,15 @@ class Execution:
             return result
         finally:
             self._end_handler()
+
+    def _mistaken_for_result(self, error: Exception) -> Exception:
+        """What Python says of a coroutine that is used like the value it would give, explained."""
+        try:
+            self.calls.check_awaited()
+        except UsageError as mistake:
+            mistake.__cause__ = error
+            return mistake
+        return error
 
     def run_handler_in_thread(self, handler: Callable[[], Any]) -> Any:
         """The same for a plain handler, in its worker thread."""
@@ -279,6 +296,14 @@ class Execution:
     def is_in_thread(self) -> bool:
         """Whether the handler is a plain function."""
         return self.token is not None
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the calling thread runs this execution's event loop."""
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
 
     @property
     def was_signalled(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from starlette.requests import Request
@@ -54,10 +55,18 @@ class EndpointOptions:
         given = {name: value for name, value in changes.items() if value is not None}
         unknown = given.keys() - {field.name for field in fields(self)}
         if unknown:
-            raise ConfigurationError(f"unknown option {min(unknown)!r}")
+            raise ConfigurationError(unknown_option(min(unknown)))
         for name, value in given.items():
             given[name] = _CHECKS[name](name, value) if name in _CHECKS else value
         return replace(self, **given) if given else self
+
+
+def unknown_option(name: str, others: Iterable[str] = ()) -> str:
+    """What to say of an option that is none: what may have been meant."""
+    known = [field.name for field in fields(EndpointOptions)] + list(others)
+    close = get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
+    return f"unknown option {name!r}: {hint}"
 
 
 def _check_retries(name: str, value: Any) -> int:

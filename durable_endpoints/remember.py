@@ -49,7 +49,12 @@ def remember(dependency: Callable[P, T]) -> Callable[P, T]:
             "has no value to keep; remember one that returns"
         )
     if not callable(dependency):
-        raise ConfigurationError("remember() takes a function")
+        if inspect.iscoroutine(dependency):
+            dependency.close()
+        raise ConfigurationError(
+            f"remember() was given {dependency!r}, which is no function: give the dependency "
+            "itself, without calling it, as in Depends(remember(current_user))"
+        )
     name = f"remember:{getattr(dependency, '__module__', '')}.{name_of(dependency)}"
     codec = codec_of(name, dependency)
     if is_async(dependency):

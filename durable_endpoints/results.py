@@ -202,7 +202,7 @@ def _refuse(step: str, given: Any) -> NoReturn:
         given.close()
         what = f"the coroutine of {given.__qualname__}(…), which would run at once"
     else:
-        what = repr(given)
+        what = f"{given!r}, which is no function"
     raise UsageError(
         f"step {step!r} was given {what}: pass the function itself, and its arguments after it, "
         f"as in step.run({step!r}, function, argument)"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
 from durable_endpoints.errors import ConfigurationError
-from durable_endpoints.options import EndpointOptions
+from durable_endpoints.options import unknown_option
 from durable_endpoints.protocol.durations import Duration, parse_duration
 
 PREFIX = "DURABLE_ENDPOINTS_"
@@ -112,7 +111,8 @@ class Settings:
         """
         unknown = given.keys() - {field.name for field in fields(cls)}
         if unknown:
-            raise ConfigurationError(_unknown(min(unknown), [field.name for field in fields(cls)]))
+            others = [*(field.name for field in fields(cls)), "engine", "hooks"]
+            raise ConfigurationError(unknown_option(min(unknown), others))
         values: dict[str, Any] = {}
         for field in fields(cls):
             if given.get(field.name) is not None:
@@ -139,13 +139,6 @@ _SECOND_CHOICE: dict[str, tuple[str, ...]] = {
     "signing_key": ("INNGEST_SIGNING_KEY",),
     "signing_key_fallback": ("INNGEST_SIGNING_KEY_FALLBACK",),
 }
-
-
-def _unknown(name: str, settings: list[str]) -> str:
-    """An argument that is none, and what may have been meant."""
-    options = [option.name for option in fields(EndpointOptions)]
-    close = get_close_matches(name, [*settings, *options, "engine", "hooks"], 1)
-    return f"unknown argument {name!r}" + (f": did you mean {close[0]!r}?" if close else "")
 
 
 def _parse(name: str, source: str, value: Any) -> Any:

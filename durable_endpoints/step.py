@@ -54,7 +54,7 @@ class StepRunner:
         self, id: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, T]: ...
     def run(
-        self, id: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+        self, id: str, fn: Any = None, /, *args: Any, **kwargs: Any
     ) -> Coroutine[Any, Any, Any]:
         """Run `fn(*args, **kwargs)` once, and remember what it returns under the name `id`.
 

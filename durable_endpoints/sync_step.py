@@ -27,8 +27,9 @@ from durable_endpoints.bodies import (
     start,
     step_options,
     succeed,
+    told_of_call,
 )
-from durable_endpoints.calls import is_async
+from durable_endpoints.calls import is_async, name_of
 from durable_endpoints.child_request import Params
 from durable_endpoints.errors import StepError, UsageError
 from durable_endpoints.events import Event, new_event
@@ -62,7 +63,9 @@ class SyncRunner:
         """As `step.run`, for a plain function, in the calling thread."""
         if is_async(fn):
             raise UsageError(
-                f"step.sync.run({id!r}): {fn!r} is a coroutine function; await step.run for it"
+                f"step.sync.run({id!r}) was given the coroutine function {name_of(fn)}, which a "
+                f"plain `def` handler cannot await: write `await step.run({id!r}, …)` in an "
+                "`async def` handler, or give a plain function"
             )
         execution = here_in_thread("step.sync.run", id)
         if execution is None:
@@ -279,7 +282,8 @@ def run_step_here(
                 on_loop(execution, Execution.park_for_handover)
             except Exception as error:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                attempt = on_loop(execution, fail, step, attempt, error, elapsed, options)
+                told = told_of_call(step, body, args, kwargs, error)
+                attempt = on_loop(execution, fail, step, attempt, told, elapsed, options)
             except BaseException:
                 execution.give_up_try_soon(step)
                 raise

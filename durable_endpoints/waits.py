@@ -41,14 +41,27 @@ def alternative_of(
         check_event_name(event)
     except ValueError as error:
         raise StepValueError(str(error)) from None
+    if if_exp is not None:
+        _check_condition(if_exp)
     pairs = _pairs(match, inputs) if match is not None else ()
     expression = _written_in(if_exp, inputs) if if_exp else ""
     if expression:
         try:
             expressions.check(expression)
         except ValueError as error:
-            raise StepValueError(f"if_exp={if_exp!r} is not CEL: {error}") from None
+            raise StepValueError(
+                f"if_exp={if_exp!r} is not CEL, which has &&, || and ! for and, or and not: {error}"
+            ) from None
     return Alternative(label, event, pairs, expression)
+
+
+def _check_condition(if_exp: Any) -> None:
+    """Raise `StepValueError` for a condition that no event could ever meet."""
+    example = 'its values are under `async`, as in "async.data.total > 100"'
+    if not isinstance(if_exp, str):
+        raise StepValueError(f"if_exp={if_exp!r}: give a CEL condition as text; {example}")
+    if "async" not in _STRINGS.sub("", if_exp):
+        raise StepValueError(f"if_exp={if_exp!r} looks at nothing of the event: {example}")
 
 
 def alternatives_of(
@@ -58,7 +71,10 @@ def alternatives_of(
 ) -> tuple[Alternative, ...]:
     """The alternatives of `wait_for_any`, labelled by event name or by the mapping's keys."""
     if isinstance(events, str) or not events:
-        raise StepValueError("wait_for_any needs a list of event names, or a mapping of them")
+        raise StepValueError(
+            f"wait_for_any was given {events!r}: give a list of event names, or a mapping from "
+            "names of your own to them"
+        )
     patterns: Mapping[str, str | EventPattern]
     patterns = events if isinstance(events, Mapping) else {name: name for name in events}
     return tuple(_of_pattern(label, pattern, match, inputs) for label, pattern in patterns.items())

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from durable_endpoints._context import current
+from durable_endpoints.calls import name_of
 from durable_endpoints.errors import NestedStepError, NotInRunError, StepIdError, UsageError
 from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.protocol.step_ids import MAX_NAME_LENGTH, StepId
@@ -17,8 +18,11 @@ from durable_endpoints.requests import printable
 def here(what: str, id: str) -> Execution | None:
     """The execution in which the calling code stands, or None outside any request.
 
-    Raises `NotInRunError` or `NestedStepError` where the step `id`, a `what`, cannot be.
+    Raises `NotInRunError` or `NestedStepError` where the step `id`, a `what`, cannot be, and
+    `StepIdError` if that is no name.
     """
+    if not isinstance(id, str) or not 0 < len(id) <= MAX_NAME_LENGTH:
+        raise StepIdError(_bad_name(what, id))
     place = current.place
     if place is None:
         return None
@@ -38,13 +42,26 @@ def here(what: str, id: str) -> Execution | None:
 def here_on_loop(what: str, id: str) -> Execution | None:
     """The same for a step that is awaited. Raises `UsageError` where it cannot be."""
     execution = here(what, id)
-    if execution is not None and execution.token is not None and not on_event_loop():
+    if execution is not None and not execution.runs_here:
+        place = "a plain `def` handler" if execution.is_in_thread else "a thread"
+        blocking = what.replace("step.", "step.sync.", 1)
         raise UsageError(
-            f"{what}({id!r}) is called in a plain `def` handler, which cannot await it: write "
-            f"{what.replace('step.', 'step.sync.', 1)}({id!r}) there, or make the handler "
-            "`async def`"
+            f"{what}({id!r}) is called in {place}, which cannot await it: write "
+            f"{blocking}({id!r}) there, or call it in an `async def` handler"
         )
     return execution
+
+
+def _bad_name(what: str, id: Any) -> str:
+    """What to say to something that is no name of a step."""
+    if callable(id):
+        name = name_of(id).rpartition(".")[2]
+        return f'{what} was given no name: the name of the step comes first, {what}("{name}", …)'
+    if isinstance(id, str):
+        given = f"one of {len(id):,} letters" if id else "an empty one"
+    else:
+        given = f"{id!r}: the name of the step comes first, {what}(f'item-{{n}}', …)"
+    return f"{what}: a step's id is a text of 1 to {MAX_NAME_LENGTH} letters, not {given}"
 
 
 def here_in_thread(what: str, id: str) -> Execution | None:
@@ -60,8 +77,6 @@ def here_in_thread(what: str, id: str) -> Execution | None:
 
 def name_step(execution: Execution, name: str) -> StepId:
     """The id of a step that is being called."""
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_LENGTH:
-        raise StepIdError(f"a step's id is a text of 1 to {MAX_NAME_LENGTH} letters, not {name!r}")
     if printable(name) != name:
         raise StepIdError(f"the step id {name!r} is not valid Unicode")
     return execution.calls.called(execution.ids.next(name), sys._getframe(2))

@@ -26,6 +26,11 @@ _ISO = re.compile(
 _HINT = 'write "30s", "1h30m", "250ms", "PT30S", a timedelta, or a number of seconds'
 
 
+_INSTANT_HINT = (
+    'give a datetime with a time zone, or ISO 8601 text with one, as in "2027-01-04T09:00:00+01:00"'
+)
+
+
 def parse_duration(value: Duration) -> int:
     """Return `value` in whole milliseconds, rounded up.
 
@@ -41,7 +46,7 @@ def parse_duration(value: Duration) -> int:
     elif isinstance(value, str):
         milliseconds = _parse_text(value)
     else:
-        raise TypeError(f"{type(value).__name__} is not a duration: {_HINT}")
+        raise TypeError(f"{value!r} is not a duration: {_HINT}")
     if not math.isfinite(milliseconds) or milliseconds < 0:
         raise ValueError(f"{value!r} is not a duration: it must be finite and not negative")
     return math.ceil(round(milliseconds, 6))
@@ -68,9 +73,9 @@ def parse_instant(value: datetime | str) -> int:
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError(f"{value!r} is not an ISO 8601 time") from None
+            raise ValueError(f"{value!r} is not a time: {_INSTANT_HINT}") from None
     if not isinstance(value, datetime):
-        raise TypeError(f"{type(value).__name__} is not a point in time: give a datetime")
+        raise TypeError(f"{value!r} is not a point in time: {_INSTANT_HINT}")
     if value.tzinfo is None:
-        raise ValueError(f"{value.isoformat()} has no time zone: say datetime.now(UTC) + …")
+        raise ValueError(f"{value.isoformat()} has no time zone: {_INSTANT_HINT}")
     return math.ceil(round(value.timestamp() * 1_000, 3))

@@ -8,6 +8,7 @@ that is no string) is an error that names the place inside the value.
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from enum import Enum
 from typing import Any
 from uuid import UUID
@@ -100,15 +101,19 @@ def article(value: Any) -> str:
 
 def _advice(value: Any) -> str:
     if hasattr(value, "model_dump"):
-        return '; return value.model_dump(mode="json")'
+        return '; use value.model_dump(mode="json")'
     if isinstance(value, Enum):
-        return "; return its .value"
+        return "; use its .value"
     if isinstance(value, set | frozenset):
-        return "; return a list"
+        return "; use a list"
     if isinstance(value, bytes | bytearray | memoryview):
-        return "; return text, base64 for instance"
+        return "; use text, base64 for instance"
     if hasattr(value, "isoformat"):
-        return "; return its isoformat()"
+        return "; use its isoformat()"
     if isinstance(value, UUID):
-        return "; return str(value)"
-    return "; return dicts, lists, strings, numbers, booleans or None"
+        return "; use str(value)"
+    if isinstance(value, Coroutine):
+        return "; await it: nothing of it has run"
+    if isinstance(value, Iterator | AsyncIterator):
+        return "; collect what it gives in a list"
+    return "; use dicts, lists, strings, numbers, booleans or None"

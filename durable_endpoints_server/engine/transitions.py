@@ -492,7 +492,10 @@ def _account(run: Run, data: bytes, policy: Policy, new: bool) -> Run:
 
 def _check_wait(wait: int, policy: Policy) -> None:
     if wait > policy.max_wait:
-        raise LimitError(f"{_days(wait)} are more than a wait may last: {_days(policy.max_wait)}")
+        raise LimitError(
+            f"{_days(wait)} are more than a wait may last: {_days(policy.max_wait)}. Wait in "
+            "several steps"
+        )
 
 
 def _days(milliseconds: int) -> str:

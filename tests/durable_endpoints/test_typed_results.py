@@ -355,7 +355,7 @@ def b_only_for_checkers() -> OnlyForCheckers:
 @pytest.mark.parametrize(
     ("body", "place", "advice"),
     [
-        (b_set, "$.a[1]", "return a list"),
+        (b_set, "$.a[1]", "use a list"),
         (b_unannotated, "$", "say in the function's annotation what it returns"),
         (b_subclass, "$[0]", "a Dog would come back as an Animal"),
         (b_other_type, "$", "a dict, where the function is annotated to return Dog"),
