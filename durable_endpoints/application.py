@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from starlette.types import ASGIApp, Scope
 
@@ -22,6 +23,7 @@ from durable_endpoints.proxy import EndpointProxy
 from durable_endpoints.reentry import Pass
 from durable_endpoints.routes import RouteTable, path_in_app, root_template
 from durable_endpoints.settings import Settings
+from durable_endpoints.startup_checks import check_environment, check_routes
 
 if TYPE_CHECKING:
     from durable_endpoints.endpoint import Endpoint
@@ -30,6 +32,10 @@ logger = logging.getLogger("durable_endpoints")
 
 BUILT_IN_PROXY = "/.durable/wait"
 """Where the middleware answers itself, for an application that mounts no proxy."""
+
+
+_applications: WeakSet[Application] = WeakSet()
+"""Those of this process."""
 
 
 class Application:
@@ -58,6 +64,7 @@ class Application:
         self.queues = Queues()
         """Clients that wait for their answers."""
         self._options: dict[Endpoint, EndpointOptions] = {}
+        _applications.add(self)
         self._middleware = middleware
         self._engine = engine
         self._entrance = entrance
@@ -164,6 +171,8 @@ class Application:
             )
             if scope["type"] == "http":
                 self._root_paths.add(root_template(scope))
+            check_environment()
+            check_routes(self.routes, self.defaults, BUILT_IN_PROXY, len(_applications) == 1)
         return self.routes
 
     def root_path(self, scope: Scope) -> str:

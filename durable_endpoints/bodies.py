@@ -219,16 +219,6 @@ async def fail(
             where=execution.calls.where(step),
             raised_at=description.at,
         ) from error
-    logger.warning(
-        "run %s (%s): step %r failed, try %d of %d: %s%s",
-        execution.info.run_id,
-        execution.info.function_id,
-        str(step),
-        attempt,
-        _retries(execution, options) + 1,
-        description,
-        f"; raised at {description.at}" if description.at else "",
-    )
     delay = delay_of(error, execution.engine.now())
     op = StepRetry(step, StepKind.RUN, encoded, attempt, elapsed, delay)
     await execution.park(execution.record(op))
@@ -248,6 +238,7 @@ def _record_mistake(
 
 
 def told_of_call(
+    execution: Execution,
     step: StepId,
     body: Callable[..., Any],
     args: tuple[Any, ...],
@@ -261,7 +252,10 @@ def told_of_call(
     advice = "the arguments follow the function"
     if kwargs.keys() & set(StepOptions._fields):
         advice += f", and the settings of a step stand in step.options(…).run({step.name!r}, …)"
-    mistake = UsageError(f"step {str(step)!r} has arguments that do not fit: {error}; {advice}")
+    mistake = UsageError(
+        f"step {str(step)!r} has arguments that do not fit: {error}; {advice}",
+        where=execution.calls.where(step),
+    )
     mistake.__cause__ = error
     return mistake
 
@@ -303,7 +297,7 @@ async def run_step(
                 await execution.park_for_handover()
             except Exception as error:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                told = told_of_call(step, body, args, kwargs, error)
+                told = told_of_call(execution, step, body, args, kwargs, error)
                 attempt = await fail(execution, step, attempt, told, elapsed, options)
             except BaseException:
                 execution.give_up_try(step)  # the handler, for one, may call the step again

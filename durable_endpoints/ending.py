@@ -339,13 +339,13 @@ class Ending:
             execution.break_off(engine_error)
         described = failures.describe(error)
         logger.warning(
-            "run %s (%s): the handler failed, try %d of %d: %s%s",
+            "run %s (%s): %s%s; try %d of %d",
             execution.info.run_id,
             execution.info.function_id,
+            described,
+            f" (at {described.at})" if described.at else "",
             attempt,
             execution.options.retries + 1,
-            described,
-            f"; raised at {described.at}" if described.at else "",
         )
         execution.depart(Departure.WAITING)
         await self._depart()

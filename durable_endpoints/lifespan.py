@@ -46,8 +46,7 @@ async def run_lifespan(
         nonlocal failed
         if message["type"] == "lifespan.startup.complete":
             failed = False
-            routes = application.see(scope)
-            routes.warn_about_swapped_decorators()
+            application.see(scope)
             application.serve(scope.get("state", {}))
         await send(message)
 

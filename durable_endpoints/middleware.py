@@ -104,8 +104,9 @@ class DurableEndpointsMiddleware:
                 sse=sse,
                 cancellable=cancellable,
             )
+            _check_parts(engine, hooks)
         except ConfigurationError as error:
-            self._mistake = error
+            self._mistake, hooks, engine = error, (), None
         self._application = Application(self, loaded, defaults, hooks, engine, reentry_app)
         self._body_limit = loaded.max_request_body
         self._enter = self._tracked if loaded.track_all_endpoints else self._request
@@ -205,3 +206,15 @@ class DurableEndpointsMiddleware:
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert self._mistake is not None
         raise self._mistake
+
+
+def _check_parts(engine: object, hooks: object) -> None:
+    """Raise `ConfigurationError` for what is no engine, and for hooks that are none."""
+    if engine is not None and not hasattr(engine, "register"):
+        raise ConfigurationError(
+            f"engine={engine!r} is no engine: give one of durable_endpoints.testing, or leave it "
+            "out; where runs are kept is database="
+        )
+    given = hooks if isinstance(hooks, list | tuple) else None
+    if given is None or not all(isinstance(hook, Hook) for hook in given):
+        raise ConfigurationError(f"hooks={hooks!r}: give a list of instances of Hook, [MyHook()]")

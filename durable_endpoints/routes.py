@@ -7,9 +7,8 @@ any.
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -18,8 +17,6 @@ from starlette.routing import BaseRoute, Host, Mount, compile_path
 from starlette.types import ASGIApp, Scope
 
 from durable_endpoints.calls import unwrap
-
-logger = logging.getLogger("durable_endpoints")
 
 MARK = "__durable_endpoint__"
 """The attribute by which a decorated handler is known. Its value is the undecorated one."""
@@ -135,27 +132,44 @@ class RouteTable:
                 return found.template
         return path
 
-    def warn_about_swapped_decorators(self) -> None:
-        """Name handlers that were decorated, but whose undecorated self is on the route."""
-        for found in self._all:
-            for handler in _handlers(found.endpoint):
-                function = unwrap(handler)
-                if function in _decorated:
-                    logger.warning(
-                        "%s (%s:%d) is decorated with @endpoint, but its route has the undecorated "
-                        "function, so nothing of it is durable: put @endpoint directly above the "
-                        "`def`, below the route's decorator",
-                        function.__qualname__,
-                        function.__code__.co_filename,
-                        function.__code__.co_firstlineno,
-                    )
+    # For whoever looks for mistakes
+
+    def templates(self, is_meant: Callable[[Any], bool]) -> list[str]:
+        """The path templates of what is on a route and `is_meant`, middlewares aside."""
+        return [found.template for found in self._all if is_meant(_innermost(found.endpoint))]
+
+    def endpoints(self) -> list[Any]:
+        """What the decorator has noted of each decorated handler on a route."""
+        return [
+            getattr(wrapper, MARK) for f in self._durable for wrapper in _wrappers_in(f.endpoint)
+        ]
+
+    def swapped(self) -> list[Any]:
+        """Handlers that were decorated, but whose undecorated self is on the route."""
+        return [function for function in self._functions() if function in _decorated]
+
+    def unrouted(self) -> list[Any]:
+        """Decorated functions on no route, from modules that have others on one."""
+        functions = self._functions()
+        modules = {function.__module__ for function in functions}
+        routed = {unwrap(found.function) for found in self.endpoints()}.union(functions)
+        return [
+            function
+            for function in _decorated
+            if function.__module__ in modules
+            and "<" not in function.__qualname__  # made by a function: there may be many of it
+            and function not in routed
+        ]
+
+    def _functions(self) -> list[Any]:
+        return [unwrap(handler) for found in self._all for handler in _handlers(found.endpoint)]
 
 
 _decorated: WeakSet[Any] = WeakSet()
 
 
 def note_decorated(function: Any) -> None:
-    """Note that `function` was decorated, for the check on swapped decorators."""
+    """Note that `function` was decorated, for the checks at the start."""
     _decorated.add(unwrap(function))
 
 

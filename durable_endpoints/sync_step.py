@@ -282,7 +282,7 @@ def run_step_here(
                 on_loop(execution, Execution.park_for_handover)
             except Exception as error:
                 elapsed = (time.perf_counter_ns() - began) // 1_000
-                told = told_of_call(step, body, args, kwargs, error)
+                told = told_of_call(execution, step, body, args, kwargs, error)
                 attempt = on_loop(execution, fail, step, attempt, told, elapsed, options)
             except BaseException:
                 execution.give_up_try_soon(step)

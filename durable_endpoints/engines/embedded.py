@@ -33,6 +33,7 @@ from durable_endpoints.protocol.streams import Silence, StreamStart
 from durable_endpoints.protocol.tokens import Grant
 from durable_endpoints.sealing import Keyring, UnsealError, key_file
 from durable_endpoints.settings import Settings
+from durable_endpoints.startup_checks import check_database
 from durable_endpoints_server.clock import Clock, SystemClock
 from durable_endpoints_server.engine.facts import RequestSeen
 from durable_endpoints_server.engine.model import Policy
@@ -116,6 +117,8 @@ class EmbeddedEngine:
                 return
 
             path = sqlite_path(self._settings.database)
+            if path.is_dir():
+                raise ConfigurationError(f"the database {path} is a folder: name a file in it")
             _make_folder(path.parent)
             role = DispatcherRole(path)
             role.acquire()
@@ -125,6 +128,7 @@ class EmbeddedEngine:
             except BaseException:
                 role.release()
                 raise
+            check_database(path)
             self._host = self._new_host(store)
 
             def close() -> None:
@@ -381,4 +385,7 @@ def _make_folder(folder: Path) -> None:
         if folder.name == ".durable":
             (folder / ".gitignore").write_text("*\n", "utf-8")
     except OSError as error:
-        raise ConfigurationError(f"the folder {folder} cannot be made: {error.strerror}") from error
+        raise ConfigurationError(
+            f"the folder {folder} of the database cannot be made: {error.strerror}. Make it, or "
+            "name another database (DURABLE_ENDPOINTS_DATABASE)"
+        ) from error

@@ -39,14 +39,17 @@ class DispatcherRole:
             ) from None
         except OSError as error:
             raise StorageError(
-                f"{self._database}: its lock cannot be taken: {error.strerror or error}"
+                f"{self._database}: its lock cannot be taken ({error.strerror or error}): check "
+                "that its folder is one, and may be written"
             ) from error
         try:
             self._note.write_text(f"pid {os.getpid()} on {socket.gethostname()}\n", "utf-8")
         except OSError as error:
             self._lock.release()
             raise StorageError(
-                f"{self._database}: the folder cannot be written: {error.strerror or error}"
+                f"{self._database}: its folder cannot be written ({error.strerror or error}): "
+                "let this process write there, or name another database "
+                "(DURABLE_ENDPOINTS_DATABASE)"
             ) from error
 
     def release(self) -> None:

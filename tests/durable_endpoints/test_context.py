@@ -239,10 +239,6 @@ async def test_swapped_decorators_fail_loudly_and_are_warned_about(
 
     async with engine.client(app) as client:
         assert (await client.get("/")).status_code == 500
-    from durable_endpoints.proxy import EndpointProxy
-    from durable_endpoints.routes import RouteTable
-
-    RouteTable(app, EndpointProxy).warn_about_swapped_decorators()
     assert "handler" in caplog.text
     assert f"{__file__}:" in caplog.text
     assert "directly above the `def`" in caplog.text

@@ -1,0 +1,174 @@
+"""What can be seen to be wrong before it hurts: told once, when an application starts.
+
+Without a lifespan that is the first request. Nothing here stops an application; what must stop one
+is a `ConfigurationError`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from durable_endpoints.options import EndpointOptions
+from durable_endpoints.protocol.places import definition
+from durable_endpoints.proxy import EndpointProxy, endpoint_proxy
+from durable_endpoints.routes import RouteTable
+from durable_endpoints.settings import PREFIX, Settings
+
+logger = logging.getLogger("durable_endpoints")
+
+_NETWORK = re.compile(
+    r"nfs\d?|cifs|smb\w*|9p|vboxsf|ceph|lustre|afs|gpfs|beegfs|glusterfs|davfs"
+    r"|fuse\.(sshfs|glusterfs\w*|ceph\S*|s3fs|rclone|gcsfuse|mount-s3|davfs\w*)"
+)
+"""File systems of other machines, by the names that Linux gives them."""
+_MEMORY = frozenset({"tmpfs", "ramfs"})
+_MOUNTS = Path("/proc/self/mountinfo")
+_IN_CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
+
+
+def check_routes(
+    routes: RouteTable, defaults: EndpointOptions, built_in_proxy: str, is_alone: bool
+) -> None:
+    """Look at what an application's routes say. `is_alone`: no other application of this process
+    could have the routes that are missed here."""
+    for handler in routes.swapped():
+        logger.warning(
+            "%s is decorated with @endpoint, but its route has the undecorated function, so "
+            "nothing of it is durable: put @endpoint directly above the `def`, below the route's "
+            "decorator",
+            _name(handler),
+        )
+    for handler in routes.unrouted():
+        logger.log(
+            logging.WARNING if is_alone else logging.INFO,
+            "%s is decorated with @endpoint, but is on no route of this application: add its "
+            "route, or include its router",
+            _name(handler),
+        )
+    _check_proxy(routes, built_in_proxy)
+    given = [endpoint.given.get("async_redirect_url") for endpoint in routes.endpoints()]
+    for url in {url for url in (defaults.async_redirect_url, *given) if isinstance(url, str)}:
+        _check_redirect(routes, url, built_in_proxy)
+
+
+def check_environment(environ: Mapping[str, str] = os.environ) -> None:
+    """Name variables that look like settings, and are none."""
+    known = [PREFIX + field.name.upper() for field in fields(Settings)]
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name in known:
+            continue
+        # Others may be of somebody else: Kubernetes makes such names for a service.
+        if close := get_close_matches(name, known, 1, cutoff=0.85):
+            logger.warning("the variable %s is no setting: did you mean %s?", name, close[0])
+
+
+def check_database(
+    path: Path, mounts: Path = _MOUNTS, in_container: Iterable[Path] = _IN_CONTAINER
+) -> None:
+    """Look at the file system that a database is on, where Linux tells."""
+    mount = _mount_of(path, mounts)
+    if mount is None:
+        return
+    advice = "name a database on a disk of this machine (DURABLE_ENDPOINTS_DATABASE)"
+    if _NETWORK.fullmatch(mount.kind):
+        logger.warning(
+            "the database %s is on a network file system (%s at %s), where SQLite's locks and its "
+            "write-ahead log cannot be relied on, and runs may be lost: %s",
+            path,
+            mount.kind,
+            mount.point,
+            advice,
+        )
+    elif mount.kind in _MEMORY:
+        logger.warning(
+            "the database %s is in memory (%s at %s), and gone when the machine restarts: %s",
+            path,
+            mount.kind,
+            mount.point,
+            advice,
+        )
+    elif mount.kind == "overlay" and mount.point == "/" and any(p.exists() for p in in_container):
+        logger.warning(
+            "the database %s is in this container's own file system, and gone with the container: "
+            "mount a volume, and name a database in it (DURABLE_ENDPOINTS_DATABASE)",
+            path,
+        )
+
+
+def _check_proxy(routes: RouteTable, built_in_proxy: str) -> None:
+    for path in routes.templates(lambda app: app is endpoint_proxy):
+        logger.warning(
+            "endpoint_proxy is mounted at %s without having been called: write "
+            'app.mount("%s", endpoint_proxy())',
+            *(path, path),
+        )
+    if routes.proxy_path is not None:
+        return
+    for path in routes.templates(lambda app: isinstance(app, EndpointProxy)):
+        logger.warning(
+            "endpoint_proxy() is mounted at %s, a path with parameters, which nobody can fill in: "
+            "clients wait at %s instead. Mount it at a fixed path",
+            *(path, built_in_proxy),
+        )
+    if routes.endpoints():
+        logger.info(
+            "no endpoint_proxy() is mounted: clients wait at %s. "
+            'app.mount("/wait", endpoint_proxy()) chooses another path',
+            built_in_proxy,
+        )
+
+
+def _check_redirect(routes: RouteTable, url: str, built_in_proxy: str) -> None:
+    path = urlsplit(url).path.rstrip("/")
+    is_ours = url.startswith("/") and path != built_in_proxy
+    if is_ours and routes.first_for("GET", path) is None:
+        logger.warning(
+            "async_redirect_url=%r leads to no route of this application, so clients that wait get "
+            'a 404: app.mount("%s", endpoint_proxy())',
+            url,
+            path,
+        )
+
+
+def _name(handler: object) -> str:
+    name: str = getattr(handler, "__qualname__", repr(handler))
+    place = definition(handler).partition(",")[0] if callable(handler) else ""
+    return f"{name} ({place})" if place else name
+
+
+class _Mount(NamedTuple):
+    """A line of /proc/self/mountinfo (proc(5)), as far as it matters here."""
+
+    point: str
+    kind: str
+
+
+def _mount_of(path: Path, mounts: Path) -> _Mount | None:
+    """The mount that a file is on: the last one of those whose point is the longest above it."""
+    try:
+        lines = mounts.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return None
+    best: _Mount | None = None
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        if len(left.split()) < 5 or not right:
+            continue
+        mount = _Mount(_unescape(left.split()[4]), right.split()[0])
+        if path.is_relative_to(mount.point) and (
+            best is None or len(mount.point) >= len(best.point)
+        ):
+            best = mount
+    return best
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
