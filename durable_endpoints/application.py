@@ -14,6 +14,7 @@ from durable_endpoints.client_module import CLIENT
 from durable_endpoints.coding import Coding, UndecodableError
 from durable_endpoints.door import Door, Outside
 from durable_endpoints.engines.base import Engine, Reentry
+from durable_endpoints.engines.stand_in import follow_stand_in, stand_in
 from durable_endpoints.errors import EngineError
 from durable_endpoints.execution import Departure
 from durable_endpoints.hooks import Around, Hook
@@ -67,6 +68,11 @@ class Application:
         _applications.add(self)
         self._middleware = middleware
         self._engine = engine
+        self._finds_engine = engine is None
+        if self._finds_engine:
+            follow_stand_in(self)
+        self._is_served = False
+        """Whether a lifespan is under way: then the engine stays what it is."""
         self._entrance = entrance
         self._started_on: asyncio.AbstractEventLoop | None = None
         self._root_paths: set[str] = set()
@@ -81,10 +87,17 @@ class Application:
     def engine(self) -> Engine:
         """The engine, which may not run yet."""
         if self._engine is None:
+            self._engine = stand_in()
+        if self._engine is None:
             from durable_endpoints.engines.embedded import embedded_engine
 
             self._engine = embedded_engine(self.settings)
         return self._engine
+
+    def forget_engine(self) -> None:
+        """Another engine may be the right one from the next request on."""
+        if self._finds_engine and not self._is_served:
+            self._engine = self._started_on = None
 
     def running_engine(self) -> Engine | None:
         """The engine, if it runs and serves this event loop."""
@@ -110,6 +123,7 @@ class Application:
         """Start the engine before the application starts: nothing is executed yet."""
         self._draining = False
         await self.engine.start(for_good=True)
+        self._is_served = True
 
     def serve(self, state: Mapping[str, Any]) -> None:
         """The application has started: whatever was left by an earlier process goes on."""
@@ -135,7 +149,7 @@ class Application:
     async def stop(self) -> None:
         """Drain, wait for whoever is inside, and stop the engine."""
         if self._started_on is None:
-            await self.engine.stop()
+            await self._stop_engine()
             return
         self.begin_drain()
         patience = self.settings.drain_timeout / 1_000 + 1
@@ -146,8 +160,13 @@ class Application:
         self._started_on = None
         if self._end_of_grace is not None:
             self._end_of_grace.cancel()
-        await self.engine.stop()
+        await self._stop_engine()
         self._draining = False  # a test client may use the application once more
+
+    async def _stop_engine(self) -> None:
+        await self.engine.stop()
+        self.state, self._is_served = {}, False
+        self.forget_engine()
 
     def _hand_over(self) -> None:
         for door in list(self._inside):

@@ -9,10 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from typing import Any
 
 import httpx
 from starlette.types import ASGIApp, Message
+
+_exchange: ContextVar[Exchange | None] = ContextVar("durable_endpoints_exchange", default=None)
+
+
+def current_exchange() -> Exchange | None:
+    """The request of an `AppTransport` that the calling code works for."""
+    return _exchange.get()
 
 
 class AppTransport(httpx.AsyncBaseTransport):
@@ -23,18 +31,24 @@ class AppTransport(httpx.AsyncBaseTransport):
         self._app = app
         self._root_path = root_path
         self._state = state if state is not None else {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Exchange] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        exchange = _Exchange(await request.aread(), request.method == "HEAD")
+        exchange = Exchange(await request.aread(), request.method == "HEAD")
+        return await self.exchange(request, exchange)
+
+    async def exchange(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
+        """Send `request` in, and return the response when its head is there."""
         task = asyncio.create_task(self._run(self._scope(request), exchange))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = exchange
+        task.add_done_callback(self._tasks.pop)
         try:
             await exchange.started.wait()
         except asyncio.CancelledError:
             exchange.leave()
             raise
+        if exchange.failure is not None:
+            raise exchange.failure
         if exchange.start is None:
             raise httpx.RemoteProtocolError("the application sent no response", request=request)
         return httpx.Response(
@@ -46,11 +60,20 @@ class AppTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Wait for what the application still does, a moment; then cancel it."""
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=0.2)
+            _, late = await asyncio.wait(list(self._tasks), timeout=0.2)
             for task in late:
                 task.cancel()
 
-    async def _run(self, scope: dict[str, Any], exchange: _Exchange) -> None:
+    def cut(self) -> None:
+        """Lose the server: whoever waits for a response, or reads one, gets
+        `httpx.RemoteProtocolError`, and what the application does for them is cancelled."""
+        for task, exchange in list(self._tasks.items()):
+            if not exchange.is_complete:
+                exchange.fail(httpx.RemoteProtocolError("the server was lost: it crashed"))
+            task.cancel()
+
+    async def _run(self, scope: dict[str, Any], exchange: Exchange) -> None:
+        _exchange.set(exchange)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
@@ -79,7 +102,7 @@ class AppTransport(httpx.AsyncBaseTransport):
         }
 
 
-class _Exchange:
+class Exchange:
     """One request and its response."""
 
     def __init__(self, body: bytes, is_head: bool) -> None:
@@ -87,6 +110,10 @@ class _Exchange:
         self.started = asyncio.Event()
         self.chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.is_complete = False
+        self.failure: Exception | None = None
+        """What its client is told instead of the rest of the response."""
+        self.run_id: str | None = None
+        """The run that it began."""
         self._body: bytes | None = body
         self._is_head = is_head
         self._left = asyncio.Event()
@@ -113,18 +140,25 @@ class _Exchange:
         self.started.set()
         self.chunks.put_nowait(None)
 
+    def fail(self, error: Exception) -> None:
+        """Raise `error` to the client, wherever it is."""
+        self.failure = error
+        self.end()
+
     def leave(self) -> None:
         self._left.set()
 
 
 class _Body(httpx.AsyncByteStream):
-    def __init__(self, exchange: _Exchange) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while (chunk := await self._exchange.chunks.get()) is not None:
             if chunk:
                 yield chunk
+        if self._exchange.failure is not None and not self._exchange.is_complete:
+            raise self._exchange.failure
         if not self._exchange.is_complete:
             raise httpx.RemoteProtocolError("the response was cut off")
 

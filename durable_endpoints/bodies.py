@@ -323,6 +323,8 @@ async def _run_body(
     scope, place = StepScope(execution, step, attempt), current.place
     current.place = scope
     try:
+        if (script := execution.engine.script) is not None:
+            body = script.body_of(execution.info.run_id, step, body)
         if execution.around.step:
             info, inner = (
                 StepInfo(str(step), attempt),

@@ -305,6 +305,8 @@ def _run_body(
     scope, place = StepScope(execution, step, attempt), current.place
     current.place = scope
     try:
+        if (script := execution.engine.script) is not None:
+            body = script.body_of(execution.info.run_id, step, body)
         return body(*args, **kwargs)
     except CancelledError as error:
         raise CancelledInsideError(f"step {str(step)!r}") from error

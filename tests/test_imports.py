@@ -16,8 +16,8 @@ import durable_endpoints_server
 SDK = Path(durable_endpoints.__file__).parent
 SERVER = Path(durable_endpoints_server.__file__).parent
 
-MAY_IMPORT_THE_SERVER = {"engines/embedded.py", "testing.py"}
-"""And the demo, which is a driver of both."""
+MAY_IMPORT_THE_SERVER = {"engines/embedded.py"}
+"""And the testing kit and the demo, which are drivers of both."""
 
 REACHES_OUTSIDE = {
     "aiofiles",
@@ -87,7 +87,7 @@ def ids(path: Path) -> str:
 @pytest.mark.parametrize("path", modules(SDK), ids=ids)
 def test_the_sdk_knows_the_server_in_two_places(path: Path) -> None:
     place = path.relative_to(SDK).as_posix()
-    if place in MAY_IMPORT_THE_SERVER or place.startswith("demo/"):
+    if place in MAY_IMPORT_THE_SERVER or place.startswith(("demo/", "testing/")):
         return
     found = [name for name, _ in imports(path) if is_in(name, "durable_endpoints_server")]
     assert found == []
@@ -97,7 +97,7 @@ def test_the_sdk_knows_the_server_in_two_places(path: Path) -> None:
 def test_the_embedded_engine_is_imported_when_it_is_needed(path: Path) -> None:
     """So that a process with a remote engine pays nothing for it."""
     place = path.relative_to(SDK).as_posix()
-    if place in MAY_IMPORT_THE_SERVER or place.startswith("demo/"):
+    if place in MAY_IMPORT_THE_SERVER or place.startswith(("demo/", "testing/")):
         return
     eager = {name for name, at_top in imports(path) if at_top}
     assert not {name for name in eager if is_in(name, "durable_endpoints.engines.embedded")}

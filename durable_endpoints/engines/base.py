@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
 from durable_endpoints.protocol.ops import NewEvent, StepOp, StepRecord
 from durable_endpoints.protocol.runs import Complete, Fail, Listener, NewRun
+from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.streams import RecordKind, Silence, StreamStart
 from durable_endpoints.protocol.tokens import Grant
 
@@ -193,11 +194,25 @@ class Reentry(NamedTuple):
     """The endpoint's, when the run began."""
 
 
+class Script(Protocol):
+    """What an engine for tests does to the bodies of steps."""
+
+    def body_of(self, run_id: str, step: StepId, body: Callable[..., Any]) -> Callable[..., Any]:
+        """What is called instead of `body`, and may be `body` itself: a plain function for a plain
+        one."""
+        ...
+
+
 Executor = Callable[[Reentry], Awaitable[None]]
 
 
 class Engine(Protocol):
     """Whoever keeps runs."""
+
+    @property
+    def script(self) -> Script | None:
+        """In tests, what happens instead of the bodies of steps."""
+        ...
 
     @property
     def is_running(self) -> bool:

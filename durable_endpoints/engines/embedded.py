@@ -21,6 +21,7 @@ from durable_endpoints.engines.base import (
     KeyHolder,
     Outcome,
     Reentry,
+    Script,
     Session,
     StreamReader,
 )
@@ -56,6 +57,8 @@ _TAKEOVER = 250
 
 class EmbeddedEngine:
     """An `Engine` in this process. Middlewares that name the same database share one."""
+
+    script: Script | None = None
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -210,6 +210,10 @@ class MemoryStore:
 
     # Reading
 
+    def begun(self) -> list[Run]:
+        """All runs, in the order in which they began. From any thread."""
+        return [row.run for row in list(self._rows.values())]
+
     async def run(self, run_id: str) -> Run | None:
         row = self._rows.get(run_id)
         return None if row is None else row.run
