@@ -58,8 +58,6 @@ _TAKEOVER = 250
 class EmbeddedEngine:
     """An `Engine` in this process. Middlewares that name the same database share one."""
 
-    script: Script | None = None
-
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._opening = threading.Lock()
@@ -70,6 +68,10 @@ class EmbeddedEngine:
         self._users = 0
         """How many applications run it for good."""
         self._close: Callable[[], None] | None = None
+
+    @property
+    def script(self) -> Script | None:
+        return None
 
     # Lifecycle
 

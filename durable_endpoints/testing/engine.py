@@ -62,7 +62,7 @@ class VirtualEngine(EmbeddedEngine):
         self.store = MemoryStore()
         self.sync = BlockingEngine(self)
         """The awaitable methods of this engine, blocking: for tests that are plain functions."""
-        self.script: Script = Script(self._lose)
+        self._script = Script(self._lose)
         self.is_supervised = False
         """Whether a process that is lost is followed by a new one at once."""
         self._passing = 0
@@ -70,8 +70,8 @@ class VirtualEngine(EmbeddedEngine):
         self._keyring = Keyring([_SECRET], [_SECRET])
         self._watch = Watch(self)
         self._transports: WeakSet[AppTransport] = WeakSet()
-        self._ends: set[asyncio.Task[None]] = set()
-        """Of processes that were lost: what they had under way is being stopped."""
+        self._changing: set[asyncio.Task[None]] = set()
+        """Processes that are being cleared away, or started."""
         self._in_use = ExitStack()
 
     # Using it
@@ -124,7 +124,7 @@ class VirtualEngine(EmbeddedEngine):
         if not self.is_running:
             # Another client may use the same application, which has begun its runs.
             self._executors, self._default = executors, default
-        await self._ended()
+        await self._settled_down()
 
     # Time
 
@@ -188,7 +188,7 @@ class VirtualEngine(EmbeddedEngine):
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is being executed, or about to be."""
-        return not self._ends and (self._host is None or self._host.is_quiet)
+        return not self._changing and (self._host is None or self._host.is_quiet)
 
     async def finish(self, run_id: str | None = None, within: Duration = "366d") -> httpx.Response:
         """Let time pass, alarm by alarm, until the run has ended, and return its response, as
@@ -273,7 +273,7 @@ class VirtualEngine(EmbeddedEngine):
     ) -> None:
         """Let the next `times` tries of a step fail with `error`, without its body being run;
         with `times=None`, all of them."""
-        self.script.fail(step, times, error, run_id)
+        self._script.fail(step, times, error, run_id)
 
     def replace(
         self,
@@ -285,7 +285,7 @@ class VirtualEngine(EmbeddedEngine):
     ) -> None:
         """Do something else instead of a step's body, each time: return a value, or call a
         function, plain or `async`, with the body's arguments."""
-        self.script.replace(step, returns, with_, run_id)
+        self._script.replace(step, returns, with_, run_id)
 
     def crash_at(self, step: str, when: When = "after", *, run_id: str | None = None) -> None:
         """Lose the process once, at a step: `"before"` its body starts, `"after"` it ran and
@@ -294,7 +294,7 @@ class VirtualEngine(EmbeddedEngine):
 
         Clients in flight get a connection error, see `crash`.
         """
-        self.script.crash_at(step, when, run_id)
+        self._script.crash_at(step, when, run_id)
 
     async def crash(self) -> None:
         """Lose the process: nothing is executed or written any more, and all clients of `client`
@@ -308,7 +308,7 @@ class VirtualEngine(EmbeddedEngine):
 
     async def _crash(self) -> None:
         self._lose()
-        await self._ended()
+        await self._settled_down()
 
     async def restart(self) -> None:
         """Begin a new process on the same store, losing the one that runs, if one does; and let
@@ -330,18 +330,21 @@ class VirtualEngine(EmbeddedEngine):
         self._host = None
         for transport in list(self._transports):
             transport.cut()
-        end = lose_process(host)
-        self._ends.add(end)
-        end.add_done_callback(self._ends.discard)
+        self._change(lose_process(host))
         if self.is_supervised:
-            self._new_process = asyncio.get_running_loop().create_task(self.start())
+            self._change(self.start())
+
+    def _change(self, change: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(change)
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
 
     async def _lose_soon(self) -> None:
         self._lose()
 
-    async def _ended(self) -> None:
-        if self._ends:
-            await asyncio.wait(list(self._ends))
+    async def _settled_down(self) -> None:
+        if self._changing:
+            await asyncio.wait(list(self._changing))
 
     # Looking
 
@@ -355,9 +358,11 @@ class VirtualEngine(EmbeddedEngine):
         return looking.find_run(self.store.begun(), run_id)
 
     async def memo(self, run_id: str | None = None) -> dict[str, StepRecord]:
-        """What is remembered of a run's steps, by their names: also those that failed or wait."""
+        """What is remembered of a run's steps, by their names: those that are done or have failed,
+        in that order, then those that are open."""
         entry = await self.store.entry(looking.find_run(self.store.begun(), run_id).id)
-        return {str(step.id): step for step in entry.memo} if entry is not None else {}
+        memo = sorted(entry.memo, key=lambda step: not step.is_final) if entry is not None else []
+        return {str(step.id): step for step in memo}
 
     async def values(self, run_id: str | None = None) -> dict[str, Any]:
         """The results of a run's finished steps, by their names, as JSON decodes them."""
@@ -385,10 +390,14 @@ class VirtualEngine(EmbeddedEngine):
 
     # As an engine
 
+    @property
+    def script(self) -> Script:
+        return self._script
+
     def _open(self) -> None:
         with self._opening:
             if self._host is None:
-                store = disk(self.store, self.script, self._lose)
+                store = disk(self.store, self._script, self._lose)
                 host = self._new_host(store, self.clock)
                 # Clients are real, and so is the time for which they wait at `/wait`.
                 host.waiters = Waiters(store, SystemClock())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 from durable_endpoints.errors import StorageError
@@ -54,14 +54,14 @@ def _crashed() -> StorageError:
     return StorageError("this process has crashed")
 
 
-def lose_process(host: Host) -> asyncio.Task[None]:
-    """Let nothing be written any more, and stop whatever goes on: at once what is executed here,
-    and the rest in the task that is returned."""
+def lose_process(host: Host) -> Coroutine[Any, Any, None]:
+    """Let nothing be written any more, and stop whatever goes on: at once what is executed on this
+    event loop, and the rest by awaiting what is returned."""
     host.store = _Gone()
     lives = list(host.live.values())
     for live in lives:
         _unwind(live)
-    return asyncio.get_running_loop().create_task(_end(host, lives))
+    return _end(host, lives)
 
 
 def _unwind(live: LiveRun) -> None:

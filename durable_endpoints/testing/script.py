@@ -74,13 +74,9 @@ class Script:
         """See `VirtualEngine.fail`."""
         if times is not None and times < 1:
             raise UsageError(f"fail({step!r}, times={times}): give 1 or more, or None for always")
-        if isinstance(error, type):
-            error = error()
         if error is None:
             error = RuntimeError(f"step {step!r} fails here because the test wants it to")
-        if not isinstance(error, Exception):
-            raise UsageError(f"fail({step!r}, error={error!r}): give an exception")
-        self._failures.append(_Failure(_name(step), run_id, error, times))
+        self._failures.append(_Failure(_name(step), run_id, _made(step, error), times))
 
     def replace(
         self, step: str, returns: Any, function: Callable[..., Any] | None, run_id: str | None
@@ -152,6 +148,18 @@ def _name(step: str) -> str:
     if not isinstance(step, str) or not step:
         raise UsageError(f"{step!r} is no name of a step: give what step.run was given")
     return step
+
+
+def _made(step: str, error: Exception | type[Exception]) -> Exception:
+    made: Any = error
+    if isinstance(error, type):
+        try:
+            made = error()
+        except TypeError as mistake:
+            raise UsageError(f"fail({step!r}, error={error.__name__}): {mistake}") from None
+    if not isinstance(made, Exception):
+        raise UsageError(f"fail({step!r}, error={error!r}): give an exception")
+    return made
 
 
 def _moments(step: StepRecord) -> tuple[When, ...]:

@@ -59,18 +59,11 @@ class Watch:
             await asyncio.sleep(_LOOK_OFTEN if engine.auto_advance else _LOOK)
 
     async def _standstill(self, run_id: str) -> UsageError:
-        engine = self._engine
-        if engine.auto_advance:
-            advice = "No passing of time brings that: send the event, or restart() the process"
-        else:
-            advice = (
-                'Time passes in a test when you say so: `await engine.advance("24h")` while the '
-                "client waits in a task of its own, engine.send_event(…) for an event, or "
-                "VirtualEngine(auto_advance=True)"
-            )
         return UsageError(
             f"a client waits for run {run_id}, and nothing has gone on for {PATIENCE:g} seconds: "
-            f"{await engine.waits_of(run_id)}. {advice}"
+            f"{await self._engine.waits_of(run_id)}. Time passes in a test when you say so: `await "
+            'engine.advance("24h")` while the client waits in a task of its own, engine.send_event'
+            "(…) for an event, or VirtualEngine(auto_advance=True)"
         )
 
     @staticmethod

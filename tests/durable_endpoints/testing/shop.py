@@ -56,9 +56,7 @@ def plain_order(amount: int) -> dict[str, str]:
 @app.post("/approval/{id}")
 @endpoint
 async def approval(id: int) -> dict[str, Any]:
-    event = await step.wait_for_event(
-        "approval", event="approved", match="data.id", timeout="24h"
-    )
+    event = await step.wait_for_event("approval", event="approved", match="data.id", timeout="24h")
     return {"by": None if event is None else event.data["by"]}
 
 
