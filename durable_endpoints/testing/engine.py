@@ -196,7 +196,7 @@ class VirtualEngine(EmbeddedEngine):
 
         Raises `TimeoutError` if that takes longer than `within`, or would take for ever.
         """
-        run = looking.find_run(self.store.begun(), run_id)
+        run = await self.run(run_id)
         return await self._at_home(lambda: self._finish(run.id, parse_duration(within)))
 
     async def _finish(self, run_id: str, within: int) -> httpx.Response:
@@ -355,34 +355,37 @@ class VirtualEngine(EmbeddedEngine):
     async def run(self, run_id: str | None = None) -> Run:
         """A run as it stands in the store; without an id, the only one. Raises `KeyError`, as all
         of these do, for an unknown one."""
-        return looking.find_run(self.store.begun(), run_id)
+        if run_id is not None and (run := await self.store.run(run_id)) is not None:
+            return run
+        return looking.find_run(self.runs(), run_id)
 
     async def memo(self, run_id: str | None = None) -> dict[str, StepRecord]:
         """What is remembered of a run's steps, by their names: those that are done or have failed,
         in that order, then those that are open."""
-        entry = await self.store.entry(looking.find_run(self.store.begun(), run_id).id)
+        entry = await self.store.entry((await self.run(run_id)).id)
         memo = sorted(entry.memo, key=lambda step: not step.is_final) if entry is not None else []
         return {str(step.id): step for step in memo}
 
     async def values(self, run_id: str | None = None) -> dict[str, Any]:
-        """The results of a run's finished steps, by their names, as JSON decodes them."""
+        """The results of a run's finished steps, by their names, as JSON decodes them: what the
+        engine holds, encoded if a hook encodes it."""
         return looking.values_of(list((await self.memo(run_id)).values()))
 
     async def attempts(
         self, step: str | None = None, run_id: str | None = None
     ) -> list[looking.Attempt]:
         """The tries of a step, or of all steps, that have ended: first those that failed."""
-        run = looking.find_run(self.store.begun(), run_id)
+        run = await self.run(run_id)
         return await looking.attempts_of(self.store, run.id, step)
 
     async def stream(self, run_id: str | None = None) -> Transcript:
         """What a run has streamed and not withdrawn: `text`, `committed_text`, `chunks` …"""
-        run = looking.find_run(self.store.begun(), run_id)
+        run = await self.run(run_id)
         return await looking.transcript_of(self.store, run.id)
 
     async def response(self, run_id: str | None = None) -> httpx.Response | None:
         """The response of a run that has ended, as `/wait` gives it; None before that."""
-        run = looking.find_run(self.store.begun(), run_id)
+        run = await self.run(run_id)
         ended = await self.store.ended(run.id)
         if ended is None or not is_settled(ended):
             return None

@@ -50,10 +50,11 @@ def fresh_count() -> None:
 class OnDisk(VirtualEngine):
     """On a store whose writes take their time, in a thread of their own."""
 
-    async def settle(self, patience: float = 5.0) -> None:
+    async def _settle(self, patience: float = 5.0) -> bool:
         for _ in range(3):
-            await super().settle(patience)
+            is_quiet = await super()._settle(patience)
             await asyncio.sleep(0.01)
+        return is_quiet
 
 
 @pytest.fixture(params=["memory", "sqlite"])
