@@ -29,7 +29,7 @@ from durable_endpoints.testing.blocking import BlockingEngine
 from durable_endpoints.testing.clock import VirtualClock
 from durable_endpoints.testing.lifespan import running
 from durable_endpoints.testing.process import disk, lose_process
-from durable_endpoints.testing.script import NOT_GIVEN, Script, When
+from durable_endpoints.testing.script import Script, When
 from durable_endpoints.testing.standstill import Watch, WatchedReader
 from durable_endpoints_server.clock import SystemClock
 from durable_endpoints_server.engine.model import Run
@@ -279,7 +279,7 @@ class VirtualEngine(EmbeddedEngine):
         self,
         step: str,
         *,
-        returns: Any = NOT_GIVEN,
+        returns: Any = ...,
         with_: Callable[..., Any] | None = None,
         run_id: str | None = None,
     ) -> None:

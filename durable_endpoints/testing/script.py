@@ -16,7 +16,6 @@ from durable_endpoints.unwinding import Suspended
 from durable_endpoints_server.engine.facts import Change, StepResolved, StepWritten
 
 When = Literal["before", "after", "recorded"]
-NOT_GIVEN: Any = object()
 WHENS: tuple[When, ...] = ("before", "after", "recorded")
 
 _AT_ONCE = (StepKind.RUN, StepKind.SEND, StepKind.REMEMBER)
@@ -82,7 +81,7 @@ class Script:
         self, step: str, returns: Any, function: Callable[..., Any] | None, run_id: str | None
     ) -> None:
         """See `VirtualEngine.replace`. The newest one counts."""
-        if (returns is NOT_GIVEN) == (function is None):
+        if (returns is ...) == (function is None):
             raise UsageError(f"replace({step!r}): give either returns=… or with_=function")
         make = partial(_returning, returns) if function is None else partial(_in_colour, function)
         self._replacements.insert(0, _Replacement(_name(step), run_id, make))
