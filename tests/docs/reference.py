@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import click
@@ -12,7 +13,7 @@ import click
 import durable_endpoints
 import durable_endpoints.client
 import durable_endpoints.testing
-from durable_endpoints import errors, hooks, settings
+from durable_endpoints import encryption, errors, hooks, settings
 from durable_endpoints.client.call import Sending
 from durable_endpoints_server import cli
 from tests.docs.pages import GENERATED
@@ -50,7 +51,7 @@ _SECTIONS = [
             "remember",
         ),
     ),
-    Section("Steps", "", ("step",)),
+    Section("Steps", "", ("step", "Saga")),
     Section("Streams", "", ("stream",)),
     Section("Events", "", ("send_event", "Event")),
     Section("Errors", "", ()),
@@ -77,7 +78,8 @@ def page() -> str:
             parts += ["## Errors", *_errors(all_errors)]
         else:
             parts += [f"## {section.title}", *_objects(durable_endpoints, section.names)]
-    parts += ["## Hooks", *_objects(hooks, ("Hook", "RunInfo", "StepInfo", "Result"))]
+    parts += ["## Hooks", *_objects(hooks, ("Hook", "RunInfo", "StepInfo", "StepData", "Result"))]
+    parts += _objects(encryption, ("StepEncryption",))
     parts += ["## Settings", _settings()]
     parts += ["## Reading streams", "From `durable_endpoints.client`."]
     parts += _objects(durable_endpoints.client, durable_endpoints.client.__all__)
@@ -110,21 +112,23 @@ def _objects(module: Any, names: Any) -> Iterator[str]:
 
 def _namespace(name: str, given: Any) -> str:
     """`step.run` and so on, in the order of their definition."""
-    parts = [doc(given)]
+    parts = [f"#### {name}"] if "." in name else []
+    parts += [doc(given)]
     methods = {
         method: member
         for owner in reversed(type(given).__mro__)
         for method, member in vars(owner).items()
-        if inspect.isfunction(member) and not method.startswith("_")
+        if isinstance(member, FunctionType | staticmethod) and not method.startswith("_")
     }
     for method, member in methods.items():
-        parts += [f"#### {name}.{method}", function(f"{name}.{method}", member)]
+        parts += [f"#### {name}.{method}", function(f"{name}.{method}", getattr(given, method))]
     for attribute, inner in vars(given).items():
-        if attribute.startswith("_"):
-            continue
-        of_inner = [f"`{name}.{attribute}.{other}`" for other in _public_methods(inner)]
-        text = "For plain `def` functions: blocking." if attribute == "sync" else doc(inner)
-        parts += [f"#### {name}.{attribute}", text, ", ".join(of_inner)]
+        if attribute == "sync":
+            of_inner = [f"`{name}.sync.{other}`" for other in _public_methods(inner)]
+            parts += [f"#### {name}.sync", "For plain `def` functions: blocking."]
+            parts += [", ".join(of_inner)]
+        elif not attribute.startswith("_"):
+            parts += [_namespace(f"{name}.{attribute}", inner)]
     return paragraphs(*parts)
 
 
