@@ -114,13 +114,13 @@ def _namespace(name: str, given: Any) -> str:
     """`step.run` and so on, in the order of their definition."""
     parts = [f"#### {name}"] if "." in name else []
     parts += [doc(given)]
-    methods = {
-        method: member
+    methods = [
+        method
         for owner in reversed(type(given).__mro__)
         for method, member in vars(owner).items()
         if isinstance(member, FunctionType | staticmethod) and not method.startswith("_")
-    }
-    for method, member in methods.items():
+    ]
+    for method in dict.fromkeys(methods):
         parts += [f"#### {name}.{method}", function(f"{name}.{method}", getattr(given, method))]
     for attribute, inner in vars(given).items():
         if attribute == "sync":
