@@ -40,7 +40,9 @@ _HOPELESS = {"InvalidURL", "LocalProtocolError", "TooManyRedirects", "Unsupporte
 _LONGEST_WAIT = 366 * 86_400_000
 """Milliseconds: the longest wait that there is."""
 _PREVIEW = 300
-"""Letters of a body that an error quotes."""
+"""Letters of a body that an error quotes …"""
+_QUOTED = 4 * _PREVIEW
+"""… and the bytes that they are made of, at the most."""
 
 
 class Received(NamedTuple):
@@ -96,33 +98,36 @@ class Fetch:
     async def send(self) -> Received:
         """One try. Raises `FetchError`, or what is not retried."""
         async with self._async_client() as client:
-            request = self._request(client)
+            request, response = self._request(client), None
             body = _Body(self._limit, _name(request))
             try:
                 async with asyncio.timeout(self._timeout):
                     response = await client.send(request, stream=True)
                     try:
                         async for piece in response.aiter_bytes():
-                            body.add(piece)
+                            if body.add(piece, response.status_code):
+                                break
                     finally:
                         await response.aclose()
             except LimitError:
                 raise
             except Exception as error:
-                raise self._failure(request, error) from error
+                if response is None or not _is_later(response.status_code):
+                    raise self._failure(request, error) from error
             return self._judge(response, request, body.content)
 
     def send_blocking(self) -> Received:
         """The same in the calling thread."""
         with self._blocking_client() as client:
-            request = self._request(client)
+            request, response = self._request(client), None
             body = _Body(self._limit, _name(request))
             deadline = time.monotonic() + self._timeout
             try:
                 response = client.send(request, stream=True)
                 try:
                     for piece in response.iter_bytes():
-                        body.add(piece)
+                        if body.add(piece, response.status_code):
+                            break
                         if time.monotonic() > deadline:
                             raise TimeoutError
                 finally:
@@ -130,7 +135,8 @@ class Fetch:
             except LimitError:
                 raise
             except Exception as error:
-                raise self._failure(request, error) from error
+                if response is None or not _is_later(response.status_code):
+                    raise self._failure(request, error) from error
             return self._judge(response, request, body.content)
 
     def _async_client(self) -> AbstractAsyncContextManager[httpx.AsyncClient]:
@@ -185,7 +191,7 @@ class Fetch:
     def _judge(self, response: httpx.Response, request: httpx.Request, body: bytes) -> Received:
         """The response, if it is one for the handler."""
         status = response.status_code
-        if status >= 500 or status in _LATER:
+        if _is_later(status):
             said = _preview(body)
             raise FetchError(
                 f"{_name(request)} answered {status} {response.reason_phrase}"
@@ -204,22 +210,26 @@ def as_response(received: Received) -> httpx.Response:
 
 
 class _Body:
-    """The bytes of a body, up to the most that a step remembers."""
+    """The bytes of a body, up to the most that a step remembers, or that an error quotes."""
 
     def __init__(self, limit: int | None, what: str) -> None:
         self._limit, self._what = limit, what
         self._pieces: list[bytes] = []
         self._size = 0
 
-    def add(self, piece: bytes) -> None:
+    def add(self, piece: bytes, status: int) -> bool:
+        """Take in a piece of the answer with this status. Whether that is enough of it."""
         self._pieces.append(piece)
         self._size += len(piece)
+        if _is_later(status):
+            return self._size >= _QUOTED
         if self._limit is not None and self._size > self._limit:
             raise LimitError(
                 f"{self._what} answers with more than {self._limit:,} bytes, the most that a step "
                 "remembers (max_result): fetch it in a step.run of your own, which stores it "
                 "elsewhere and returns a reference or what is needed of it"
             )
+        return False
 
     @property
     def content(self) -> bytes:
@@ -234,6 +244,11 @@ def _certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+def _is_later(status: int) -> bool:
+    """Whether another try may get a better answer."""
+    return status >= 500 or status in _LATER
+
+
 def _name(request: httpx.Request) -> str:
     return f"{request.method} {_without_secrets(request.url)}"
 
@@ -245,7 +260,7 @@ def _without_secrets(url: httpx.URL) -> str:
 
 
 def _preview(body: bytes) -> str:
-    text = " ".join(body[: 4 * _PREVIEW].decode("utf-8", "replace").split())
+    text = " ".join(body[:_QUOTED].decode("utf-8", "replace").split())
     text = "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
     )

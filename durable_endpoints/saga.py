@@ -55,6 +55,9 @@ class Saga:
       exception handler for, and errors that are never retried leave it as they are.
     * A compensation that fails for good does not keep the others from running. Then
       `CompensationError` leaves the block, whatever the original was: that is its cause.
+    * Only an `Exception` undoes: a `return` of any response is a good end, and a cancellation may
+      be that of a server that is stopped, whose run goes on elsewhere. So let a task group or a
+      timeout be inside the block, not around it.
     * A wait inside the block undoes nothing. After a crash in the middle of undoing, the rest is
       undone; also if the handler's own code, which runs again, does not fail this time.
     * A run that is *cancelled*, or that has passed its `max_runtime`, is not executed any more, and

@@ -180,6 +180,26 @@ async def test_the_last_failure_is_told_without_secrets(engine: VirtualEngine) -
 
 
 @pytest.mark.parametrize("blocking", [False, True])
+async def test_of_an_answer_that_says_later_only_the_beginning_matters(blocking: bool) -> None:
+    engine = VirtualEngine(max_result=10_000)
+    head = b"HTTP/1.1 503 X\r\nRetry-After: 90\r\nContent-Length: 100000\r\n\r\n"
+
+    @endpoint
+    def handler(request: Request) -> Response:
+        return PlainTextResponse(step.sync.fetch("call", "GET", server.url).text)
+
+    script = in_turn(head + b"x" * 100_000, Said(head + b"cut", is_reset=True), OK)
+    with serving(script) as server:
+        fetches = handler if blocking else fetching("GET", server.url, retries=3)
+        async with engine.client(one(engine, fetches)) as client:
+            response = await client.get("/")
+            for _ in range(2):
+                assert (await engine.store.next_due() or 0) - engine.clock.now() == 90_000
+                await engine.advance("90s")
+            assert "fine" in (await client.get(response.headers["location"])).text
+
+
+@pytest.mark.parametrize("blocking", [False, True])
 @pytest.mark.parametrize("begins", [False, True])
 async def test_a_try_takes_no_longer_than_its_timeout(
     engine: VirtualEngine, blocking: bool, begins: bool

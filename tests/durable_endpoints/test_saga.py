@@ -413,6 +413,48 @@ async def test_a_plain_handler_hears_of_a_compensation_that_failed(engine: Virtu
     assert "'undo': ValueError: invalid literal" in failure.message
 
 
+async def test_a_timeout_inside_the_block_undoes_and_a_return_does_not(
+    engine: VirtualEngine,
+) -> None:
+    world = World()
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        async with Saga() as saga:
+            saga.add_compensation("cancel flight", world.cancel, "flight")
+            if "return" in request.query_params:
+                return PlainTextResponse("sold out", 409)
+            async with asyncio.timeout(0.02):
+                await step.run("search", asyncio.sleep, 60)
+        return PlainTextResponse("")
+
+    async with engine.client(one(engine, handler)) as client:
+        assert (await client.get("/?return")).status_code == 409
+        assert not world.undone
+        failure = await failure_of(engine, await client.get("/"))
+    assert failure.name == "NonRetriableError"
+    assert failure.message.startswith("TimeoutError")
+    assert world.undone == ["cancel flight"]
+
+
+async def test_a_run_that_has_no_step_left_says_what_is_not_undone() -> None:
+    engine, world = VirtualEngine(max_steps=2), World()
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        async with Saga() as saga:
+            saga.add_compensation("cancel a", world.cancel, "a")
+            saga.add_compensation("cancel b", world.cancel, "b")
+            await step.run("pay", world.decline)
+        return PlainTextResponse("")
+
+    async with engine.client(one(engine, handler)) as client:
+        failure = await failure_of(engine, await client.get("/"))
+    assert failure.name == "CompensationError"
+    assert "'cancel a': LimitError" in failure.message
+    assert world.undone == ["cancel b"]
+
+
 async def test_outside_a_request_it_calls_what_was_registered() -> None:
     world = World()
     with pytest.raises(NonRetriableError, match="ValueError: oh") as caught:
