@@ -66,6 +66,11 @@ def translate(error: apsw.Error, path: str) -> StorageError:
     """The same error in words for whoever has to mend it."""
     if isinstance(error, apsw.SQLError) and "no such table" in str(error):
         return StorageError(f"{path}: it is not a database of durable-endpoints ({error})")
+    if isinstance(error, apsw.SQLError) and "no such column" in str(error):
+        return StorageError(
+            f"{path}: another version of durable-endpoints wrote it ({error}): use the version of "
+            "the application, or start the application with this one, which brings it up to date"
+        )
     for kind, advice in _ADVICE:
         if isinstance(error, kind):
             return StorageError(f"{path}: {advice} ({error})")

@@ -20,6 +20,7 @@ from ulid import ULID
 
 from durable_endpoints import DurableEndpointsMiddleware, endpoint, endpoint_proxy, step, stream
 from durable_endpoints_server.cli import main
+from durable_endpoints_server.store.migrations import available
 from tests.durable_endpoints_server.helpers import park
 
 
@@ -197,6 +198,17 @@ def test_a_file_of_another_program_is_an_error(tmp_path: Path, words: list[str])
         assert str(path) in result.stderr
         assert message in result.stderr
         assert "Traceback" not in result.output
+
+
+def test_a_database_of_an_older_version_says_so(tmp_path: Path) -> None:
+    database = tmp_path / "endpoints.db"
+    connection = apsw.Connection(str(database))
+    for migration in available("sqlite")[:2]:
+        connection.execute(migration.sql)
+    connection.close()
+    result = call("runs", "list", database=database)
+    assert result.exit_code == 1
+    assert "another version of durable-endpoints wrote it" in result.stderr
 
 
 def test_the_database_comes_from_the_environment_too(
