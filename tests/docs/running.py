@@ -7,7 +7,7 @@ import asyncio
 import inspect
 import linecache
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -15,9 +15,9 @@ from typing import Any
 
 import httpx
 import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp
 
 from durable_endpoints import endpoint, endpoint_app
 from durable_endpoints.testing import VirtualEngine
@@ -29,14 +29,9 @@ _ADDRESS = "http://localhost:8000"
 
 
 @asynccontextmanager
-async def trying(
-    app: Starlette, **settings: Any
-) -> AsyncIterator[tuple[httpx.AsyncClient, VirtualEngine]]:
+async def trying(app: ASGIApp) -> AsyncIterator[tuple[httpx.AsyncClient, VirtualEngine]]:
     """A client for a page's application, and the engine it runs on."""
-    engine = VirtualEngine(**settings)
-    for middleware in app.user_middleware:
-        middleware.kwargs["engine"] = engine
-    app.middleware_stack = None
+    engine = VirtualEngine()
     async with engine.client(app) as client:
         yield client, engine
 
@@ -80,7 +75,7 @@ class Page:
         module.__dict__.update(trying=trying, serve=self._serve)
         return module
 
-    async def _serve(self, app: Starlette) -> None:
+    async def _serve(self, app: ASGIApp) -> None:
         """Serve `app` in earnest, for the clients of the blocks that follow."""
         config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
@@ -109,21 +104,28 @@ async def _run_in_handler(code: CodeType, module: ModuleType) -> None:
         await _run(code, module)
         return PlainTextResponse("done")
 
-    engine = VirtualEngine()
-    app = endpoint_app(endpoint(retries=0)(handler), engine=engine)
-    async with engine.client(app) as client:
+    app = endpoint_app(endpoint(retries=0)(handler))
+    async with VirtualEngine(auto_advance=True).client(app, follow_redirects=True) as client:
         response = await client.post("/inside?order_id=7")
-        if response.status_code == 303:
-            await engine.advance("1000d")
-            response = await client.get(response.headers["location"])
         assert response.text == "done", response.text
 
 
 async def _run_tests(code: CodeType, module: ModuleType) -> None:
-    """Run the test functions that a block defines."""
+    """Run the test functions that a block defines: plain ones in a thread, without an event loop,
+    and with the fixture of the pytest plugin if they want it."""
     for name in code.co_names:
         function = module.__dict__.get(name)
-        if name.startswith("test_") and inspect.isfunction(function):
-            made = function()
-            if inspect.isawaitable(made):
-                await made
+        if not name.startswith("test_") or not inspect.isfunction(function):
+            continue
+        if inspect.iscoroutinefunction(function):
+            await function()
+        else:
+            await asyncio.to_thread(_run_plain_test, function)
+
+
+def _run_plain_test(function: Callable[..., None]) -> None:
+    if "durable_engine" in inspect.signature(function).parameters:
+        with VirtualEngine() as engine:
+            function(durable_engine=engine)
+    else:
+        function()
