@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
 
 import httpx
 import uvicorn
