@@ -30,7 +30,7 @@ from durable_endpoints.reporting import Log, progress
 from durable_endpoints.results import RESPONSES, codec_of
 from durable_endpoints.sync_step import SyncStep
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
-from durable_endpoints.where import checked, here_on_loop, name_step, required
+from durable_endpoints.where import checked, here_on_loop, name_step, required, run_here
 
 if TYPE_CHECKING:
     import httpx
@@ -129,6 +129,16 @@ class Step(StepRunner):
         """Lines for the run's readers and for Python's log: `step.log.info("sent", id=7)`."""
 
     progress = staticmethod(progress)
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run, in its handler and in the bodies of its steps: the same in each
+        execution, and in the header `Durable-Run-Id`. Good in log lines, and in keys by which
+        another service knows that it was asked before.
+
+        Raises `NotInRunError` outside a run.
+        """
+        return run_here("step.run_id").info.run_id
 
     def options(self, *, retries: int | None = None, timeout: Duration | None = None) -> StepRunner:
         """Settings for one step: `step.options(retries=0, timeout="10s").run(…)`.

@@ -39,6 +39,19 @@ def here(what: str, id: str) -> Execution | None:
     return execution
 
 
+def run_here(what: str) -> Execution:
+    """The execution in which the calling code stands, inside a step's body too.
+
+    Raises `NotInRunError` where there is none.
+    """
+    place = current.place
+    execution: Execution | None = None if place is None else place.execution
+    if execution is None:
+        why = "there is no request" if place is None else place.explanation
+        raise NotInRunError(f"{what} is asked for outside a run: {why}")
+    return execution
+
+
 def here_on_loop(what: str, id: str) -> Execution | None:
     """The same for a step that is awaited. Raises `UsageError` where it cannot be."""
     execution = here(what, id)

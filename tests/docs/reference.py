@@ -114,14 +114,18 @@ def _namespace(name: str, given: Any) -> str:
     """`step.run` and so on, in the order of their definition."""
     parts = [f"#### {name}"] if "." in name else []
     parts += [doc(given)]
-    methods = [
-        method
+    members = {
+        member_name: member
         for owner in reversed(type(given).__mro__)
-        for method, member in vars(owner).items()
-        if isinstance(member, FunctionType | staticmethod) and not method.startswith("_")
-    ]
-    for method in dict.fromkeys(methods):
-        parts += [f"#### {name}.{method}", function(f"{name}.{method}", getattr(given, method))]
+        for member_name, member in vars(owner).items()
+        if isinstance(member, FunctionType | staticmethod | property)
+        and not member_name.startswith("_")
+    }
+    for member_name, member in members.items():
+        path = f"{name}.{member_name}"
+        is_property = isinstance(member, property)
+        text = doc(member) if is_property else function(path, getattr(given, member_name))
+        parts += [f"#### {path}", text]
     for attribute, inner in vars(given).items():
         if attribute == "sync":
             of_inner = [f"`{name}.sync.{other}`" for other in _public_methods(inner)]

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from durable_endpoints import (
     NonRetriableError,
+    NotInRunError,
     RetryAfterError,
     StepError,
     configure,
@@ -265,6 +266,31 @@ async def test_repeated_names_are_counted(engine: VirtualEngine) -> None:
         assert calls == [0, 1, 2]
         names = list(await engine.memo(run_id_of(response)))
         assert names == ["item", "item:1", "item:2", "nap"]
+
+
+async def test_a_run_knows_its_id_in_handlers_steps_and_threads(engine: VirtualEngine) -> None:
+    seen: list[str] = []
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        async def work() -> None:
+            seen.append(step.run_id)
+
+        def plain_work() -> None:
+            seen.append(step.run_id)
+
+        seen.append(step.run_id)
+        await step.run("work", work)
+        await step.run("plain work", plain_work)
+        await step.sleep("nap", "1h")
+        return Response(step.run_id)
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await client.post("/")
+        answer = await follow(engine, client, response.headers["location"], "1h")
+    assert set(seen) == {answer.text} == {run_id_of(response)}
+    with pytest.raises(NotInRunError, match="there is no request"):
+        _ = step.run_id
 
 
 async def test_the_first_execution_sees_what_a_replay_sees(engine: VirtualEngine) -> None:
