@@ -35,10 +35,6 @@ class AppTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         exchange = Exchange(await request.aread(), request.method == "HEAD")
-        return await self.exchange(request, exchange)
-
-    async def exchange(self, request: httpx.Request, exchange: Exchange) -> httpx.Response:
-        """Send `request` in, and return the response when its head is there."""
         task = asyncio.create_task(self._run(self._scope(request), exchange))
         self._tasks[task] = exchange
         task.add_done_callback(self._tasks.pop)
@@ -112,8 +108,6 @@ class Exchange:
         self.is_complete = False
         self.failure: Exception | None = None
         """What its client is told instead of the rest of the response."""
-        self.run_id: str | None = None
-        """The run that it began."""
         self._body: bytes | None = body
         self._is_head = is_head
         self._left = asyncio.Event()

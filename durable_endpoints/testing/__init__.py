@@ -40,6 +40,7 @@ from durable_endpoints.testing.blocking import BlockingEngine
 from durable_endpoints.testing.clock import VirtualClock
 from durable_endpoints.testing.engine import VirtualEngine
 from durable_endpoints.testing.looking import Attempt, UnknownRunError
+from durable_endpoints.testing.surviving import survives_crashes
 
 __all__ = [
     "AppTransport",
@@ -48,4 +49,5 @@ __all__ = [
     "UnknownRunError",
     "VirtualClock",
     "VirtualEngine",
+    "survives_crashes",
 ]

@@ -12,11 +12,12 @@ from weakref import WeakSet
 import httpx
 from starlette.types import ASGIApp
 
-from durable_endpoints.asgi_transport import AppTransport, current_exchange
+from durable_endpoints.asgi_transport import AppTransport
 from durable_endpoints.client import Transcript
 from durable_endpoints.engines.base import Session, StreamReader
 from durable_endpoints.engines.embedded import EmbeddedEngine
 from durable_endpoints.engines.stand_in import standing_in
+from durable_endpoints.errors import StorageError
 from durable_endpoints.events import new_event
 from durable_endpoints.protocol.durations import Duration, parse_duration
 from durable_endpoints.protocol.ops import NewEvent, StepRecord
@@ -29,6 +30,7 @@ from durable_endpoints.testing.blocking import BlockingEngine
 from durable_endpoints.testing.clock import VirtualClock
 from durable_endpoints.testing.lifespan import running
 from durable_endpoints.testing.process import disk, lose_process
+from durable_endpoints.testing.reconnecting import Reconnecting
 from durable_endpoints.testing.script import Script, When
 from durable_endpoints.testing.standstill import Watch, WatchedReader
 from durable_endpoints_server.clock import SystemClock
@@ -50,21 +52,23 @@ class VirtualEngine(EmbeddedEngine):
     the database. With `auto_advance`, time passes by itself whenever a client waits for its run
     and everything else waits too: then a request that follows redirects is answered at once, after
     a sleep of 24 hours. What shall come before a timeout has to be there before the client waits.
+    A `supervised` process that crashes is followed by a new one at once.
 
     What arranges something (`fail`, `replace`, `crash_at`) is called; what does or finds out
     something is awaited, on any event loop. `sync` has the same for tests without one.
     """
 
-    def __init__(self, *, auto_advance: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, *, auto_advance: bool = False, supervised: bool = False, **settings: Any
+    ) -> None:
         super().__init__(Settings.load(settings, environ={}))
         self.auto_advance = auto_advance
+        self.supervised = supervised
         self.clock = VirtualClock()
         self.store = MemoryStore()
         self.sync = BlockingEngine(self)
         """The awaitable methods of this engine, blocking: for tests that are plain functions."""
         self._script = Script(self._lose)
-        self.is_supervised = False
-        """Whether a process that is lost is followed by a new one at once."""
         self._passing = 0
         """How many are letting time pass."""
         self._keyring = Keyring([_SECRET], [_SECRET])
@@ -100,13 +104,15 @@ class VirtualEngine(EmbeddedEngine):
 
     @asynccontextmanager
     async def client(
-        self, app: ASGIApp, *, lifespan: bool = False, **options: Any
+        self, app: ASGIApp, *, lifespan: bool = False, reconnects: bool = False, **options: Any
     ) -> AsyncIterator[httpx.AsyncClient]:
         """A client for `app`, with this engine in use and running as long as it is open.
 
-        With `lifespan`, the application is started before and shut down afterwards. `options` are
-        those of `httpx.AsyncClient`. An exception that the application would only log is not
-        raised in the test.
+        With `lifespan`, the application is started before and shut down afterwards. A client that
+        `reconnects` does what a good one does when the process crashes: it gives each request an
+        `Idempotency-Key`, and repeats one whose connection broke. `options` are those of
+        `httpx.AsyncClient`. An exception that the application would only log is not raised in the
+        test.
         """
         options = {"base_url": "http://testserver", "timeout": 30, **options}
         async with AsyncExitStack() as stack:
@@ -114,17 +120,18 @@ class VirtualEngine(EmbeddedEngine):
             await self.start(for_good=True)
             stack.push_async_callback(self._leave)
             state = await stack.enter_async_context(running(app)) if lifespan else None
-            transport = options.pop("transport", None) or AppTransport(app, state=state)
+            transport = AppTransport(app, state=state)
             self._transports.add(transport)
-            yield await stack.enter_async_context(httpx.AsyncClient(transport=transport, **options))
+            way = Reconnecting(transport, self.settle) if reconnects else transport
+            yield await stack.enter_async_context(httpx.AsyncClient(transport=way, **options))
 
     async def _leave(self) -> None:
+        await self._settled_down()
         executors, default = self._executors, self._default
         await self.stop()
         if not self.is_running:
             # Another client may use the same application, which has begun its runs.
             self._executors, self._default = executors, default
-        await self._settled_down()
 
     # Time
 
@@ -259,7 +266,13 @@ class VirtualEngine(EmbeddedEngine):
     async def _publish(self, event: NewEvent) -> str:
         if self._host is None:
             await self.start()
-        return await super().send_event(event)
+        try:
+            return await super().send_event(event)
+        except StorageError:
+            if not self.supervised:
+                raise
+            await self._settle()  # as a sender does that does not give up
+            return await super().send_event(event)
 
     # What goes wrong
 
@@ -331,7 +344,7 @@ class VirtualEngine(EmbeddedEngine):
         for transport in list(self._transports):
             transport.cut()
         self._change(lose_process(host))
-        if self.is_supervised:
+        if self.supervised:
             self._change(self.start())
 
     def _change(self, change: Coroutine[Any, Any, None]) -> None:
@@ -343,8 +356,7 @@ class VirtualEngine(EmbeddedEngine):
         self._lose()
 
     async def _settled_down(self) -> None:
-        if self._changing:
-            await asyncio.wait(list(self._changing))
+        await asyncio.gather(*self._changing)
 
     # Looking
 
@@ -417,8 +429,6 @@ class VirtualEngine(EmbeddedEngine):
         return tasks.spawn(coroutine, name)
 
     def register(self, new: NewRun) -> Session:
-        if (exchange := current_exchange()) is not None:
-            exchange.run_id = new.id
         # A request takes no virtual time, however long it takes on this machine.
         return super().register(new._replace(elapsed=0))
 

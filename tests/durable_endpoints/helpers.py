@@ -16,8 +16,9 @@ from durable_endpoints import DurableEndpointsMiddleware, endpoint_proxy
 from durable_endpoints.testing import VirtualEngine
 
 
-def fast(engine: VirtualEngine, **options: Any) -> FastAPI:
-    """A FastAPI application with the middleware and a proxy."""
+def fast(engine: VirtualEngine | None, **options: Any) -> FastAPI:
+    """A FastAPI application with the middleware and a proxy. Without an engine, it uses the one
+    that is in use."""
     app = FastAPI()
     app.add_middleware(DurableEndpointsMiddleware, engine=engine, **options)
     app.mount("/wait", endpoint_proxy())

@@ -284,8 +284,8 @@ async def test_a_crash_at_a_remembered_dependency(engine: VirtualEngine) -> None
         assert (await again.finish()).json() == "her"
 
 
-async def test_a_supervised_process_comes_back_by_itself(engine: VirtualEngine) -> None:
-    engine.is_supervised = True
+async def test_a_supervised_process_comes_back_by_itself() -> None:
+    engine = VirtualEngine(supervised=True)
     engine.crash_at("charge", "recorded")
     async with engine.client(app) as client:
         with pytest.raises(httpx.RemoteProtocolError):
