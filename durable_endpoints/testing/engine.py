@@ -253,10 +253,6 @@ class VirtualEngine(EmbeddedEngine):
         new = new_event(event, data, id, ts)
         return await self._at_home(lambda: self._send_event(new))
 
-    async def send_event_now(self, name: str, data: Any = None, **options: Any) -> str:
-        """`send_event` under its older name."""
-        return await self.send_event(name, data, **options)
-
     async def _send_event(self, event: NewEvent) -> str:
         sent = await self._publish(event)
         await self._settle()

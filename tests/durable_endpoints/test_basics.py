@@ -88,26 +88,22 @@ async def test_a_sleep_redirects_and_the_answer_comes_from_wait(engine: VirtualE
 
 
 async def test_a_failing_step_is_retried_after_the_redirect(engine: VirtualEngine) -> None:
-    tries: list[int] = []
-
     @endpoint(retries=3)
     async def handler(request: Request) -> Response:
-        async def flaky() -> int:
-            tries.append(1)
-            if len(tries) < 3:
-                raise ValueError("not yet")
-            return len(tries)
+        return JSONResponse(await step.run("flaky", lambda: "done"))
 
-        return JSONResponse(await step.run("flaky", flaky))
-
+    engine.fail("flaky", times=2, error=ValueError("not yet"))
     async with engine.client(one(engine, handler)) as client:
         response = await client.get("/")
         assert response.status_code == 303
-        assert len(tries) == 1
+        assert await engine.attempts() == [("flaky", 1, "ValueError: not yet")]
         answer = await follow(engine, client, response.headers["location"], "1m")
-        assert answer.json() == 3
-        attempts = await engine.store.attempts(run_id_of(response))
-        assert [(a.step, a.attempt) for a in attempts] == [("flaky", 1), ("flaky", 2)]
+        assert answer.json() == "done"
+        assert await engine.attempts() == [
+            ("flaky", 1, "ValueError: not yet"),
+            ("flaky", 2, "ValueError: not yet"),
+            ("flaky", 3, None),
+        ]
 
 
 async def test_each_failed_try_is_logged_with_its_line(
@@ -437,23 +433,17 @@ async def test_handlers_may_be_plain_functions(engine: VirtualEngine) -> None:
 
 
 async def test_a_plain_handler_retries_its_steps(engine: VirtualEngine) -> None:
-    tries: list[int] = []
-
     @endpoint(retries=2)
     def handler(request: Request) -> Response:
-        def flaky() -> int:
-            tries.append(1)
-            if len(tries) < 3:
-                raise ValueError("not yet")
-            return len(tries)
+        return JSONResponse(step.sync.run("flaky", lambda: "done"))
 
-        return JSONResponse(step.sync.run("flaky", flaky))
-
+    engine.fail("flaky", times=2)
     async with engine.client(one(engine, handler)) as client:
         response = await client.get("/")
         assert response.status_code == 303
         answer = await follow(engine, client, response.headers["location"], "1m")
-        assert answer.json() == 3
+        assert answer.json() == "done"
+    assert len(await engine.attempts("flaky")) == 3
 
 
 async def test_configure_changes_options_for_this_run(engine: VirtualEngine) -> None:

@@ -31,7 +31,7 @@ async def test_an_event_wakes_a_waiting_run(engine: VirtualEngine) -> None:
     async with engine.client(one(engine, waiter())) as client:
         response = await client.get("/")
         assert response.status_code == 303
-        sent = await engine.send_event_now("ok", {"by": "ü"}, ts=5)
+        sent = await engine.send_event("ok", {"by": "ü"}, ts=5)
         answer = await client.get(response.headers["location"])
         assert answer.json() == ["ok", {"by": "ü"}, sent, 5]
 
@@ -41,7 +41,7 @@ async def test_a_timeout_gives_none(engine: VirtualEngine) -> None:
         response = await client.get("/")
         answer = await follow(engine, client, response.headers["location"], "1h")
         assert answer.json() is None
-        await engine.send_event_now("ok")
+        await engine.send_event("ok")
 
 
 async def test_the_event_wins_before_the_deadline_and_the_timeout_at_it(
@@ -59,7 +59,7 @@ async def test_the_event_wins_before_the_deadline_and_the_timeout_at_it(
             assert answer.json()[1] == {"n": 1}
         missed = await client.get("/")
         await engine.advance("1h")
-        await engine.send_event_now("ok", {"n": 2})
+        await engine.send_event("ok", {"n": 2})
         assert (await client.get(missed.headers["location"])).json() is None
 
 
@@ -87,7 +87,7 @@ async def test_match(engine: VirtualEngine, match: Any, data: Any, hit: bool) ->
     async with engine.client(app) as client:
         response = await client.post("/7?q=1", json={"user": {"name": "Ada"}})
         assert response.status_code == 303, response.text
-        await engine.send_event_now("ok", data)
+        await engine.send_event("ok", data)
         status = (await engine.run(run_id_of(response))).status
         assert status is (Status.COMPLETED if hit else Status.WAITING)
 
@@ -102,7 +102,7 @@ async def test_match_on_a_form_and_on_the_query(engine: VirtualEngine) -> None:
         ):
             response = await client.post(**request)
             assert response.status_code == 303, response.text
-        await engine.send_event_now("ok", {"id": 9})
+        await engine.send_event("ok", {"id": 9})
         runs = await engine.store.list_runs([Status.COMPLETED], None, 10)
         assert len(runs) == 4
 
@@ -146,10 +146,10 @@ async def test_if_exp_with_the_runs_own_input(engine: VirtualEngine) -> None:
     async with engine.client(one(engine, waiter(if_exp=expression))) as client:
         response = await client.post("/", json={"id": "a'b\"c"})
         assert response.status_code == 303, response.text
-        await engine.send_event_now("ok", {"id": "other", "note": ""})
-        await engine.send_event_now("ok", {"id": "a'b\"c", "note": "event.data.id"})
+        await engine.send_event("ok", {"id": "other", "note": ""})
+        await engine.send_event("ok", {"id": "a'b\"c", "note": "event.data.id"})
         assert (await engine.run(run_id_of(response))).status is Status.WAITING
-        await engine.send_event_now("ok", {"id": "a'b\"c", "note": ""})
+        await engine.send_event("ok", {"id": "a'b\"c", "note": ""})
         assert (await engine.run(run_id_of(response))).status is Status.COMPLETED
 
 
@@ -181,8 +181,8 @@ async def test_an_early_event_is_used_once(engine: VirtualEngine) -> None:
 
     async with engine.client(one(engine, handler)) as client:
         response = await client.get("/")
-        await engine.send_event_now("ok", 1)
-        await engine.send_event_now("ok", 2)
+        await engine.send_event("ok", 1)
+        await engine.send_event("ok", 2)
         answer = await follow(engine, client, response.headers["location"], "2h")
         assert answer.json() == [1, 2, None]
 
@@ -202,7 +202,7 @@ async def test_parallel_waits_share_an_event_that_comes_and_not_one_that_came(
     async with engine.client(one(engine, handler)) as client:
         open_at_arrival = await client.get("/")
         opened_later = await client.get("/?nap=1")
-        await engine.send_event_now("ok", 7)
+        await engine.send_event("ok", 7)
         assert (await client.get(open_at_arrival.headers["location"])).json() == [7, 7]
         answer = await follow(engine, client, opened_later.headers["location"], "2h")
         assert answer.json() == [-1, 7]
@@ -271,8 +271,8 @@ async def test_wait_for_any(engine: VirtualEngine) -> None:
             ("rejected", {"final": True}, ["no", "rejected", {"final": True}]),
         ):
             response = await client.get("/")
-            await engine.send_event_now("rejected", {"final": False})
-            await engine.send_event_now(name, data)
+            await engine.send_event("rejected", {"final": False})
+            await engine.send_event(name, data)
             assert (await client.get(response.headers["location"])).json() == expected
             assert await engine.store.waits_of(run_id_of(response)) == []
         response = await client.get("/")
@@ -288,8 +288,8 @@ async def test_wait_for_any_by_names_with_a_common_match(engine: VirtualEngine) 
 
     async with engine.client(one(engine, handler)) as client:
         response = await client.get("/?id=5")
-        await engine.send_event_now("a", {"id": 4})
-        await engine.send_event_now("b", {"id": 5})
+        await engine.send_event("a", {"id": 4})
+        await engine.send_event("b", {"id": 5})
         assert (await client.get(response.headers["location"])).json() == "b"
 
 
@@ -343,7 +343,7 @@ async def test_an_event_id_counts_once(engine: VirtualEngine) -> None:
     async with engine.client(one(engine, handler)) as client:
         response = await client.get("/")
         for data in (1, 2):
-            assert await engine.send_event_now("ok", data, id="same") == "same"
+            assert await engine.send_event("ok", data, id="same") == "same"
         answer = await follow(engine, client, response.headers["location"], "2h")
         assert answer.json() == [1, None]
 
@@ -381,7 +381,7 @@ async def test_events_wake_many_runs(engine: VirtualEngine) -> None:
 
     async with engine.client(app) as client:
         responses = [await client.get(f"/{n}") for n in range(150)]
-        await engine.send_event_now("go")
+        await engine.send_event("go")
         for n, response in enumerate(responses):
             assert (await client.get(response.headers["location"])).json() == n
 
@@ -397,6 +397,6 @@ async def test_steps_of_plain_handlers(engine: VirtualEngine) -> None:
 
     async with engine.client(one(engine, handler)) as client:
         response = await client.get("/")
-        await engine.send_event_now("c")
+        await engine.send_event("c")
         answer = await follow(engine, client, response.headers["location"], "1m")
         assert answer.json() == [1, "c"]

@@ -38,22 +38,15 @@ class Diary(Hook):
 
 async def test_hooks_see_executions_and_bodies(engine: VirtualEngine) -> None:
     diary = Diary()
-    tries: list[int] = []
-
-    def flaky() -> None:
-        tries.append(1)
-        if len(tries) == 1:
-            raise ValueError
-
-    def fail() -> None:
-        raise KeyError
+    engine.fail("flaky", error=ValueError)
+    engine.fail("fail", error=KeyError)
 
     @endpoint
     async def handler(request: Request) -> Response:
         await step.run("a", lambda: 1)
-        await step.run("flaky", flaky)
+        await step.run("flaky", lambda: 2)
         try:
-            await step.options(retries=0).run("fail", fail)
+            await step.options(retries=0).run("fail", lambda: 3)
         except StepError:
             pass
         await step.sleep("nap", "1h")

@@ -458,45 +458,31 @@ async def test_whatever_a_crash_interrupts_goes_on(engine: VirtualEngine) -> Non
         await engine.settle()
         answer = await client.get("/?kind=running", headers=headers)
         assert answer.text == "running last"
-        await engine.send_event_now("go")
+        await engine.send_event("go")
         await engine.advance("1h")
         for kind, location in locations.items():
             assert (await client.get(location)).text == f"{kind} last"
     assert set(calls.values()) == {1}
 
 
-async def test_a_crash_loses_only_the_body_that_ran(engine: VirtualEngine) -> None:
-    """Crash after each step in turn: what was acknowledged never runs again."""
-    calls: list[str] = []
+@pytest.mark.parametrize(("when", "runs"), [("before", 1), ("after", 2), ("recorded", 1)], ids=str)
+@pytest.mark.parametrize("at", range(4))
+async def test_a_crash_loses_only_the_body_that_ran(
+    engine: VirtualEngine, at: int, when: Any, runs: int
+) -> None:
+    """What was acknowledged never runs again."""
+    calls: list[int] = []
 
     @endpoint
     async def handler(request: Request) -> Response:
         for n in range(4):
-
-            async def body(n: int = n) -> int:
-                calls.append(f"s{n}")
-                return n
-
-            await step.run(f"s{n}", body)
-            if f"s{n}" == request.query_params["at"] and calls.count("crashed") == 0:
-                await step.run("acknowledged", lambda: 1)
-                calls.append("crashed")
-                await asyncio.sleep(60)
+            await step.run(f"s{n}", calls.append, n)
         return PlainTextResponse("ok")
 
-    for at in range(4):
-        calls.clear()
-        engine = VirtualEngine()
-        async with engine.client(one(engine, handler)) as client:
-            headers = {"idempotency-key": "k"}
-            asking = asyncio.create_task(client.get(f"/?at=s{at}", headers=headers))
-            while "crashed" not in calls:
-                await asyncio.sleep(0.005)
-            await engine.crash()
-            asking.cancel()
-            answer = await client.get(f"/?at=s{at}", headers=headers)
-            assert answer.text == "ok"
-        assert [call for call in calls if call != "crashed"] == ["s0", "s1", "s2", "s3"]
+    engine.crash_at(f"s{at}", when)
+    async with engine.client(one(engine, handler), reconnects=True) as client:
+        assert (await client.get("/")).text == "ok"
+    assert calls == sorted([*range(4), *[at] * (runs - 1)])
 
 
 async def test_a_poison_run_is_parked_and_can_be_retried(

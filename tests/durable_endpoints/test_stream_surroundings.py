@@ -191,7 +191,7 @@ async def test_events_of_the_engine_end_a_wait_in_a_stream(engine: VirtualEngine
         assert events_of(first) == ["metadata", "stream", "commit", "redirect_info"]
         following = asyncio.create_task(read(client, url_of(first)))
         await asyncio.sleep(0.01)
-        await engine.send_event_now("ok")
+        await engine.send_event("ok")
         frames = await following
     assert events_of(frames) == ["metadata", "stream", "commit", "response"]
 
