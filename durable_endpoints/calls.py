@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FunctionType
-from typing import Any
+from typing import Any, Never, TypeVar
 
 import anyio.to_thread
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
+
+T = TypeVar("T")
+
+StepCall = Coroutine[Never, object, T]
+"""What the call of a step gives: to be awaited, or given to a gather, a task group or create_task.
+With `Any` for what is yielded and sent, mypy would make `Any` of a gather of different ones."""
 
 _THREADS = 64
 """Plain step functions that run at once. They have threads of their own: plain handlers, which wait

@@ -10,17 +10,27 @@ import asyncio
 import inspect
 import threading
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from inspect import isawaitable
-from typing import Any
+from typing import Any, Protocol
 
 from durable_endpoints.calls import call_in_thread, read_in_thread, unwrap
 from durable_endpoints.deltas import Text
 from durable_endpoints.errors import UsageError
 
-Source = str | bytes | Iterable[Any] | AsyncIterable[Any] | Callable[[], Any] | Any
+
+class Readable(Protocol):
+    """An HTTP response that was not read yet: what is used of httpx's and httpx2's."""
+
+    def iter_bytes(self) -> Iterator[bytes]: ...
+    def raise_for_status(self) -> Any: ...
+
+
+Source = (
+    str | bytes | Iterable[Any] | AsyncIterable[Any] | Readable | Awaitable[Any] | Callable[[], Any]
+)
 """An (async) iterator of text, of bytes, or of what an LLM provider streams; an httpx response that
-was not read yet; or a callable, which may be async, that returns one of these."""
+was not read yet; or an awaitable or a callable, which may be async, that gives one of these."""
 
 _AHEAD = 1_000
 """Items that the thread of a blocking source may be ahead."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from durable_endpoints import opening, sending
 from durable_endpoints.bodies import StepOptions, run_step, step_options
-from durable_endpoints.calls import call
+from durable_endpoints.calls import StepCall, call
 from durable_endpoints.child_request import Params
 from durable_endpoints.errors import StepError, UsageError
 from durable_endpoints.events import Event, new_event
@@ -48,14 +48,12 @@ class StepRunner:
     @overload
     def run(
         self, id: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> StepCall[T]: ...
     @overload
     def run(
         self, id: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, T]: ...
-    def run(
-        self, id: str, fn: Any = None, /, *args: Any, **kwargs: Any
-    ) -> Coroutine[Any, Any, Any]:
+    ) -> StepCall[T]: ...
+    def run(self, id: str, fn: Any = None, /, *args: Any, **kwargs: Any) -> StepCall[Any]:
         """Run `fn(*args, **kwargs)` once, and remember what it returns under the name `id`.
 
         `fn` is a coroutine function, or a plain one, which runs in a worker thread. Its result is
@@ -88,7 +86,7 @@ class StepRunner:
         content: str | bytes | None = None,
         timeout: Duration | None = None,
         client: httpx.AsyncClient | None = None,
-    ) -> Coroutine[Any, Any, httpx.Response]:
+    ) -> StepCall[httpx.Response]:
         """Make an HTTP request once, and remember its response under the name `id`.
 
         The await gives an `httpx.Response` with status, headers and decoded body, the first time as
@@ -159,7 +157,7 @@ class Step(StepRunner):
         headers: Mapping[str, str] | None = None,
         method: str | None = None,
         timeout: Duration | None = None,
-    ) -> Coroutine[Any, Any, httpx.Response]: ...
+    ) -> StepCall[httpx.Response]: ...
     @overload
     def invoke(
         self,
@@ -171,7 +169,7 @@ class Step(StepRunner):
         headers: Mapping[str, str] | None = None,
         method: str | None = None,
         timeout: Duration | None = None,
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> StepCall[T]: ...
     @overload
     def invoke(
         self,
@@ -183,7 +181,7 @@ class Step(StepRunner):
         headers: Mapping[str, str] | None = None,
         method: str | None = None,
         timeout: Duration | None = None,
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> StepCall[T]: ...
     def invoke(
         self,
         id: str,
@@ -194,7 +192,7 @@ class Step(StepRunner):
         headers: Mapping[str, str] | None = None,
         method: str | None = None,
         timeout: Duration | None = None,
-    ) -> Coroutine[Any, Any, Any]:
+    ) -> StepCall[Any]:
         """Run another decorated endpoint of this application durably, as a run of its own, and
         return what it answers.
 
@@ -222,7 +220,7 @@ class Step(StepRunner):
         call = prepare(execution, id, endpoint, params, json, headers, method, timeout)
         return invoke(execution, call)
 
-    def sleep(self, id: str, duration: Duration) -> Coroutine[Any, Any, None]:
+    def sleep(self, id: str, duration: Duration) -> StepCall[None]:
         """Go on after `duration` (`"30s"`, `"1h30m"`, a `timedelta`, seconds), however long that
         is and whatever happens to this process. Never ends early."""
         milliseconds = checked(parse_duration, id, duration)
@@ -231,7 +229,7 @@ class Step(StepRunner):
             return asyncio.sleep(milliseconds / 1_000)
         return opening.sleep(execution, Sleep(name_step(execution, id), duration=milliseconds))
 
-    def sleep_until(self, id: str, when: datetime | str) -> Coroutine[Any, Any, None]:
+    def sleep_until(self, id: str, when: datetime | str) -> StepCall[None]:
         """Go on at `when`: a `datetime` with a time zone, or ISO 8601 text with one."""
         instant = checked(parse_instant, id, when)
         execution = here_on_loop("step.sleep_until", id)
@@ -247,7 +245,7 @@ class Step(StepRunner):
         timeout: Duration,
         match: Match | None = None,
         if_exp: str | None = None,
-    ) -> Coroutine[Any, Any, Event | None]:
+    ) -> StepCall[Event | None]:
         """Wait for an event by name, and return it, or None after `timeout`.
 
         `match="data.x"` wants the event's `data.x` to equal this request's own input `x` (path,
@@ -271,7 +269,7 @@ class Step(StepRunner):
         *,
         timeout: Duration,
         match: Match | None = None,
-    ) -> Coroutine[Any, Any, tuple[str, Event] | None]:
+    ) -> StepCall[tuple[str, Event] | None]:
         """Wait for the first of several events: its name and the event, or None after `timeout`.
 
         `events` is a list of event names, or a mapping from names of your own to event names or
@@ -294,7 +292,7 @@ class Step(StepRunner):
         *,
         event_id: str | None = None,
         ts: int | None = None,
-    ) -> Coroutine[Any, Any, str]:
+    ) -> StepCall[str]:
         """Send an event exactly once, and return its id.
 
         It is kept in the same write as the step. `event_id` deduplicates it (default: one made of

@@ -42,7 +42,8 @@ class SyncStream:
                 "stream.sync.pipe would block the event loop: write `await stream.pipe(…)`"
             )
         if sink is not None and sink.scope is None:
-            return step.sync.run(sink.execution.name_pipe(), self.pipe, _Once(source))
+            once: Any = _Once(source)
+            return step.sync.run(sink.execution.name_pipe(), self.pipe, once)
         pieces: list[str] = []
         for text in blocking_texts(_Once.source_of(source)):
             pieces.append(text)
@@ -94,7 +95,8 @@ class Stream:
         """
         sink = sink_of("stream.pipe")
         if sink is not None and sink.scope is None:
-            return await step.run(sink.execution.name_pipe(), self.pipe, _Once(source))
+            once: Any = _Once(source)
+            return await step.run(sink.execution.name_pipe(), self.pipe, once)
         pieces: list[str] = []
         async for text in texts(_Once.source_of(source)):
             pieces.append(text)

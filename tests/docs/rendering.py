@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, get_overloads
 
 _WIDTH = 88
-_COROUTINE = re.compile(r"Coroutine\[Any, Any, (.+)\]$", re.DOTALL)
+_COROUTINE = re.compile(r"(?:Coroutine\[Any, Any, |StepCall\[)(.+)\]$", re.DOTALL)
 
 
 def code(text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -34,6 +35,13 @@ pytestmark = [
 
 corpus = Corpus()
 mistake = corpus.says
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """What is never awaited is told of here, and not in some later test."""
+    yield
+    gc.collect()
 
 
 def work(n: int = 1) -> int:
