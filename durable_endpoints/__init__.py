@@ -36,6 +36,7 @@ from durable_endpoints.proxy import endpoint_proxy
 from durable_endpoints.remember import remember
 from durable_endpoints.saga import Saga
 from durable_endpoints.sending import send_event
+from durable_endpoints.signals import Signal, send_signal
 from durable_endpoints.step import step
 from durable_endpoints.stream import stream
 
@@ -60,6 +61,7 @@ __all__ = [
     "RememberedError",
     "RetryAfterError",
     "Saga",
+    "Signal",
     "StepError",
     "StepIdError",
     "StepValueError",
@@ -73,6 +75,7 @@ __all__ = [
     "fetch_with_stream",
     "remember",
     "send_event",
+    "send_signal",
     "step",
     "stream",
 ]

@@ -27,7 +27,8 @@ from durable_endpoints.protocol.step_ids import StepId
 
 logger = logging.getLogger("durable_endpoints")
 
-_CODED = frozenset({StepKind.RUN, StepKind.INVOKE, StepKind.REMEMBER, StepKind.HANDLER})
+_CODED = frozenset({StepKind.RUN, StepKind.INVOKE, StepKind.REMEMBER})
+"""Steps whose results the application's code makes. All errors are its own."""
 _RUN = "the run itself"
 _NOT_ENCODED = Failure("NotEncoded", "the hooks could not encode this error").encode()
 
@@ -128,10 +129,8 @@ class CodedSession:
         await self._inner.end(command)
 
     def _decoded(self, record: StepRecord) -> StepRecord:
-        if record.kind not in _CODED:
-            return record
         value, error, decode = record.value, record.error, self._coding.decode
-        if value is not None:
+        if value is not None and record.kind in _CODED:
             value = decode(self._where(record.id, "result"), value)
         if error is not None:
             error = decode(self._where(record.id, "error"), error)

@@ -36,7 +36,7 @@ from durable_endpoints.memo import Memo
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.parking import Parking
 from durable_endpoints.protocol.messages import StoredRequest
-from durable_endpoints.protocol.ops import StepOp, StepRecord
+from durable_endpoints.protocol.ops import SignalTaken, StepOp, StepRecord, WaitForEvent
 from durable_endpoints.protocol.step_ids import HANDLER_STEP, StepId, StepIds
 from durable_endpoints.protocol.streams import RecordKind
 from durable_endpoints.results import JSON, Codec
@@ -472,6 +472,19 @@ class Execution:
         if not self.is_open:
             await self.refuse()
         return answer
+
+    async def open_signal(self, op: WaitForEvent, replace: bool) -> StepRecord | SignalTaken:
+        """Open a wait for a signal, unless another run waits for it, and shall not be replaced.
+
+        What this returns is to be parked on before anything else is awaited.
+        """
+        try:
+            opened = await self.ask(self.session.open_signal(op, replace))
+        except LimitError as error:
+            error.where = self.calls.where(op.step)
+            raise
+        self._recorded += 1
+        return opened
 
     def hold_on(self) -> Callable[[], None]:
         """Do not depart, although everything waits, before what this returns is called, or the

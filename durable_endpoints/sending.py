@@ -27,7 +27,7 @@ async def send_event(
     Raises `StepValueError` for what cannot be an event, `StorageError` if it cannot be kept.
     """
     event = new_event(name, data, id, ts)
-    engine = _engine_here()
+    engine = engine_here()
     if engine is not None:
         return await engine.send_event(event)
     return await asyncio.to_thread(send_event_blocking, name, data, id=event.id, ts=ts)
@@ -47,7 +47,7 @@ def send_event_blocking(
     return event.id
 
 
-def _engine_here() -> Engine | None:
+def engine_here() -> Engine | None:
     """The engine of this request, or else the one of this process."""
     if current.place is not None:
         engine: Engine = current.place.engine

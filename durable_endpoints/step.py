@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from starlette.responses import Response
 
-from durable_endpoints import opening, sending
+from durable_endpoints import opening, sending, signals
 from durable_endpoints.bodies import StepOptions, run_step, step_options
 from durable_endpoints.calls import StepCall, call
 from durable_endpoints.child_request import Params
@@ -28,6 +28,13 @@ from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEv
 from durable_endpoints.protocol.values import encode
 from durable_endpoints.reporting import Log, progress
 from durable_endpoints.results import RESPONSES, codec_of
+from durable_endpoints.signals import (
+    OnConflict,
+    Signal,
+    check_wait,
+    encoded_signal,
+    send_encoded,
+)
 from durable_endpoints.sync_step import SyncStep
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
 from durable_endpoints.where import checked, here_on_loop, name_step, required, run_here
@@ -256,8 +263,8 @@ class Step(StepRunner):
         milliseconds = checked(parse_duration, id, timeout)
         what = "step.wait_for_event"
         execution = required(here_on_loop(what, id), what, id)
-        step = name_step(execution, id)
         alternative = alternative_of("", event, match, if_exp, execution.inputs)
+        step = name_step(execution, id)
         return opening.wait(
             execution, WaitForEvent(step, StepKind.WAIT, (alternative,), milliseconds)
         )
@@ -279,10 +286,46 @@ class Step(StepRunner):
         milliseconds = checked(parse_duration, id, timeout)
         what = "step.wait_for_any"
         execution = required(here_on_loop(what, id), what, id)
-        step = name_step(execution, id)
         alternatives = alternatives_of(events, match, execution.inputs)
+        step = name_step(execution, id)
         op = WaitForEvent(step, StepKind.WAIT_ANY, alternatives, milliseconds)
         return opening.wait_any(execution, op)
+
+    def wait_for_signal(
+        self,
+        id: str,
+        *,
+        signal: str,
+        timeout: Duration,
+        on_conflict: OnConflict = "fail",
+    ) -> StepCall[Signal | None]:
+        """Wait for a signal, and return it, or None after `timeout`.
+
+        A signal is for one run: name it after what this run alone waits for, an id for instance.
+        If another run waits for the same one, this one fails with a `StepError` that names it; or,
+        with `on_conflict="replace"`, the other one goes on with None. A signal that was sent before
+        the wait began does not count: `send_signal` has told its sender so.
+        """
+        milliseconds = checked(parse_duration, id, timeout)
+        what = "step.wait_for_signal"
+        execution = required(here_on_loop(what, id), what, id)
+        check_wait(id, signal, on_conflict)
+        step = name_step(execution, id)
+        return signals.wait(execution, step, signal, milliseconds, on_conflict)
+
+    def send_signal(self, id: str, signal: str, data: Any = None) -> StepCall[bool]:
+        """Send a signal as a step, and return whether a run was waiting for it, and has it: as
+        `send_signal` does, but not again in a replay. It is tried again if the engine fails.
+
+        Should the process end between the sending and the remembering, it is sent once more: then
+        most often nobody waits any more, and it returns False.
+        """
+        execution = here_on_loop("step.send_signal", id)
+        if execution is None:
+            return signals.send_signal(signal, data)
+        args = execution.engine, signal, encoded_signal(signal, data)
+        step = name_step(execution, id)
+        return run_step(execution, step, StepOptions(), send_encoded, args, {})
 
     def send_event(
         self,
@@ -301,9 +344,10 @@ class Step(StepRunner):
         execution = here_on_loop("step.send_event", id)
         if execution is None:
             return sending.send_event(name, data, id=event_id, ts=ts)
+        event = new_event(name, data, event_id, ts)
         step = name_step(execution, id)
-        default_id = f"{execution.info.run_id}:{step.hash}"
-        event = new_event(name, data, event_id if event_id is not None else default_id, ts)
+        if event_id is None:
+            event = event._replace(id=f"{execution.info.run_id}:{step.hash}")
         return opening.send(execution, SendEvent(step, event, encode(event.id)))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 import anyio.from_thread
 from starlette.responses import Response
 
-from durable_endpoints import opening, sending
+from durable_endpoints import opening, sending, signals
 from durable_endpoints._context import current
 from durable_endpoints.bodies import (
     NeedsNewExecutionError,
@@ -42,6 +42,13 @@ from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEv
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.values import encode
 from durable_endpoints.results import JSON, RESPONSES, Codec, codec_of
+from durable_endpoints.signals import (
+    OnConflict,
+    Signal,
+    check_wait,
+    encoded_signal,
+    send_encoded,
+)
 from durable_endpoints.unwinding import CancelledInsideError
 from durable_endpoints.waits import EventPattern, Match, alternative_of, alternatives_of
 from durable_endpoints.where import checked, here_in_thread, name_step, required
@@ -199,8 +206,8 @@ class SyncStep(SyncRunner):
         milliseconds = checked(parse_duration, id, timeout)
         what = "step.sync.wait_for_event"
         execution = required(here_in_thread(what, id), what, id)
-        step = name_step(execution, id)
         alternative = alternative_of("", event, match, if_exp, execution.inputs)
+        step = name_step(execution, id)
         op = WaitForEvent(step, StepKind.WAIT, (alternative,), milliseconds)
         result: Event | None = on_loop(execution, opening.wait, op)
         return result
@@ -217,11 +224,39 @@ class SyncStep(SyncRunner):
         milliseconds = checked(parse_duration, id, timeout)
         what = "step.sync.wait_for_any"
         execution = required(here_in_thread(what, id), what, id)
-        step = name_step(execution, id)
         alternatives = alternatives_of(events, match, execution.inputs)
+        step = name_step(execution, id)
         op = WaitForEvent(step, StepKind.WAIT_ANY, alternatives, milliseconds)
         result: tuple[str, Event] | None = on_loop(execution, opening.wait_any, op)
         return result
+
+    def wait_for_signal(
+        self,
+        id: str,
+        *,
+        signal: str,
+        timeout: Duration,
+        on_conflict: OnConflict = "fail",
+    ) -> Signal | None:
+        """As `step.wait_for_signal`."""
+        milliseconds = checked(parse_duration, id, timeout)
+        what = "step.sync.wait_for_signal"
+        execution = required(here_in_thread(what, id), what, id)
+        check_wait(id, signal, on_conflict)
+        step = name_step(execution, id)
+        found: Signal | None = on_loop(
+            execution, signals.wait, step, signal, milliseconds, on_conflict
+        )
+        return found
+
+    def send_signal(self, id: str, signal: str, data: Any = None) -> bool:
+        """As `step.send_signal`."""
+        what = "step.sync.send_signal"
+        execution = required(here_in_thread(what, id), what, id)
+        args = execution.engine, signal, encoded_signal(signal, data)
+        step, options = name_step(execution, id), StepOptions()
+        sent: bool = on_loop(execution, run_step, step, options, send_encoded, args, {})
+        return sent
 
     def send_event(
         self,
@@ -236,9 +271,10 @@ class SyncStep(SyncRunner):
         execution = here_in_thread("step.sync.send_event", id)
         if execution is None:
             return sending.send_event_blocking(name, data, id=event_id, ts=ts)
+        event = new_event(name, data, event_id, ts)
         step = name_step(execution, id)
-        default_id = f"{execution.info.run_id}:{step.hash}"
-        event = new_event(name, data, event_id if event_id is not None else default_id, ts)
+        if event_id is None:
+            event = event._replace(id=f"{execution.info.run_id}:{step.hash}")
         sent: str = on_loop(execution, opening.send, SendEvent(step, event, encode(event.id)))
         return sent
 

@@ -118,7 +118,6 @@ class Dispatcher:
             self._start(self._queue.popleft())
         if self._quarantine and not self._queue and not self.alone:
             self.alone = True
-            self._host.waiters.let_go()
             self._host.tasks.spawn(
                 self._run_alone(self._quarantine.popleft()), "execute a run in quarantine"
             )

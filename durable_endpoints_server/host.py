@@ -31,6 +31,7 @@ from durable_endpoints_server.inbox import Inbox
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.recovery import Recovery
 from durable_endpoints_server.retention import Sweeper
+from durable_endpoints_server.signals import Signals
 from durable_endpoints_server.store.base import Ended, RefusedError, Store
 from durable_endpoints_server.streams import Streams
 from durable_endpoints_server.tasks import TaskSet
@@ -80,6 +81,7 @@ class Host:
         self.streams = Streams(store)
         self.events = EventService(self)
         self.children = Children(self)
+        self.signals = Signals(self)
         self.timers = Timers(self)
         self.recovery = Recovery(self)
         self.dispatcher = Dispatcher(self, options.max_executions)
@@ -106,6 +108,7 @@ class Host:
         self._services = services = TaskSet()
         self.events.restart()
         self.children.restart()
+        self.signals.restart()
         try:
             lost = await self.recovery.interrupt_lost_runs()
         except BaseException:
@@ -138,9 +141,8 @@ class Host:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is being executed, or about to be, or being matched."""
-        return not (
-            self.live or self.dispatcher.is_busy or self.events.is_busy or self.children.is_busy
-        )
+        busy = self.dispatcher, self.events, self.children, self.signals
+        return not self.live and not any(service.is_busy for service in busy)
 
     def spawn_at_home(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         """Run something on the event loop of the services: the caller's may end before it."""
@@ -209,6 +211,14 @@ class Host:
                     path="",
                 )
             )
+
+    async def catch_up(self) -> None:
+        """Return once everything received until now has ended the waits that it ends.
+
+        Raises `StorageError` while that cannot be said.
+        """
+        await self.events.catch_up()
+        await self.signals.catch_up()
 
     async def until_idle(self, run_id: str) -> None:
         """Return when the run does nothing for now, or when nobody shall stay to see that."""

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError, StorageError
 from durable_endpoints.protocol.ops import (
+    FROM_OUTSIDE,
     Invoke,
     SendEvent,
+    SignalTaken,
     StepKind,
     StepOp,
     StepRecord,
     StepState,
+    WaitForEvent,
 )
 from durable_endpoints.protocol.runs import Complete, Fail, Listener
 from durable_endpoints.protocol.streams import RecordKind, StreamStart
@@ -148,6 +151,28 @@ class LiveRun:
             self.watch(step)
             if isinstance(op, Invoke):
                 self._announce_child(*more)
+        return step
+
+    async def open_signal(self, op: WaitForEvent, replace: bool) -> StepRecord | SignalTaken:
+        """Record a wait for a signal, for which no other one may wait: who does is told, or, with
+        `replace`, waits no longer."""
+        event, signals = op.alternatives[0].event, self._host.signals
+        reservation = await signals.reserve(event, self.id, replace)
+        if isinstance(reservation, SignalTaken):
+            return reservation
+        try:
+            step = self.record(op)
+        except BaseException:
+            signals.release(event, reservation)
+            raise
+
+        async def release() -> None:
+            try:
+                await self.written()
+            finally:
+                signals.release(event, reservation)
+
+        self.spawn(release(), f"wait for {event}")
         return step
 
     def watch(self, step: StepRecord) -> None:
@@ -306,6 +331,23 @@ class LiveRun:
             self._resolve(key, value, event_id)
         return not self._left
 
+    async def take(self, key: str, value: bytes) -> bool:
+        """Resolve an open step. Whether it was open, and that it is resolved is on disk.
+
+        Raises `StorageError` if that is not known.
+        """
+        return await on_loop(self.loop, self._take(key, value))
+
+    async def _take(self, key: str, value: bytes) -> bool:
+        if not self.awaits(key):
+            return False
+        self._resolve(key, value)
+        try:
+            await self.acknowledge()
+        except LostRunError:
+            return False
+        return True
+
     async def wake(self, key: str) -> None:
         """The run that an open step has invoked has ended: let the execution look."""
         await on_loop(self.loop, self._wake(key))
@@ -374,15 +416,15 @@ class LiveRun:
         if not self.awaits(key):
             return
         step = self._open[key]
-        if step.kind in (StepKind.WAIT, StepKind.WAIT_ANY):
+        if step.kind in FROM_OUTSIDE:
             self.spawn(self._time_out(key), f"time out a wait of {self.id}")
         elif step.state is StepState.PENDING or step.due is not None:
             self._resolve(key)
 
     async def _time_out(self, key: str) -> None:
-        """An event received before the deadline goes first, however late it is looked at."""
+        """What was received before the deadline goes first, however late it is looked at."""
         try:
-            await self._host.events.catch_up()
+            await self._host.catch_up()
         except StorageError:
             again = self._host.clock.now() + _AFTER_FAILURE
             self._alarms[key] = self._host.clock.call_at(again, lambda: self._due(key))

@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from durable_endpoints.protocol.errors import LostRunError, StorageError
-from durable_endpoints.protocol.ops import StepKind
+from durable_endpoints.protocol.ops import FROM_OUTSIDE
 from durable_endpoints_server.engine.model import Run
 from durable_endpoints_server.engine.transitions import Expire, Resolve, decide
 from durable_endpoints_server.store.base import DueStep, RefusedError, Ticket
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("durable_endpoints")
 
 _PAGE = 500
-_WAITS = (StepKind.WAIT, StepKind.WAIT_ANY)
 _AFTER_FAILURE = 1_000
 """Milliseconds until the store is asked again after it failed."""
 
@@ -64,11 +63,11 @@ class Timers:
                 expired = await self._host.store.due_deadlines(now, _PAGE)
                 await self._expire(expired)
                 due = await self._host.store.due_steps(now, _PAGE)
-                waits = [step for step in due if step.step.kind in _WAITS]
-                if waits:
-                    await self._resolve([step for step in due if step.step.kind not in _WAITS])
-                    # An event received before the deadline beats the timeout.
-                    await self._host.events.catch_up()
+                others = [step for step in due if step.step.kind not in FROM_OUTSIDE]
+                if len(others) < len(due):
+                    await self._resolve(others)
+                    # What was received before the deadline beats the timeout.
+                    await self._host.catch_up()
                     due = await self._host.store.due_steps(now, _PAGE)
                 await self._resolve(due)
                 if not expired and not due:

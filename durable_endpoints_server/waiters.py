@@ -65,11 +65,6 @@ class Waiters:
         for future in tuple(self._holding_on.get(run_id, ())):
             _resolve(future, None)
 
-    def let_go(self) -> None:
-        """Nobody shall stay for the sake of a child: there must be nothing else beside a run."""
-        for run_id in list(self._holding_on):
-            self.is_idle(run_id)
-
     def tell(self, ended: Ended) -> None:
         """The run has ended. Its record is on disk."""
         for future in tuple(self._waiting.get(ended.run.id, ())):
@@ -84,7 +79,8 @@ class Waiters:
         """Let everybody go, with the run as it stands, and keep nobody from now on: this process is
         about to end."""
         self._released = True
-        self.let_go()
+        for run_id in list(self._holding_on):
+            self.is_idle(run_id)
         for futures in list(self._waiting.values()):
             for future in tuple(futures):
                 _resolve(future, None)

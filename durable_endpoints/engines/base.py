@@ -11,7 +11,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
-from durable_endpoints.protocol.ops import NewEvent, StepOp, StepRecord
+from durable_endpoints.protocol.ops import (
+    NewEvent,
+    SignalTaken,
+    StepOp,
+    StepRecord,
+    WaitForEvent,
+)
 from durable_endpoints.protocol.runs import Complete, Fail, Listener, NewRun
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.streams import RecordKind, Silence, StreamStart
@@ -76,6 +82,14 @@ class Session(Protocol):
         """Send `op` on its way to the disk, and return the step as it now is.
 
         Raises `LostRunError` or `LimitError`; then nothing was recorded.
+        """
+        ...
+
+    async def open_signal(self, op: WaitForEvent, replace: bool) -> StepRecord | SignalTaken:
+        """Record a wait for a signal, for which one run at a time may wait: another one that does
+        is told, or, with `replace`, goes on without the signal.
+
+        Raises as `record` does, and `StorageError`.
         """
         ...
 
@@ -315,6 +329,11 @@ class Engine(Protocol):
 
     async def send_event(self, event: NewEvent) -> str:
         """Receive an event; returns its id once it is on disk."""
+        ...
+
+    async def send_signal(self, name: str, data: bytes) -> bool:
+        """Give a signal, with JSON, to the run that waits for it. True once that is on disk, False
+        if no run waits. Raises `StorageError` if neither can be said."""
         ...
 
     def sign_run(self, run_id: str, may_cancel: bool) -> str:

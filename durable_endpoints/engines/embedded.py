@@ -257,6 +257,9 @@ class EmbeddedEngine:
     async def send_event(self, event: NewEvent) -> str:
         return await self.host.events.publish(event)
 
+    async def send_signal(self, name: str, data: bytes) -> bool:
+        return await self.host.signals.send(name, data)
+
     def track(self, method: str, route: str, status: int, elapsed: int, run_id: str | None) -> None:
         now = self.host.clock.now()
         self.host.track(RequestSeen(now, method, route, status, elapsed, run_id))

@@ -8,7 +8,7 @@ a wire) takes them. Times are UTC epoch milliseconds on the engine's clock, dura
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.step_ids import StepId
@@ -21,10 +21,15 @@ class StepKind(StrEnum):
     SLEEP = "sleep"
     WAIT = "wait_for_event"
     WAIT_ANY = "wait_for_any"
+    SIGNAL = "wait_for_signal"
     SEND = "send_event"
     INVOKE = "invoke"
     REMEMBER = "remember"
     HANDLER = "handler"
+
+
+FROM_OUTSIDE: Final = frozenset({StepKind.WAIT, StepKind.WAIT_ANY, StepKind.SIGNAL})
+"""Waits that somebody else may end before their deadline, by an event or a signal."""
 
 
 class StepState(IntEnum):
@@ -120,6 +125,12 @@ class WaitForEvent(NamedTuple):
     kind: StepKind
     alternatives: tuple[Alternative, ...]
     timeout: int
+
+
+class SignalTaken(NamedTuple):
+    """Another run waits for a signal already, and only one may."""
+
+    run_id: str
 
 
 class NewEvent(NamedTuple):

@@ -351,7 +351,8 @@ def _claim(run: Run, op: Claim, now: int, policy: Policy, chance: float) -> _Out
 
 
 def _resolve(run: Run, op: Resolve, now: int, policy: Policy, chance: float) -> _Outcome:
-    """A live execution goes on with the value; a run that waits becomes ready."""
+    """A live execution goes on with the value; a run that waits becomes ready, and one that is
+    parked stays so, and has the value when it is retried."""
     if op.step.is_final:
         raise LostRunError(f"step {op.step.id} of run {run.id} is resolved already")
     facts: tuple[Fact, ...]
@@ -369,11 +370,10 @@ def _resolve(run: Run, op: Resolve, now: int, policy: Policy, chance: float) -> 
         if op.event_id is not None:
             facts = (*facts, EventUsed(op.event_id))
     if run.status is not Status.RUNNING:
-        after = after._replace(
-            status=Status.READY,
-            generation=run.generation + 1,
-            ready_at=run.ready_at if run.ready_at is not None else now,
-        )
+        after = after._replace(generation=run.generation + 1)
+        if run.status is not Status.PARKED:
+            ready_at = run.ready_at if run.ready_at is not None else now
+            after = after._replace(status=Status.READY, ready_at=ready_at)
         facts = (*facts, RunChanged(after))
     return after, facts
 
@@ -432,7 +432,7 @@ RULES: Final[Mapping[type, Rule]] = {
     Fail: Rule(_RUNNING, _fail),
     Interrupt: Rule(_RUNNING, _interrupt),
     Claim: Rule(states(Status.READY), _claim),
-    Resolve: Rule(states(Status.RUNNING, Status.WAITING, Status.READY), _resolve),
+    Resolve: Rule(_NOT_FINAL, _resolve),
     Expire: Rule(_NOT_FINAL, _expire),
     Cancel: Rule(_NOT_FINAL, _cancel),
     Retry: Rule(states(Status.PARKED), _retry),

@@ -29,7 +29,9 @@ from durable_endpoints import (
     endpoint_proxy,
     step,
 )
+from durable_endpoints.engines.embedded import embedded_engine
 from durable_endpoints.hooks import StepData
+from durable_endpoints.settings import Settings
 from durable_endpoints.testing import VirtualEngine
 from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.store.base import Lane, Ticket
@@ -327,8 +329,8 @@ async def test_plain_handlers_invoke_and_are_invoked(engine: VirtualEngine) -> N
 
 
 def test_without_a_lifespan_children_run_too(tmp_path: Path) -> None:
-    app = FastAPI()
-    app.add_middleware(DurableEndpointsMiddleware, database=str(tmp_path / "runs.db"))
+    app, database = FastAPI(), str(tmp_path / "runs.db")
+    app.add_middleware(DurableEndpointsMiddleware, database=database)
     app.mount("/wait", endpoint_proxy())
 
     @app.get("/child")
@@ -340,6 +342,7 @@ def test_without_a_lifespan_children_run_too(tmp_path: Path) -> None:
     parent_of(app, child)
     answer = TestClient(app).post("/parent")
     assert answer.json() == {"value": "done"}
+    asyncio.run(embedded_engine(Settings.load({"database": database})).stop())
 
 
 # Failures
@@ -732,35 +735,31 @@ async def test_a_crash_at_any_moment_changes_nothing_in_the_answer(
         assert len(await runs_of(engine, "GET /child/{n}")) == 3
 
 
-async def test_a_child_in_quarantine_gets_its_quiet_moment(engine: VirtualEngine) -> None:
-    """Its parent, which is being executed for a client, does not stand in its way."""
+async def test_a_parent_does_not_stay_while_another_run_has_to_be_alone(
+    engine: VirtualEngine,
+) -> None:
+    """That one waits until nothing is executed, and no child begins meanwhile."""
     app = fast(engine)
-    began: list[int] = []
 
     @app.get("/child")
     @endpoint
     async def child() -> str:
-        began.append(1)
-        if len(began) <= 4:
-            await asyncio.Event().wait()
         return "done"
 
-    @app.post("/parent")
-    @endpoint
-    async def parent() -> str:
-        return await step.invoke("child", child)
-
+    parent_of(app, child)
     async with engine.client(app) as client:
-        asking = asyncio.create_task(client.post("/parent"))
-        for crash in range(1, 5):
-            while len(began) < crash:
-                await asyncio.sleep(0.001)
-            await engine.crash()
-            await engine.start()
+
+        async def alone() -> None:
+            pass
+
         await engine.settle()
-        (run,) = await runs_of(engine, "POST /parent")
-        assert run.status is Status.COMPLETED
-        asking.cancel()
+        engine.host.dispatcher.admit = alone  # type: ignore[method-assign]
+        engine.host.dispatcher.alone = True
+        response = await asyncio.wait_for(client.post("/parent"), 5)
+        assert response.status_code == 303
+        engine.host.dispatcher.alone = False
+        engine.host.dispatcher.nudge()
+        assert (await client.get(response.headers["location"])).json() == {"value": "done"}
 
 
 async def test_a_child_that_is_parked_is_waited_for(engine: VirtualEngine) -> None:
