@@ -53,7 +53,7 @@ _SECTIONS = [
     ),
     Section("Steps", "", ("step", "Saga")),
     Section("Streams", "", ("stream",)),
-    Section("Events", "", ("send_event", "Event")),
+    Section("Events and signals", "", ("send_event", "Event", "send_signal", "Signal")),
     Section("Errors", "", ()),
 ]
 
@@ -84,16 +84,17 @@ def page() -> str:
     parts += ["## Reading streams", "From `durable_endpoints.client`."]
     parts += _objects(durable_endpoints.client, durable_endpoints.client.__all__)
     parts += ["### Sending", klass("Sending", Sending, 4)]
-    parts += ["## Testing", "From `durable_endpoints.testing`.", doc_of_testing()]
+    parts += ["## Testing", "From `durable_endpoints.testing`.", doc(durable_endpoints.testing)]
     parts += _objects(durable_endpoints.testing, durable_endpoints.testing.__all__)
     parts += ["## Command line", *_commands(cli.main, "durable-endpoints")]
-    return paragraphs(*parts) + "\n"
+    contents = [
+        f"* [{part.removeprefix('## ')}](#{_anchor(part)})" for part in parts if part[:3] == "## "
+    ]
+    return paragraphs(parts[0], "\n".join(contents), *parts[1:]) + "\n"
 
 
-def doc_of_testing() -> str:
-    """The module's docstring, whose example is code."""
-    head, _, example = doc(durable_endpoints.testing).partition("\n\n")
-    return paragraphs(head, code(example) if example else "")
+def _anchor(heading: str) -> str:
+    return heading.removeprefix("## ").lower().replace(" ", "-")
 
 
 def _objects(module: Any, names: Any) -> Iterator[str]:

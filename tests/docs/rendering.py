@@ -37,8 +37,15 @@ def klass(name: str, given: type[Any], level: int, is_made: bool = True) -> str:
         if isinstance(method, property):
             parts.append(f"`.{method_name}`: {_flat(doc(method.fget))}")
         else:
-            parts += [f"{'#' * level} {name}.{method_name}", function(f".{method_name}", method)]
+            called = f"{_object_of(name)}.{method_name}"
+            parts += [f"{'#' * level} {name}.{method_name}", function(called, method)]
     return paragraphs(*parts)
+
+
+def _object_of(name: str) -> str:
+    """What one calls an object of a class: `VirtualEngine` makes an `engine`."""
+    words = re.findall(r"[A-Z][a-z]+", name.removesuffix("Sync"))
+    return str(words[-1]).lower()
 
 
 def fields(given: type[Any]) -> str:
@@ -74,6 +81,8 @@ def _members(given: type[Any]) -> Iterator[tuple[str, Any]]:
     for owner in given.__mro__:
         if owner.__module__.partition(".")[0] != "durable_endpoints":
             continue
+        if owner is not given and issubclass(owner, BaseException):
+            continue  # the page tells that of its own
         for name, member in vars(owner).items():
             is_member = inspect.isfunction(member) or isinstance(member, property)
             described = is_member and doc(getattr(member, "fget", None) or member)
