@@ -134,3 +134,22 @@ async def wait_for(run: str) -> Any:
 @app.get("/alive")
 async def alive() -> str:
     return "yes"
+
+
+@app.post("/family/{run}")
+@endpoint(retries=3)
+async def family(run: str) -> str:
+    """A run with children, of which some are quick, and some wait."""
+    members = await asyncio.gather(
+        *(step.invoke(f"member {n}", member, params={"run": run, "n": n}) for n in range(3))
+    )
+    return await step.run("last", once, run, "last", f"{run} {members}")
+
+
+@app.post("/member/{run}/{n}")
+@endpoint
+async def member(run: str, n: int) -> int:
+    await step.run("begin", once, run, f"member {n} begins", n)
+    if n:
+        await step.sleep("nap", f"{10 * n}ms")
+    return int(await step.run("end", once, run, f"member {n} ends", n))

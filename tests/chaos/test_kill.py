@@ -94,6 +94,47 @@ async def test_kill_nine(tmp_path: Path) -> None:
         assert steps <= final[run], f"{run} lost {steps - final[run]} (seed {seed})"
 
 
+async def test_kill_parents_and_children(tmp_path: Path) -> None:
+    """Each child runs to one end, which its parent sees, and none is begun twice or left over."""
+    chance = random.Random(seed := random.randrange(10**6))
+    answers: dict[str, str] = {}
+    stopping = False
+
+    async def ask(client: httpx.AsyncClient, number: int) -> None:
+        count = 0
+        while not stopping:
+            run = f"f{number}-{count}"
+            answers[run] = (await persist(client, "POST", f"/family/{run}", run)).text
+            count += 1
+
+    with Server(tmp_path, "--no-access-log") as server:
+        async with (
+            httpx.AsyncClient(base_url=server.url, timeout=30) as client,
+            anyio.create_task_group() as group,
+        ):
+            for number in range(3):
+                group.start_soon(ask, client, number)
+            for _ in range(max(1, KILLS // 8)):
+                await anyio.sleep(chance.uniform(0.05, 0.3))
+                server.kill()
+                await anyio.to_thread.run_sync(server.start)
+            stopping = True
+        server.kill()
+        reader = SqliteReader(server.database)
+        try:
+            assert await reader.orphans() == []
+            runs = [line.run for line in await reader.list_runs(list(Status), None, 100_000)]
+            parents = {run.id: run for run in runs if run.parent_run is None}
+            for run in parents.values():
+                children = await reader.children(run.id)
+                assert len(children) == 3, f"{run} (seed {seed})"
+                assert {child.status for child in (run, *children)} == {Status.COMPLETED}
+        finally:
+            reader.close_readers()
+    assert len(answers) == len(parents) > 0
+    assert {run: f'"{run} [0, 1, 2]"' for run in answers} == answers
+
+
 async def test_kill_at_the_last_byte(tmp_path: Path) -> None:
     """A client that has the whole answer has one that is on disk."""
     with Server(tmp_path, "--no-access-log") as server:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from durable_endpoints import Event, Saga, endpoint, step
+from durable_endpoints import Event, Saga, Signal, endpoint, send_signal, step
 
 T = TypeVar("T")
 
@@ -128,6 +128,15 @@ async def waits() -> None:
         "k", {"yes": "approved", "no": {"event": "rejected", "match": "data.id"}}, timeout="3d"
     )
     assert_type(await step.send_event("l", "shipped", {"id": 7}), str)
+    signal = await step.wait_for_signal("m", signal="approve/7", timeout="3d")
+    assert_type(signal, Signal | None)
+    await step.wait_for_signal("n", signal="a", timeout=60, on_conflict="replace")
+    assert_type(await step.send_signal("o", "approve/7", {"by": "Ada"}), bool)
+    assert_type(await send_signal("approve/7"), bool)
+    if signal is not None:
+        assert_type(signal.name, str)
+        assert_type(signal.data, Any)
+        assert_type(signal.ts, int)
     if event is not None:
         assert_type(event.name, str)
         assert_type(event.data, Any)
@@ -172,6 +181,8 @@ def blocking() -> None:
     assert_type(step.sync.wait_for_event("e", event="paid", timeout="1h"), Event | None)
     assert_type(step.sync.wait_for_any("f", ["paid"], timeout="1h"), tuple[str, Event] | None)
     assert_type(step.sync.send_event("g", "shipped"), str)
+    assert_type(step.sync.wait_for_signal("j", signal="a", timeout=1), Signal | None)
+    assert_type(step.sync.send_signal("k", "a", [1]), bool)
     assert_type(step.sync.invoke("h", price, params={"order_id": 7}), Receipt)
     assert_type(step.sync.fetch("i", "GET", "https://example.org"), httpx.Response)
 

@@ -51,6 +51,9 @@ async def waits() -> None:
     await step.wait_for_event("paid", event="paid", timeout=datetime.now())  # error
     await step.wait_for_any("first", {"a": {"evnt": "paid"}}, timeout="1h")  # error
     await step.send_event("tell", {"id": 7})  # error
+    await step.wait_for_signal("ok", signal="ok")  # error
+    await step.wait_for_signal("ok", signal="ok", timeout=1, on_conflict="wait")  # error
+    await step.send_signal("tell", {"id": 7})  # error
 
 
 async def composition() -> None:
