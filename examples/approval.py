@@ -25,7 +25,7 @@ from durable_endpoints import (
     DurableEndpointsMiddleware,
     endpoint,
     endpoint_proxy,
-    send_event,
+    send_signal,
     step,
 )
 
@@ -40,9 +40,7 @@ async def submit(request: Request) -> Response:
     token = await step.run("make token", secrets.token_urlsafe)
     link = PUBLIC_URL + request.app.url_path_for("decision", token=token)
     await step.run("ask", ask, expense, link)
-    decision = await step.wait_for_event(
-        "decision", event="expense/decided", match={"data.token": token}, timeout="24h"
-    )
+    decision = await step.wait_for_signal("decision", signal=f"expense {token}", timeout="24h")
     if decision is None:
         return JSONResponse({"paid": False, "because": "nobody decided within 24 hours"})
     if not decision.data["approved"]:
@@ -75,10 +73,10 @@ async def decide(request: Request) -> Response:
         choice = form.get("decision")
     if choice not in ("approve", "refuse"):
         return PlainTextResponse("Approve or refuse?", 400)
-    token, approved = request.path_params["token"], choice == "approve"
-    # The token is the event's id as well, so that the first decision counts, and no other.
-    await send_event("expense/decided", {"token": token, "approved": approved}, id=token)
-    return PlainTextResponse("Thank you. The first decision counts, if it comes within 24 hours.")
+    decision = {"approved": choice == "approve"}
+    if not await send_signal(f"expense {request.path_params['token']}", decision):
+        return PlainTextResponse("This link is not good, or was used, or is too old.", 410)
+    return PlainTextResponse("Thank you.")
 
 
 app = Starlette(

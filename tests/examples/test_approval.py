@@ -7,7 +7,11 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
+from starlette.testclient import TestClient
 
+from durable_endpoints.testing import VirtualEngine
+from examples.approval import app
 from tests.chaos.process import Server
 
 EXPENSE = {"amount": 120, "for": "a whale book"}
@@ -26,18 +30,28 @@ def test_only_the_link_decides_and_only_once(tmp_path: Path) -> None:
 
         assert "Approve" in client.get(link).text, "a page, whose opening decides nothing"
         assert client.post(link, data={}).status_code == 400
-        client.post("/decisions/guessed", data=APPROVE)
+        assert client.post("/decisions/guessed", data=APPROVE).status_code == 410
         server.kill()
         server.start()
-        assert client.post(other_link, data=REFUSE).text.startswith("Thank you.")
+        assert client.post(other_link, data=REFUSE).text == "Thank you."
         answer = client.get(refused.headers["location"])
         assert answer.json() == {"paid": False, "because": "it was refused"}
-        client.post(other_link, data=APPROVE)
-        assert client.get(refused.headers["location"]).json() == answer.json()
+        assert client.post(other_link, data=APPROVE).status_code == 410
 
-        assert client.post(link, data=APPROVE).text.startswith("Thank you.")
+        assert client.post(link, data=APPROVE).text == "Thank you."
         answer = client.get(approved.headers["location"])
         assert answer.json() == {"paid": True, "receipt": "120 paid for a whale book"}
+
+
+def test_a_link_is_good_for_24_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    with VirtualEngine() as engine, TestClient(app) as client:
+        client.post("/expenses", json=EXPENSE, follow_redirects=False)
+        (link,) = re.findall(r"localhost:8000(/decisions/\S+)", capsys.readouterr().out)
+        engine.sync.advance("23h 59m")
+        assert engine.sync.response() is None
+        answer = engine.sync.finish(within="1m")
+        assert answer.json() == {"paid": False, "because": "nobody decided within 24 hours"}
+        assert client.post(link, data=APPROVE).status_code == 410
 
 
 def links(server: Server, number: int) -> list[str]:
