@@ -47,7 +47,7 @@ def test_a_link_is_good_for_24_hours(capsys: pytest.CaptureFixture[str]) -> None
     with VirtualEngine() as engine, TestClient(app) as client:
         client.post("/expenses", json=EXPENSE, follow_redirects=False)
         (link,) = re.findall(r"localhost:8000(/decisions/\S+)", capsys.readouterr().out)
-        engine.sync.advance("23h 59m")
+        engine.sync.advance("23h59m")
         assert engine.sync.response() is None
         answer = engine.sync.finish(within="1m")
         assert answer.json() == {"paid": False, "because": "nobody decided within 24 hours"}
