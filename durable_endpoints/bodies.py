@@ -194,6 +194,7 @@ async def fail(
     if execution.is_closed or execution.departure is not None:
         await execution.refuse(has_run=True)
     if isinstance(error, MISTAKES):
+        error.where = error.where or execution.calls.where(step)
         _record_mistake(execution, step, attempt, error, elapsed)
         raise error
     description = failures.describe(error)

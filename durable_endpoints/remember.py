@@ -112,7 +112,10 @@ def _slot(name: str, codec: Codec) -> _Slot:
     for record in memo:
         if record.id.hash == step.hash:
             if record.kind is not StepKind.REMEMBER:
-                raise StepIdError(f"step {step.name!r} is remembered as a {record.kind}")
+                raise StepIdError(
+                    f"{step.name!r} is the name under which this run remembers a dependency, and "
+                    f"that of a step (a {record.kind}): give the step another name"
+                )
             return _Slot(door, step, codec, record)
     return _Slot(door, step, codec, None)
 

@@ -37,7 +37,7 @@ corpus = Corpus()
 mistake = corpus.says
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def collected() -> Iterator[None]:
     """What is never awaited is told of here, and not in some later test."""
     yield
@@ -406,6 +406,44 @@ async def empty_event_name(request: Request) -> Response:
 @mistake("wait_for_any was given 'paid'", "a list of event names, or a mapping")
 async def any_of_one_name(request: Request) -> Response:
     await step.wait_for_any("a", "paid", timeout="1h")  # here
+    return ok()
+
+
+# Other services
+
+
+@mistake("was given work, which is not decorated with @endpoint", "step.run('a', …)")
+async def invoked_function(request: Request) -> Response:
+    await step.invoke("a", work)  # here
+    return ok()
+
+
+@mistake("is on no route of this application", "Add it to the application")
+async def invoked_endpoint_on_no_route(request: Request) -> Response:
+    @endpoint
+    async def nowhere(request: Request) -> Response:
+        return ok()
+
+    await step.invoke("a", nowhere)  # here
+    return ok()
+
+
+@mistake("'/page' is no whole URL", "begin it with https://")
+async def relative_url(request: Request) -> Response:
+    await step.fetch("a", "GET", "/page")  # here
+    return ok()
+
+
+@mistake("'/page' is no whole URL", "begin it with https://")
+async def relative_url_in_a_gather(request: Request) -> Response:
+    fetches = [step.fetch(f"page-{n}", "GET", "/page") for n in range(2)]  # here
+    await asyncio.gather(*fetches)
+    return ok()
+
+
+@mistake("step.progress: current=-1", "give a number from 0 on")
+async def negative_progress(request: Request) -> Response:
+    step.progress(-1)  # here
     return ok()
 
 

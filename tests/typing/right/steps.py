@@ -169,6 +169,7 @@ async def composition() -> None:
 
 
 def reports() -> None:
+    assert_type(step.run_id, str)
     assert_type(step.progress(1, 3, "one third"), None)
     assert_type(step.log.info("sent", id=7), None)
 

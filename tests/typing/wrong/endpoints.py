@@ -16,6 +16,7 @@ from durable_endpoints import (
     send_event,
 )
 from durable_endpoints.client import Transcript
+from durable_endpoints.testing import VirtualEngine
 
 
 async def handler(request: Request) -> Response:
@@ -52,3 +53,9 @@ async def others() -> None:
     await fetch_with_stream("https://example.org", on_data=lambda: None)  # error
     Transcript().feed("text")  # error
     raise RetryAfterError("slow down", None)  # error
+
+
+def tests(engine: VirtualEngine) -> None:
+    engine.crash_at("charge", "sometimes")  # error
+    engine.fail("charge", error="offline")  # error
+    engine.sync.advance(None)  # error
