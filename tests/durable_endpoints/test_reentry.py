@@ -581,6 +581,8 @@ def test_an_application_can_be_used_again_after_its_end(tmp_path: Path) -> None:
         with TestClient(app) as client:
             assert client.get("/", follow_redirects=False).text == "done"
         assert TestClient(app).get("/", follow_redirects=False).text == "done"
+    with TestClient(app):
+        pass  # so that its engine does not run on, for other tests to find
 
 
 async def test_of_two_applications_on_one_engine_the_last_one_goes_on(
