@@ -54,6 +54,7 @@ class Page:
                 if block.language == "python":
                     await self._run_block(block)
         finally:
+            sys.modules.pop(self.module.__name__, None)
             await self._stop_serving()
 
     async def _run_block(self, block: Block) -> None:
