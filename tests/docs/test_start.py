@@ -28,7 +28,7 @@ def test_the_start_page_goes_as_it_says(tmp_path: Path) -> None:
         env=_environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     said = [part.strip("\n") for part in done.stdout.split("=====\n")[1:]]
