@@ -42,6 +42,9 @@ class BlockingEngine:
     ) -> str:
         return _block("send_event", self._engine.send_event(name, data, id=id, ts=ts))
 
+    def send_signal(self, name: str, data: Any = None) -> bool:
+        return _block("send_signal", self._engine.send_signal(name, data))
+
     def crash(self) -> None:
         _block("crash", self._engine.crash())
 

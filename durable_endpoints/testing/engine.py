@@ -25,6 +25,7 @@ from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.streams import StreamStart
 from durable_endpoints.sealing import Keyring
 from durable_endpoints.settings import Settings
+from durable_endpoints.signals import encoded_signal
 from durable_endpoints.testing import looking
 from durable_endpoints.testing.blocking import BlockingEngine
 from durable_endpoints.testing.clock import VirtualClock
@@ -233,7 +234,7 @@ class VirtualEngine(EmbeddedEngine):
         entry = await self.store.entry(run_id)
         return "it is unknown" if entry is None else looking.waits_of(entry.run, entry.memo)
 
-    # Events
+    # Events and signals
 
     async def send_event(
         self,
@@ -260,15 +261,35 @@ class VirtualEngine(EmbeddedEngine):
         return sent
 
     async def _publish(self, event: NewEvent) -> str:
+        return await self._deliver(lambda: EmbeddedEngine.send_event(self, event))
+
+    async def send_signal(self, name: str, data: Any = None) -> bool:
+        """Send a signal, as `durable_endpoints.send_signal` does, and let the run that takes it go
+        on. Returns whether there is one."""
+        if isinstance(data, bytes):  # from the application: an engine like any other
+            return await self._at_home(lambda: self._signal(name, data))
+        encoded = encoded_signal(name, data)
+        return await self._at_home(lambda: self._send_signal(name, encoded))
+
+    async def _send_signal(self, name: str, data: bytes) -> bool:
+        taken = await self._signal(name, data)
+        await self._settle()
+        return taken
+
+    async def _signal(self, name: str, data: bytes) -> bool:
+        return await self._deliver(lambda: EmbeddedEngine.send_signal(self, name, data))
+
+    async def _deliver(self, send: Callable[[], Awaitable[T]]) -> T:
+        """Send something to the process, or to a new one if there is none."""
         if self._host is None:
             await self.start()
         try:
-            return await super().send_event(event)
+            return await send()
         except StorageError:
             if not self.supervised:
                 raise
             await self._settle()  # as a sender does that does not give up
-            return await super().send_event(event)
+            return await send()
 
     # What goes wrong
 

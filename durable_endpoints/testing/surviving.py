@@ -9,7 +9,7 @@ import httpx
 import orjson
 from starlette.types import ASGIApp
 
-from durable_endpoints.protocol.ops import StepKind
+from durable_endpoints.protocol.ops import FROM_OUTSIDE, StepKind
 from durable_endpoints.testing.engine import VirtualEngine
 from durable_endpoints.testing.script import WHENS, When
 
@@ -128,7 +128,7 @@ def _without_times(value: Any, kind: StepKind) -> Any:
     """The id of an event, and when it was sent, differ from play to play."""
     if kind is StepKind.WAIT_ANY and isinstance(value, dict):
         return {**value, "event": _without_times(value["event"], StepKind.WAIT)}
-    if kind is StepKind.WAIT and isinstance(value, dict):
+    if kind in FROM_OUTSIDE and isinstance(value, dict):
         return {name: part for name, part in value.items() if name not in ("id", "ts")}
     return value
 

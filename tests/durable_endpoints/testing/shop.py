@@ -67,6 +67,13 @@ async def greeting(request: Request) -> str:
     return getattr(request.state, "greeting", "none")
 
 
+@app.get("/signalled")
+@endpoint
+async def signalled() -> Any:
+    signal = await step.wait_for_signal("signal", signal="go", timeout="24h")
+    return None if signal is None else signal.data
+
+
 async def write() -> str:
     for word in ("to", " be"):
         stream.push(word)

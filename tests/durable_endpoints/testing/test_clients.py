@@ -9,7 +9,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from durable_endpoints import UsageError, fetch_with_stream, send_event
+from durable_endpoints import UsageError, fetch_with_stream, send_event, send_signal
 from durable_endpoints.step import step
 from durable_endpoints.testing import UnknownRunError, VirtualEngine
 from tests.durable_endpoints.testing import shop
@@ -195,6 +195,31 @@ def test_events_from_plain_code_reach_the_engine_in_use(with_lifespan: bool) -> 
 
 async def _send() -> None:
     await send_event("approved", {"id": 2, "by": "him"})
+
+
+@pytest.mark.anyio
+async def test_signals_reach_the_engine_in_use(engine: VirtualEngine) -> None:
+    async with engine.client(app) as client:
+        assert await engine.send_signal("go") is False
+        await client.get("/signalled")
+        assert await engine.send_signal("go", {"by": "her"}) is True
+        assert (await engine.finish()).json() == {"by": "her"}
+        await client.get("/signalled")
+        assert await send_signal("go", {"by": "him"}) is True
+        assert (await engine.finish(engine.runs()[1].id)).json() == {"by": "him"}
+
+
+@pytest.mark.parametrize("with_lifespan", [True, False])
+def test_signals_from_plain_code_reach_the_engine_in_use(with_lifespan: bool) -> None:
+    with VirtualEngine() as engine:
+        client = TestClient(app, follow_redirects=False)
+        if with_lifespan:
+            client.__enter__()
+        client.get("/signalled")
+        assert engine.sync.send_signal("go", {"by": "her"}) is True
+        assert engine.sync.finish().json() == {"by": "her"}
+        if with_lifespan:
+            client.__exit__(None, None, None)
 
 
 @pytest.mark.anyio

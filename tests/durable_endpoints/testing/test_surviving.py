@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import Request, Response
 
-from durable_endpoints import Saga, endpoint, send_event, step
+from durable_endpoints import Saga, endpoint, send_event, send_signal, step
 from durable_endpoints.testing import VirtualEngine, survives_crashes
 from tests.durable_endpoints.helpers import fast
 from tests.durable_endpoints.testing import shop
@@ -46,6 +46,15 @@ async def test_a_scenario_may_send_events_and_leave_the_end_to_the_engine() -> N
         return "sent"
 
     assert await survives_crashes(app, scenario) == "sent"
+
+
+async def test_a_scenario_may_send_signals() -> None:
+    async def scenario(client: httpx.AsyncClient) -> httpx.Response:
+        response = await client.get("/signalled")
+        await send_signal("go", "now")
+        return await client.get(response.headers["location"], follow_redirects=True)
+
+    assert (await survives_crashes(app, scenario)).json() == "now"
 
 
 async def test_the_ids_of_runs_and_events_may_differ() -> None:
