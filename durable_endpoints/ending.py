@@ -118,7 +118,7 @@ class Ending:
     def _may_be_a_failure(self) -> bool:
         """Whether this response may be what a mounted application makes of an exception that
         nothing in it handles: then it raises it again, once the response is out."""
-        error = self._execution.escaped
+        error = self._execution.handling.escaped
         return isinstance(error, Exception) and not is_handled(self._door.scope, error)
 
     async def _complete(self) -> bool:
@@ -252,10 +252,10 @@ class Ending:
         """Answer the client without the handler."""
         if not self._begun:
             execution = self._execution
-            if execution.is_in_thread and not execution.was_signalled:
+            if execution.is_in_thread and not execution.handling.was_signalled:
                 what, advice = "is still running in its thread, which cannot be stopped", ""
             else:
-                what = f"does not give way to what unwinds it{execution.swallower()}"
+                what = f"does not give way to what unwinds it{execution.handling.swallower()}"
                 advice = (
                     ". Catch Exception rather than BaseException or asyncio.CancelledError around "
                     "steps"

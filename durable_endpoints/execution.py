@@ -12,25 +12,17 @@ wait for the disk comes before the next body starts, before a departure, and bef
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import Enum
 from typing import Any, NoReturn, Protocol, TypeVar
 
-import anyio.from_thread
 from anyio.lowlevel import EventLoopToken
 
 from durable_endpoints.call_sites import CallSites
-from durable_endpoints.calls import handle_in_thread
 from durable_endpoints.engines.base import Engine, Session
-from durable_endpoints.errors import (
-    EngineError,
-    LimitError,
-    LostRunError,
-    NotInRunError,
-    UsageError,
-)
-from durable_endpoints.hooks import NOTHING_AROUND, Around, Call, Hook, RunInfo
+from durable_endpoints.errors import EngineError, LimitError, LostRunError
+from durable_endpoints.handling import Handling
+from durable_endpoints.hooks import NOTHING_AROUND, Around, Hook, RunInfo
 from durable_endpoints.inputs import run_input
 from durable_endpoints.memo import Memo
 from durable_endpoints.options import EndpointOptions
@@ -40,9 +32,7 @@ from durable_endpoints.protocol.ops import SignalTaken, StepOp, StepRecord, Wait
 from durable_endpoints.protocol.step_ids import HANDLER_STEP, StepId, StepIds
 from durable_endpoints.protocol.streams import RecordKind
 from durable_endpoints.results import JSON, Codec
-from durable_endpoints.unwinding import MAX_SIGNALS, CancelledInsideError, Suspended, drive
-
-logger = logging.getLogger("durable_endpoints")
+from durable_endpoints.unwinding import Suspended
 
 T = TypeVar("T")
 
@@ -94,11 +84,9 @@ class Execution:
         "_bodies",
         "_closed",
         "_draining",
-        "_handler_ended",
         "_holds",
         "_inherited",
         "_loop",
-        "_main",
         "_max_steps",
         "_parking",
         "_path_params",
@@ -106,19 +94,17 @@ class Execution:
         "_quiet",
         "_recorded",
         "_request",
-        "_signals",
         "_steps",
         "around",
         "calls",
         "departure",
         "engine",
         "error",
-        "escaped",
+        "handling",
         "hooks",
         "ids",
         "in_use",
         "info",
-        "is_given_up",
         "keeper",
         "last_step",
         "memo",
@@ -165,9 +151,8 @@ class Execution:
         self.in_use: set[str] = set()
         """Names of steps that were called and have not ended."""
         self.calls = CallSites()
+        self.handling = Handling()
         self._loop = asyncio.get_running_loop()
-        self._main: asyncio.Task[Any] | None = None
-        self._handler_ended = False
         self._closed = False
         self._draining = False
         self._max_steps = engine.max_steps
@@ -179,12 +164,7 @@ class Execution:
         self._bodies: set[asyncio.Task[Any]] = set()
         self._holds: set[Callable[[], None]] = set()
         self._parking = Parking(self._loop)
-        self._signals: tuple[Suspended, ...] = ()
         self._quiet: asyncio.Future[None] | None = None
-        self.is_given_up = False
-        """Whether the handler does not give way, and is not waited for any more."""
-        self.escaped: BaseException | None = None
-        """What the handler itself raised, before anything outside it could make an answer of it."""
         session.listener = self
 
     def inputs(self) -> dict[str, Any]:
@@ -193,104 +173,16 @@ class Execution:
 
     # The handler
 
-    async def run_handler(self, handler: Call) -> Any:
-        """Await the handler. When it was unwound, raise `Suspended`, whatever it made of that."""
-        self._main = main = asyncio.current_task()
-        assert main is not None
-        before = main.cancelling()
-        if self.departure is not None:  # while hooks ran
-            raise Suspended
-        if self.around.run:
-            handler = self.around.wrap_run(self.info, handler)
-        try:
-            result = await drive(handler(), self)
-            if self.departure is None:
-                self.calls.check_awaited()
-        except BaseException as error:
-            if self.departure is None:
-                if isinstance(error, asyncio.CancelledError) and main.cancelling() <= before:
-                    error = CancelledInsideError("the handler")
-                if "coroutine" in str(error) and isinstance(error, Exception):
-                    error = self._mistaken_for_result(error)
-                self.escaped = error
-                raise error
-            while main.cancelling() > before:
-                main.uncancel()
-            if not isinstance(error, Suspended | asyncio.CancelledError | BaseExceptionGroup):
-                self._report_swallowed(f"it raised {type(error).__name__} instead")
-            raise Suspended from None
-        else:
-            if self.departure is not None:
-                self._report_swallowed("it ran to its end")
-                raise Suspended
-            return result
-        finally:
-            self._end_handler()
-
-    def _mistaken_for_result(self, error: Exception) -> Exception:
-        """What Python says of a coroutine that is used like the value it would give, explained."""
-        try:
-            self.calls.check_awaited()
-        except UsageError as mistake:
-            mistake.__cause__ = error
-            return mistake
-        return error
-
-    def run_handler_in_thread(self, handler: Callable[[], Any]) -> Any:
-        """The same for a plain handler, in its worker thread."""
-        try:
-            result = self._handle_inside_hooks(handler) if self.around.run else handler()
-        except BaseException as error:
-            if self.departure is None:
-                if isinstance(error, asyncio.CancelledError):
-                    error = CancelledInsideError("the handler")
-                self.escaped = error
-                raise error
-            if not isinstance(error, Suspended) and self._signals:
-                self._report_swallowed(f"it raised {type(error).__name__} instead")
-            raise Suspended from None
-        else:
-            if self.departure is not None:
-                if self._signals:  # else it only ran on, while its run was ended elsewhere
-                    self._report_swallowed("it ran to its end")
-                raise Suspended
-            return result
-        finally:
-            self._loop.call_soon_threadsafe(self._end_handler)
-
-    def _handle_inside_hooks(self, handler: Callable[[], Any]) -> Any:
-        """Run a plain handler in another thread, while hooks are around it on the event loop."""
-
-        async def call() -> Any:
-            return await handle_in_thread(handler)
-
-        async def handle() -> Any:
-            return await self.around.wrap_run(self.info, call)()
-
-        return anyio.from_thread.run(handle, token=self.token)
-
-    def _end_handler(self) -> None:
+    def handler_ended(self) -> None:
         """Tasks of the handler's that still wait for a step wait in vain."""
-        self._handler_ended = True
         for let_go in list(self._holds):
             let_go()
         tasks = self._parking.tasks
         if self.departure is not None:
             tasks |= self._bodies
         for task in tasks:
-            if task is not None and task is not self._main and self.token is None:
+            if task is not None and task is not self.handling.task and not self.is_in_thread:
                 task.cancel()
-
-    def _report_swallowed(self, what: str) -> None:
-        logger.error(
-            "run %s (%s): the handler caught the signal that unwinds it while it waits%s: %s. The "
-            "run goes on, but what the handler did from there counts for nothing. Catch Exception "
-            "rather than BaseException or asyncio.CancelledError around steps",
-            self.info.run_id,
-            self.info.function_id,
-            self.swallower(),
-            what,
-        )
 
     @property
     def is_in_thread(self) -> bool:
@@ -305,19 +197,9 @@ class Execution:
         except RuntimeError:
             return False
 
-    @property
-    def was_signalled(self) -> bool:
-        """Whether the handler has been told that it shall end."""
-        return bool(self._signals)
-
-    def swallower(self) -> str:
-        """Where the signal was caught, if it can be told."""
-        for signal in self._signals:
-            trace = signal.__traceback__
-            if trace is not None:
-                code = trace.tb_frame.f_code
-                return f", in {code.co_qualname} ({code.co_filename}:{trace.tb_lineno})"
-        return ""
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call back on this event loop. From any thread."""
+        self._loop.call_soon_threadsafe(callback, *args)
 
     # Recording
 
@@ -370,41 +252,19 @@ class Execution:
     @property
     def is_open(self) -> bool:
         """Whether steps are possible now. If not, `refuse`."""
-        return self.departure is None and not self._closed and not self._handler_ended
+        return self.departure is None and not self._closed and not self.handling.has_ended
 
     async def refuse(self, has_run: bool = False) -> NoReturn:
-        """Stop whoever wants a step that is not possible any more, or whose body `has_run` in vain.
-
-        What unwinds a handler can be caught. One that does so again and again would keep the event
-        loop to itself, so after some times it waits here for ever, and is given up. A thread cannot
-        be given up; it is slowed down.
-        """
-        stray = self.token is None and asyncio.current_task() is not self._main
-        if stray and self._handler_ended and (has_run or self.departure is not None):
-            raise asyncio.CancelledError("the handler has ended")
-        if self.departure is None:
-            raise NotInRunError(
-                "the handler of this run has returned its response. Response iterators, background "
-                "tasks and tasks left behind run after that and cannot have steps: do the work in "
-                "a step before the handler returns"
-            )
-        if len(self._signals) >= MAX_SIGNALS:
-            self.give_up()
-            await (self._loop.create_future() if self.token is None else asyncio.sleep(1))
-        signal = Suspended()
-        self._signals += (signal,)
-        raise signal
+        """Stop whoever wants a step that is not possible any more, or whose body `has_run` in
+        vain."""
+        await self.handling.refuse(self, has_run)
 
     def give_up(self) -> None:
         """Wait no longer for the handler to give way: leave it where it is."""
-        if self.is_given_up:
-            return
-        self.is_given_up = True
-        if self._main is not None and not self._handler_ended:
-            self._main.cancel()
-        if self.keeper is not None:
-            self.keeper.leave_behind()
-        self._signals = tuple(signal.with_traceback(None) for signal in self._signals)
+        if self.handling.give_up():
+            if self.keeper is not None:
+                self.keeper.leave_behind()
+            self.handling.forget_frames()
 
     def count_step(self, step: StepId) -> None:
         """One more step. Raises `LimitError` before its body runs, not after."""
@@ -521,7 +381,7 @@ class Execution:
 
     def give_up_try_soon(self, step: StepId) -> None:
         """The same from a thread."""
-        self._loop.call_soon_threadsafe(self.give_up_try, step)
+        self.call_soon(self.give_up_try, step)
 
     def enter_task(self) -> asyncio.Task[Any]:
         """Note that the current task runs a body, so that it can be stopped."""
@@ -553,13 +413,13 @@ class Execution:
             self._parking.stir(self)
 
     async def _park(self, key: str, for_handover: bool = False) -> StepRecord:
-        in_thread = self.token is not None
-        return await self._parking.park(self, key, self._main, in_thread, for_handover)
+        main, in_thread = self.handling.task, self.is_in_thread
+        return await self._parking.park(self, key, main, in_thread, for_handover)
 
     @property
     def has_handler_ended(self) -> bool:
         """Whether the handler has returned, or raised."""
-        return self._handler_ended
+        return self.handling.has_ended
 
     def nothing_goes_on(self, handover: bool) -> None:
         self.depart(Departure.HANDOVER if handover else Departure.WAITING)
@@ -579,15 +439,13 @@ class Execution:
             self.keeper.departs()
         if self._quiet is not None and not self._quiet.done():
             self._quiet.set_result(None)
-        if self._handler_ended:
+        if self.handling.has_ended:
             return
         direct = [parked for parked in self._parking.waiting if parked.is_direct]
         for parked in direct:
-            signal = Suspended()
-            self._signals += (signal,)
-            parked.future.set_exception(signal)
-        if not direct and self._main is not None and self._main is not asyncio.current_task():
-            self._main.cancel()
+            parked.future.set_exception(self.handling.signal())
+        if not direct:
+            self.handling.cancel()
 
     def break_off(self, error: EngineError) -> Suspended:
         """The engine failed: unwind, and let the middleware say so. Returns what to raise."""

@@ -24,14 +24,14 @@ class CancelledInsideError(RuntimeError):
 
 
 class MayBeGivenUp(Protocol):
-    """An execution, as far as it matters here."""
+    """A run through a handler, as far as it matters here."""
 
     is_given_up: bool
 
 
 @types.coroutine
-def drive(handler: Awaitable[Any], execution: MayBeGivenUp) -> Generator[Any, Any, Any]:
-    """Await a handler, until the execution gives it up: then its frames are left where they are.
+def drive(handler: Awaitable[Any], handling: MayBeGivenUp) -> Generator[Any, Any, Any]:
+    """Await a handler, until it is given up: then its frames are left where they are.
 
     A handler that catches everything, again and again, can be stopped in no other way.
     """
@@ -46,7 +46,7 @@ def drive(handler: Awaitable[Any], execution: MayBeGivenUp) -> Generator[Any, An
             argument = yield awaited
             advance = coroutine.send
         except BaseException as error:
-            if execution.is_given_up:
+            if handling.is_given_up:
                 _throw_away(coroutine)
                 raise Suspended from None
             advance, argument = coroutine.throw, error
