@@ -84,6 +84,18 @@ class Coding(NamedTuple):
                 ) from error
         return data
 
+    def decoded(self, run_id: str, record: StepRecord) -> StepRecord:
+        """What is remembered of a step of the run, as the application's code sees it.
+
+        Raises `UndecodableError`.
+        """
+        value, error = record.value, record.error
+        if value is not None and record.kind in _CODED:
+            value = self.decode(StepData(run_id, str(record.id), "result"), value)
+        if error is not None:
+            error = self.decode(StepData(run_id, str(record.id), "error"), error)
+        return record._replace(value=value, error=error)
+
     def encode_error(self, where: StepData, data: bytes) -> bytes:
         """An error is part of telling what went wrong, so that it fails is only logged."""
         try:
@@ -99,7 +111,7 @@ class CodedSession:
     def __init__(self, inner: Session, coding: Coding) -> None:
         self._inner = inner
         self._coding = coding
-        self.memo = [self._decoded(record) for record in inner.memo]
+        self.memo = [coding.decoded(inner.id, record) for record in inner.memo]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -127,14 +139,6 @@ class CodedSession:
             error = self._coding.encode_error(where, command.error)
             command = command._replace(error=error)
         await self._inner.end(command)
-
-    def _decoded(self, record: StepRecord) -> StepRecord:
-        value, error, decode = record.value, record.error, self._coding.decode
-        if value is not None and record.kind in _CODED:
-            value = decode(self._where(record.id, "result"), value)
-        if error is not None:
-            error = decode(self._where(record.id, "error"), error)
-        return record._replace(value=value, error=error)
 
     def _where(self, step: StepId, kind: Any) -> StepData:
         return StepData(self._inner.id, str(step), kind)

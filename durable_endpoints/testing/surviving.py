@@ -9,8 +9,11 @@ import httpx
 import orjson
 from starlette.types import ASGIApp
 
+from durable_endpoints.coding import Coding
+from durable_endpoints.hooks import Hook
 from durable_endpoints.protocol.ops import FROM_OUTSIDE, StepKind
 from durable_endpoints.testing.engine import VirtualEngine
+from durable_endpoints.testing.looking import values_of
 from durable_endpoints.testing.script import WHENS, When
 
 T = TypeVar("T")
@@ -19,6 +22,9 @@ Scenario = Callable[[httpx.AsyncClient], Awaitable[T]]
 _SHOWN = 300
 """Letters of a value in a message."""
 
+_TOLD = 10
+"""Crashes in a message: most often all of them tell the same."""
+
 
 async def survives_crashes(
     app: ASGIApp,
@@ -26,6 +32,7 @@ async def survives_crashes(
     *,
     prepare: Callable[[VirtualEngine], object] | None = None,
     ignore: Collection[str] = (),
+    hooks: Sequence[Hook] = (),
     whens: Collection[When] = WHENS,
     lifespan: bool = False,
     **settings: Any,
@@ -47,8 +54,9 @@ async def survives_crashes(
     does what a good one does: it sends an `Idempotency-Key`, and repeats a request whose
     connection broke. The application object is the same in all plays, so the scenario has to set
     back what it keeps in memory. `prepare(engine)` may replace steps or let them fail before each
-    play; `ignore` names steps whose values may differ, such as a new random id each time.
-    `settings` are those of `VirtualEngine`.
+    play; `ignore` names steps whose values may differ, such as a new random id each time. Give the
+    application's `hooks` if they encode step data: values are compared as they decode them, because
+    encrypted ones differ each time. `settings` are those of `VirtualEngine`.
 
     Raises `AssertionError` that lists each crash after which something was different.
     """
@@ -61,7 +69,7 @@ async def survives_crashes(
             engine.crash_at(crash.step, crash.when)
         async with engine.client(app, lifespan=lifespan, reconnects=True) as client:
             result = await scenario(client)
-            runs = await _finished(engine, ignore)
+            runs = await _finished(engine, ignore, Coding.among(hooks))
         ids = [run.id for run in engine.runs()]
         return _without_ids(_Play(result, _shown(result), runs), ids)
 
@@ -108,17 +116,17 @@ class _Play(NamedTuple):
     runs: list[_Run]
 
 
-async def _finished(engine: VirtualEngine, ignore: Collection[str]) -> list[_Run]:
+async def _finished(engine: VirtualEngine, ignore: Collection[str], coding: Coding) -> list[_Run]:
     """All runs at their ends, of which they may begin more on the way."""
     finished: list[_Run] = []
     while len(finished) < len(engine.runs()):
         run = engine.runs()[len(finished)]
         response = await engine.finish(run.id)
         memo = await engine.memo(run.id)
+        compared = [coding.decoded(run.id, memo[name]) for name in memo if name not in ignore]
         values = {
             name: orjson.dumps(_without_times(value, memo[name].kind)).decode()
-            for name, value in (await engine.values(run.id)).items()
-            if name not in ignore
+            for name, value in values_of(compared).items()
         }
         finished.append(_Run(run.function_id, _shown(response), values, tuple(memo)))
     return finished
@@ -183,10 +191,12 @@ def _verdict(different: list[str]) -> str:
     return "\n  ".join(
         [
             "the scenario does not survive every crash:",
-            *different,
+            *different[:_TOLD],
+            *([f"… and {len(different) - _TOLD} more"] if len(different) > _TOLD else []),
             "A body that had run when the process was lost runs again: make it idempotent, with "
             "the run's id or an id made in an earlier step. What differs each time for a good "
             "reason (a random id, the time) belongs into a step of its own, named in `ignore`, or "
-            "replaced in `prepare`.",
+            "replaced in `prepare`. What hooks of the application encode or encrypt is compared "
+            "decoded, if they are given as `hooks`.",
         ]
     )

@@ -9,6 +9,7 @@ import pytest
 from fastapi import Request, Response
 
 from durable_endpoints import Saga, endpoint, send_event, send_signal, step
+from durable_endpoints.encryption import StepEncryption
 from durable_endpoints.testing import VirtualEngine, survives_crashes
 from tests.durable_endpoints.helpers import fast
 from tests.durable_endpoints.testing import shop
@@ -147,6 +148,48 @@ async def test_steps_may_be_prepared_and_ignored(engine: VirtualEngine) -> None:
 
     response = await survives_crashes(app, scenario, prepare=prepare, ignore=["random"])
     assert response.json() == "somebody"
+
+
+async def test_encrypted_values_are_compared_decrypted(engine: VirtualEngine) -> None:
+    hooks = [StepEncryption("a key of at least thirty-two characters")]
+    app = fast(None, hooks=hooks)
+    drawn = iter(range(1_000))
+
+    @app.get("/")
+    @endpoint
+    async def handler(sound: bool) -> None:
+        await step.run("work", lambda: "done" if sound else next(drawn))
+
+    def asks(sound: bool) -> Any:
+        return lambda client: client.get(f"/?sound={sound}", follow_redirects=True)
+
+    await survives_crashes(app, asks(True), hooks=hooks)
+    with pytest.raises(AssertionError, match=r"'work': 1 instead of 0"):
+        await survives_crashes(app, asks(False), hooks=hooks)
+    with pytest.raises(AssertionError, match=r"(?s)__ENCRYPTED__.*given as `hooks`"):
+        await survives_crashes(app, asks(True))
+
+
+async def test_a_scenario_that_fails_after_every_crash_is_not_told_for_each() -> None:
+    app = fast(None)
+    plays = 0
+
+    @app.get("/")
+    @endpoint
+    async def handler() -> None:
+        for name in "abcdef":
+            await step.run(name, lambda: None)
+
+    async def scenario(client: httpx.AsyncClient) -> int:
+        nonlocal plays
+        plays += 1
+        await client.get("/", follow_redirects=True)
+        return plays
+
+    with pytest.raises(AssertionError) as failure:
+        await survives_crashes(app, scenario)
+    assert str(failure.value).count("a crash") == 10
+    assert "… and 8 more" in str(failure.value)
 
 
 async def test_a_scenario_that_fails_after_a_crash_is_told(engine: VirtualEngine) -> None:
