@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
 
-from durable_endpoints import Saga, endpoint, send_event, send_signal, step
+from durable_endpoints import Saga, endpoint, remember, send_event, send_signal, step
 from durable_endpoints.encryption import StepEncryption
 from durable_endpoints.testing import VirtualEngine, survives_crashes
 from tests.durable_endpoints.helpers import fast
@@ -190,6 +190,33 @@ async def test_a_scenario_that_fails_after_every_crash_is_not_told_for_each() ->
         await survives_crashes(app, scenario)
     assert str(failure.value).count("a crash") == 10
     assert "… and 8 more" in str(failure.value)
+
+
+def _ada() -> str:
+    return "Ada"
+
+
+async def test_nothing_runs_in_a_process_that_was_lost_as_the_run_began(
+    engine: VirtualEngine,
+) -> None:
+    app = fast(None)
+    ran: list[str] = []
+
+    async def work() -> None:
+        ran.append("work")
+
+    @app.get("/")
+    @endpoint
+    async def handler(user: Annotated[str, Depends(remember(_ada))]) -> str:
+        await step.run("work", work)
+        return user
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        ran.clear()
+        await client.get("/", headers={"Idempotency-Key": "1"}, follow_redirects=True)
+        assert ran == ["work"]
+
+    await survives_crashes(app, scenario, whens=["before", "recorded"])
 
 
 async def test_a_scenario_that_fails_after_a_crash_is_told(engine: VirtualEngine) -> None:
