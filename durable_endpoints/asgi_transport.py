@@ -8,12 +8,15 @@ has its answer long before the handler ends.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Any
 
 import httpx
 from starlette.types import ASGIApp, Message
+
+logger = logging.getLogger("durable_endpoints")
 
 _exchange: ContextVar[Exchange | None] = ContextVar("durable_endpoints_exchange", default=None)
 
@@ -25,7 +28,7 @@ def current_exchange() -> Exchange | None:
 
 class AppTransport(httpx.AsyncBaseTransport):
     """Sends requests into `app`. An exception of the application ends the response, as it would
-    over the network; it is not raised here."""
+    over the network; it is logged, and not raised here."""
 
     def __init__(self, app: ASGIApp, root_path: str = "", state: dict[str, Any] | None = None):
         self._app = app
@@ -73,7 +76,11 @@ class AppTransport(httpx.AsyncBaseTransport):
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
-            pass  # the server would log it; the application's own handlers have had it
+            # The application's own handlers have had it. A server logs it, and so does this: or a
+            # test would show a 500 and not why.
+            if exchange.failure is None:
+                path = scope["path"]
+                logger.exception("%s %s: exception in the application", scope["method"], path)
         finally:
             exchange.end()
 

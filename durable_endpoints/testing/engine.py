@@ -112,7 +112,7 @@ class VirtualEngine(EmbeddedEngine):
         With `lifespan`, the application is started before and shut down afterwards. A client that
         `reconnects` does what a good one does when the process crashes: it gives each request an
         `Idempotency-Key`, and repeats one whose connection broke. `options` are those of
-        `httpx.AsyncClient`. An exception that the application would only log is not raised in the
+        `httpx.AsyncClient`. An exception that a server would log is logged, and not raised in the
         test.
         """
         options = {"base_url": "http://testserver", "timeout": 30, **options}

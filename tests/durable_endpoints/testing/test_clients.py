@@ -9,9 +9,10 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from durable_endpoints import UsageError, fetch_with_stream, send_event, send_signal
+from durable_endpoints import UsageError, endpoint, fetch_with_stream, send_event, send_signal
 from durable_endpoints.step import step
 from durable_endpoints.testing import UnknownRunError, VirtualEngine
+from tests.durable_endpoints.helpers import fast
 from tests.durable_endpoints.testing import shop
 from tests.durable_endpoints.testing.shop import app
 
@@ -47,6 +48,24 @@ async def test_the_next_test_has_an_engine_of_its_own() -> None:
             await client.post("/orders/5")
             assert len(engine.runs()) == 1
             assert (await engine.finish()).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_what_a_server_would_log_is_logged(
+    engine: VirtualEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = fast(None)
+
+    @app.get("/broken")
+    @endpoint(retries=0)
+    async def broken() -> None:
+        raise LookupError("why it is a 500")
+
+    async with engine.client(app) as client:
+        assert (await client.get("/broken")).status_code == 500
+    [record] = caplog.records
+    assert record.exc_info is not None
+    assert "why it is a 500" in str(record.exc_info[1])
 
 
 @pytest.mark.anyio
