@@ -154,8 +154,9 @@ def _is_error(name: str) -> bool:
 
 
 def _errors(names: set[str]) -> Iterator[str]:
-    tree = doc(errors).partition("\n\n")[2]
-    yield code(tree)
+    _, tree, *text = doc(errors).split("\n\n")
+    yield f"```text\n{tree}\n```"
+    yield from text
     ordered = sorted(names, key=lambda name: (tree.find(name) if name in tree else 9_999, name))
     for name in ordered:
         yield f"### {name}"
