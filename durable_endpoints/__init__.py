@@ -6,6 +6,7 @@ on every accepted request ends with the handler's own answer, whatever happens t
 
 from typing import TYPE_CHECKING, Any
 
+from durable_endpoints.encryption import StepEncryption
 from durable_endpoints.endpoint import configure, endpoint
 from durable_endpoints.endpoint_app import endpoint_app
 from durable_endpoints.errors import (
@@ -62,6 +63,7 @@ __all__ = [
     "RetryAfterError",
     "Saga",
     "Signal",
+    "StepEncryption",
     "StepError",
     "StepIdError",
     "StepValueError",

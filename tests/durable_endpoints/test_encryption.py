@@ -15,8 +15,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from durable_endpoints import ConfigurationError, Hook, StepError, endpoint, step
-from durable_endpoints.encryption import StepEncryption
+from durable_endpoints import ConfigurationError, Hook, StepEncryption, StepError, endpoint, step
 from durable_endpoints.engines.embedded import EmbeddedEngine
 from durable_endpoints.hooks import StepData
 from durable_endpoints.settings import Settings

@@ -18,6 +18,7 @@ from starlette.routing import Mount, Route
 from durable_endpoints import (
     DurableEndpointsMiddleware,
     Hook,
+    StepEncryption,
     configure,
     endpoint,
     endpoint_app,
@@ -25,7 +26,6 @@ from durable_endpoints import (
     remember,
     send_event,
 )
-from durable_endpoints.encryption import StepEncryption
 from durable_endpoints.hooks import Result, RunInfo, StepInfo
 
 
