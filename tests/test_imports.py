@@ -60,9 +60,10 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
     tree = ast.parse(path.read_text("utf-8"))
     inside = {
         id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for node in ast.walk(function)
+        for late in ast.walk(tree)
+        if isinstance(late, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        or (isinstance(late, ast.If) and ast.unparse(late.test) == "TYPE_CHECKING")
+        for node in ast.walk(late)
     }
     for node in ast.walk(tree):
         names: list[str] = []

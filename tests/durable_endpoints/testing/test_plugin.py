@@ -69,8 +69,9 @@ UNUSED = """
 import sys
 
 def test_nothing():
-    assert "pytest_durable_endpoints" in sys.modules
-    assert not [name for name in sys.modules if name.startswith("durable_endpoints")]
+    assert "durable_endpoints.pytest_plugin" in sys.modules
+    kit = ("durable_endpoints.testing", "durable_endpoints_server")
+    assert not [name for name in sys.modules if name.startswith(kit)]
 """
 
 
@@ -78,7 +79,7 @@ def session(folder: Path, *arguments: str, **files: str) -> subprocess.Completed
     """Run pytest on `files` in a folder of their own."""
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text, "utf-8")
-    plugin = ["-p", "pytest_durable_endpoints"]
+    plugin = ["-p", "durable_endpoints.pytest_plugin"]
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "error", *plugin, *arguments],
         cwd=folder,
@@ -97,6 +98,6 @@ def test_the_fixture_in_plain_tests_and_under_anyio(tmp_path: Path) -> None:
     assert ".durable" not in left
 
 
-def test_the_plugin_costs_nothing_where_it_is_not_used(tmp_path: Path) -> None:
+def test_the_plugin_loads_no_engine_where_it_is_not_used(tmp_path: Path) -> None:
     done = session(tmp_path, "-p", "no:cacheprovider", test_unused=UNUSED)
     assert "1 passed" in done.stdout, done.stdout

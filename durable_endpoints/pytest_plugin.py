@@ -1,7 +1,7 @@
 """The pytest plugin: the fixture `durable_engine`.
 
-pytest imports it in every session of an environment that has the package, so it stands outside the
-packages, and imports what it needs only when the fixture is used.
+pytest imports it in every session of an environment that has the package, so it imports the testing
+kit, and with it the engine, only when the fixture is used.
 """
 
 from __future__ import annotations
