@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
 from durable_endpoints.errors import ConfigurationError
 from durable_endpoints.options import unknown_option
 from durable_endpoints.protocol.durations import Duration, parse_duration
+from durable_endpoints.protocol.urls import without_credentials
 
 PREFIX = "DURABLE_ENDPOINTS_"
 
@@ -127,9 +129,9 @@ class Settings:
             settings = cls(**values, server_url=environ["INNGEST_DEV"])
         if settings.server_url is not None:
             raise ConfigurationError(
-                f"a server is configured ({settings.server_url}), but this version has the "
-                "embedded engine only: unset DURABLE_ENDPOINTS_SERVER_URL, INNGEST_BASE_URL, "
-                "INNGEST_DEV"
+                f"a server is configured ({without_credentials(settings.server_url)}), but this "
+                "version has the embedded engine only: unset DURABLE_ENDPOINTS_SERVER_URL, "
+                "INNGEST_BASE_URL, INNGEST_DEV"
             )
         return settings
 
@@ -145,7 +147,8 @@ def _parse(name: str, source: str, value: Any) -> Any:
     try:
         return _PARSERS[name](value)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{source}={value!r}: {error}") from None
+        shown = "…" if "_key" in name else without_credentials(repr(value))
+        raise ConfigurationError(f"{source}={shown}: {error}") from None
 
 
 def _text(value: Any) -> str:
@@ -167,17 +170,17 @@ def _url(value: Any) -> str:
 
 
 def _whole(value: Any) -> int:
-    number = int(value)
-    if isinstance(value, bool) or number < 1:
+    text = str(value)
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise ValueError("give a whole number of at least 1")
-    return number
+    return int(text)
 
 
 def _factor(value: Any) -> float:
-    number = float(value)
-    if not 1 <= number <= 100:
-        raise ValueError("give a number from 1 to 100")
-    return number
+    with suppress(TypeError, ValueError):
+        if 1 <= (number := float(value)) <= 100:
+            return number
+    raise ValueError("give a number from 1 to 100")
 
 
 def _flag(value: Any) -> bool:

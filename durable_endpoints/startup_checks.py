@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from durable_endpoints.hooks import Hook, overrides
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.protocol.places import definition
 from durable_endpoints.proxy import EndpointProxy, endpoint_proxy
@@ -23,6 +24,9 @@ from durable_endpoints.routes import RouteTable
 from durable_endpoints.settings import PREFIX, Settings
 
 logger = logging.getLogger("durable_endpoints")
+
+_LIKE_OURS = re.compile(r"DURABLE_?ENDPOINTS?_", re.IGNORECASE)
+_OF_ENCRYPTION = (f"{PREFIX}ENCRYPTION_KEY", f"{PREFIX}ENCRYPTION_KEY_FALLBACK")
 
 _NETWORK = re.compile(
     r"nfs\d?|cifs|smb\w*|9p|vboxsf|ceph|lustre|afs|gpfs|beegfs|glusterfs|davfs"
@@ -62,12 +66,31 @@ def check_routes(
 def check_environment(environ: Mapping[str, str] = os.environ) -> None:
     """Name variables that look like settings, and are none."""
     known = [PREFIX + field.name.upper() for field in fields(Settings)]
+    options = [PREFIX + field.name.upper() for field in fields(EndpointOptions)]
     for name in sorted(environ):
-        if not name.startswith(PREFIX) or name in known:
+        if not _LIKE_OURS.match(name) or name in (*known, *_OF_ENCRYPTION):
+            continue
+        if name in options:
+            option = name.removeprefix(PREFIX).lower()
+            logger.warning(
+                "the variable %s is no setting: %s is an option of endpoints, "
+                "add_middleware(DurableEndpointsMiddleware, %s=…)",
+                *(name, option, option),
+            )
             continue
         # Others may be of somebody else: Kubernetes makes such names for a service.
-        if close := get_close_matches(name, known, 1, cutoff=0.85):
+        if close := get_close_matches(name.upper(), known, 1, cutoff=0.85):
             logger.warning("the variable %s is no setting: did you mean %s?", name, close[0])
+
+
+def check_encryption(hooks: Iterable[Hook], environ: Mapping[str, str] = os.environ) -> None:
+    """Tell somebody who gave a key for step data, and nothing that uses it."""
+    if environ.get(_OF_ENCRYPTION[0]) and not any(overrides(hook, "encode") for hook in hooks):
+        logger.warning(
+            "%s is set, but no hook encrypts, so results of steps are stored as they are: "
+            "add_middleware(DurableEndpointsMiddleware, hooks=[StepEncryption()])",
+            _OF_ENCRYPTION[0],
+        )
 
 
 def check_database(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from durable_endpoints.protocol.errors import ConfigurationError
+from durable_endpoints.protocol.urls import without_credentials
 
 DEFAULT_DATABASE = "sqlite:///.durable/endpoints.db"
 
@@ -19,8 +20,14 @@ def sqlite_path(database: str) -> Path:
     if database.startswith(_SCHEME):
         database = database.removeprefix(_SCHEME)
     elif "://" in database:
+        shown = without_credentials(repr(database))
+        if database.startswith("sqlite"):
+            raise ConfigurationError(
+                f"database={shown}: write three slashes and a path, as in "
+                '"sqlite:///path/to/endpoints.db", and four before an absolute one'
+            )
         raise ConfigurationError(
-            f"database={database!r}: this version stores in SQLite only; write "
+            f"database={shown}: this version stores in SQLite only; write "
             '"sqlite:///path/to/endpoints.db"'
         )
     if not database or database == ":memory:":

@@ -7,6 +7,7 @@ itself is never opened for this: closing a second handle on it would drop SQLite
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -15,8 +16,12 @@ from filelock import FileLock, Timeout
 
 from durable_endpoints.protocol.errors import StorageError
 
+logger = logging.getLogger("durable_endpoints")
+
 PATIENCE = 10.0
 """Seconds to wait for an owner that is just going, in a reload or a rolling restart."""
+_QUIETLY = 1.0
+"""Seconds after which somebody who looks on should be told what is being waited for."""
 
 
 class DispatcherRole:
@@ -30,7 +35,7 @@ class DispatcherRole:
     def acquire(self, patience: float = PATIENCE) -> None:
         """Take the role. Raises `StorageError`, naming the owner, if it is held for too long."""
         try:
-            self._lock.acquire(timeout=patience, poll_interval=0.05)
+            self._wait_for_lock(patience)
         except Timeout:
             raise StorageError(
                 f"{self._database} is served by another process ({self._owner()}), and one file "
@@ -51,6 +56,19 @@ class DispatcherRole:
                 "let this process write there, or name another database "
                 "(DURABLE_ENDPOINTS_DATABASE)"
             ) from error
+
+    def _wait_for_lock(self, patience: float) -> None:
+        quietly = min(patience, _QUIETLY)
+        try:
+            self._lock.acquire(timeout=quietly, poll_interval=0.05)
+        except Timeout:
+            if patience == quietly:
+                raise
+            logger.warning(
+                "%s is served by another process (%s): waiting %g s for that one to end",
+                *(self._database, self._owner(), patience),
+            )
+            self._lock.acquire(timeout=patience - quietly, poll_interval=0.05)
 
     def release(self) -> None:
         """Let the next process in."""

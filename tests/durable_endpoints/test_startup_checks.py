@@ -11,9 +11,10 @@ import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.testclient import TestClient
 
-from durable_endpoints import DurableEndpointsMiddleware, endpoint, endpoint_proxy
+from durable_endpoints import DurableEndpointsMiddleware, Hook, endpoint, endpoint_proxy
 from durable_endpoints.application import _applications
-from durable_endpoints.startup_checks import check_database, check_environment
+from durable_endpoints.encryption import StepEncryption
+from durable_endpoints.startup_checks import check_database, check_encryption, check_environment
 from durable_endpoints.testing import VirtualEngine
 
 
@@ -164,6 +165,29 @@ def test_a_variable_with_a_typing_error(caplog: pytest.LogCaptureFixture) -> Non
     (warning,) = told(caplog)
     assert "DURABLE_ENDPOINTS_DATABSE is no setting" in warning
     assert "did you mean DURABLE_ENDPOINTS_DATABASE?" in warning
+
+
+@pytest.mark.parametrize("name", ["DURABLE_ENDPOINT_DATABASE", "durable_endpoints_database"])
+def test_a_variable_that_begins_wrong(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    check_environment({name: "x.db"})
+    assert f"{name} is no setting: did you mean DURABLE_ENDPOINTS_DATABASE?" in told(caplog)[0]
+
+
+def test_a_variable_that_is_an_option(caplog: pytest.LogCaptureFixture) -> None:
+    check_environment({"DURABLE_ENDPOINTS_RETRIES": "7"})
+    assert "add_middleware(DurableEndpointsMiddleware, retries=…)" in told(caplog)[0]
+
+
+def test_a_key_that_nothing_encrypts_with(caplog: pytest.LogCaptureFixture) -> None:
+    key = "6d5b1c0f0e2a4c7e9b3f7a1d5e8c2b40"
+    environ = {"DURABLE_ENDPOINTS_ENCRYPTION_KEY": key}
+    check_environment(environ)
+    check_encryption([StepEncryption(key)], environ)
+    assert not told(caplog)
+    check_encryption([Hook()], environ)
+    (warning,) = told(caplog)
+    assert "stored as they are" in warning
+    assert "hooks=[StepEncryption()]" in warning
 
 
 # File systems

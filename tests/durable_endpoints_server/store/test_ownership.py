@@ -52,6 +52,14 @@ def test_the_role_is_refused_by_the_name_of_its_owner(tmp_path: Path) -> None:
     assert "DURABLE_ENDPOINTS_DATABASE" in message
 
 
+def test_who_waits_says_for_whom(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    database = tmp_path / "runs.db"
+    with holder(database) as process, pytest.raises(StorageError):
+        DispatcherRole(database).acquire(patience=1.2)
+    assert f"served by another process (pid {process.pid} on " in caplog.text
+    assert "waiting 1.2 s for that one to end" in caplog.text
+
+
 def test_a_process_that_is_killed_lets_go(tmp_path: Path) -> None:
     database = tmp_path / "runs.db"
     role = DispatcherRole(database)
