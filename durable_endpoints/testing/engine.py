@@ -78,6 +78,7 @@ class VirtualEngine(EmbeddedEngine):
         self._changing: set[asyncio.Task[None]] = set()
         """Processes that are being cleared away, or started."""
         self._in_use = ExitStack()
+        self._uses = 0
 
     # Using it
 
@@ -87,9 +88,17 @@ class VirtualEngine(EmbeddedEngine):
 
         `with VirtualEngine() as engine:` is the same. An application that has been started, by its
         lifespan, keeps the engine with which it was until it ends.
+
+        Warns in the end of a `fail`, `replace` or `crash_at` whose step never came.
         """
-        with standing_in(self):
-            yield self
+        self._uses += 1
+        try:
+            with standing_in(self):
+                yield self
+        finally:
+            self._uses -= 1
+        if not self._uses:
+            self._script.check_met()
 
     def __enter__(self) -> VirtualEngine:
         self._in_use.enter_context(self.use())
@@ -101,7 +110,7 @@ class VirtualEngine(EmbeddedEngine):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._in_use.close()
+        self._in_use.__exit__(kind, error, trace)
 
     @asynccontextmanager
     async def client(

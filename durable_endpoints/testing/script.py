@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -28,10 +29,13 @@ class _Cue:
 
     step: str
     run_id: str | None
+    was_met: bool = field(default=False, kw_only=True)
 
     def fits(self, run_id: str, step: StepId) -> bool:
         """A bare name is for all uses of the name in a run, `name:1` for the second."""
-        return self.run_id in (None, run_id) and self.step in (step.name, str(step))
+        fits = self.run_id in (None, run_id) and self.step in (step.name, str(step))
+        self.was_met |= fits
+        return fits
 
 
 @dataclass
@@ -60,6 +64,10 @@ class Script:
         self._failures: list[_Failure] = []
         self._replacements: list[_Replacement] = []
         self._crashes: list[_Crash] = []
+        self._unmet: list[tuple[str, _Cue]] = []
+        """What was written, as it was, and not told of yet."""
+        self._bodies: dict[str, None] = {}
+        """Names of steps whose bodies were to run."""
 
     # Writing it
 
@@ -75,7 +83,9 @@ class Script:
             raise UsageError(f"fail({step!r}, times={times}): give 1 or more, or None for always")
         if error is None:
             error = RuntimeError(f"step {step!r} fails here because the test wants it to")
-        self._failures.append(_Failure(_name(step), run_id, _made(step, error), times))
+        failure = _Failure(_name(step), run_id, _made(step, error), times)
+        self._failures.append(failure)
+        self._unmet.append((f"fail({step!r})", failure))
 
     def replace(
         self, step: str, returns: Any, function: Callable[..., Any] | None, run_id: str | None
@@ -84,7 +94,9 @@ class Script:
         if (returns is ...) == (function is None):
             raise UsageError(f"replace({step!r}): give either returns=… or with_=function")
         make = partial(_returning, returns) if function is None else partial(_in_colour, function)
-        self._replacements.insert(0, _Replacement(_name(step), run_id, make))
+        replacement = _Replacement(_name(step), run_id, make)
+        self._replacements.insert(0, replacement)
+        self._unmet.append((f"replace({step!r})", replacement))
 
     def crash_at(self, step: str, when: When, run_id: str | None) -> None:
         """See `VirtualEngine.crash_at`."""
@@ -93,12 +105,27 @@ class Script:
                 f'crash_at({step!r}, when={when!r}): give "before" its body, "after" its body, or '
                 '"recorded"'
             )
-        self._crashes.append(_Crash(_name(step), run_id, when))
+        crash = _Crash(_name(step), run_id, when)
+        self._crashes.append(crash)
+        self._unmet.append((f"crash_at({step!r})", crash))
+
+    def check_met(self) -> None:
+        """Warn of what never happened: a test that relies on it tests something else."""
+        unmet = [written for written, cue in self._unmet if not cue.was_met]
+        self._unmet.clear()
+        if unmet:
+            names = ", ".join(map(repr, self._bodies)) or "none"
+            warnings.warn(
+                f"{', '.join(unmet)} never happened: no step of that name came. The steps whose "
+                f"bodies ran: {names}",
+                stacklevel=2,
+            )
 
     # Playing it
 
     def body_of(self, run_id: str, step: StepId, body: Callable[..., Any]) -> Callable[..., Any]:
         """What is called instead of the `body` of a step: a plain function for a plain one."""
+        self._bodies[step.name] = None
         if self._takes_crash(run_id, step, ("before",)):
             return self._dying(is_async(body))
         for failure in self._failures:

@@ -308,3 +308,15 @@ async def test_a_supervised_process_comes_back_by_itself() -> None:
 async def test_wrong_scripts_are_refused(engine: VirtualEngine, wrong: Any) -> None:
     with pytest.raises(UsageError):
         wrong(engine)
+
+
+async def test_a_step_that_never_came_is_told() -> None:
+    async def misspell(engine: VirtualEngine) -> None:
+        async with engine.client(app) as client:
+            engine.fail("chrge")
+            engine.crash_at("x")
+            await client.post("/orders/7")
+            await engine.finish()
+
+    with pytest.warns(UserWarning, match=r"fail\('chrge'\), crash_at\('x'\) never .*'charge'"):
+        await misspell(VirtualEngine())
