@@ -10,7 +10,15 @@ from typing import Unpack
 
 import httpx
 
-from durable_endpoints.client.call import OWN_TIMEOUT, Call, Sending, SyncClient, build, whole
+from durable_endpoints.client.call import (
+    OWN_TIMEOUT,
+    Call,
+    Sending,
+    SyncClient,
+    build,
+    check,
+    whole,
+)
 from durable_endpoints.client.conversation import Reading
 from durable_endpoints.client.errors import is_lost_connection
 from durable_endpoints.client.events import (
@@ -94,6 +102,7 @@ def open_stream_sync(
     url: str, *, client: SyncClient | None = None, **sending: Unpack[Sending]
 ) -> Iterator[DurableStreamSync]:
     """`open_stream` that blocks. `client` is an `httpx.Client` or an `httpx2.Client`."""
+    check(sending, client, asynchronous=False)
     with _open_client(client) as http:
         request = build(http, url, sending, whole(sending.get("content")))
         request.read()

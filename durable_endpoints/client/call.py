@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import version
 from typing import Any, Protocol, TypedDict
@@ -76,6 +77,33 @@ class SyncClient(Protocol):
     def build_request(self, *args: Any, **options: Any) -> Any: ...
     def request(self, *args: Any, **options: Any) -> Any: ...
     def send(self, *args: Any, **options: Any) -> Any: ...
+
+
+CALLBACKS = ("on_metadata", "on_data", "on_commit", "on_rollback", "on_progress", "on_log")
+
+
+def check(sending: Sending, client: AsyncClient | SyncClient | None, asynchronous: bool) -> None:
+    """Raise `TypeError` or `ValueError` for what would do nothing, or fail where nobody looks."""
+    for name in sending.keys() - Sending.__annotations__.keys():
+        close = get_close_matches(name, [*Sending.__annotations__, *CALLBACKS], 1)
+        others = ", ".join([*CALLBACKS, "client", *Sending.__annotations__])
+        advice = f"did you mean {close[0]!r}?" if close else f"there are {others}"
+        raise TypeError(f"unknown option {name!r} of a stream's client: {advice}")
+    wrong, right = ("close", "aclose") if asynchronous else ("aclose", "close")
+    if hasattr(client, wrong) and not hasattr(client, right):
+        raise TypeError(
+            f"client={client!r} is for calls that block: give an httpx.AsyncClient, or use the "
+            "function whose name ends with _sync"
+            if asynchronous
+            else f"client={client!r} is for calls that are awaited: give an httpx.Client, or "
+            "use the function whose name has no _sync"
+        )
+    key = sending.get("idempotency_key")
+    if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable()):
+        raise ValueError(f"idempotency_key={key!r}: give a printable ASCII text")
+    patience = sending.get("give_up_after", GIVE_UP_AFTER)
+    if isinstance(patience, bool) or not isinstance(patience, int | float):
+        raise TypeError(f"give_up_after={patience!r}: give seconds; math.inf is never")
 
 
 def build(

@@ -59,4 +59,7 @@ def callbacks_by_event(
         Progress: on_progress,
         Log: on_log,
     }
+    for kind, callback in callbacks.items():
+        if callback is not None and not callable(callback):
+            raise TypeError(f"the callback for {kind.__name__} is {callback!r}: give a function")
     return {kind: callback for kind, callback in callbacks.items() if callback is not None}

@@ -13,7 +13,15 @@ from typing import Unpack
 import anyio
 import httpx
 
-from durable_endpoints.client.call import OWN_TIMEOUT, AsyncClient, Call, Sending, build, whole
+from durable_endpoints.client.call import (
+    OWN_TIMEOUT,
+    AsyncClient,
+    Call,
+    Sending,
+    build,
+    check,
+    whole,
+)
 from durable_endpoints.client.conversation import Reading
 from durable_endpoints.client.errors import is_lost_connection
 from durable_endpoints.client.events import (
@@ -108,6 +116,7 @@ async def open_stream(
     which stays open; without one, a client is made for this call. The options are those of
     `Sending`, and what is raised is as in `fetch_with_stream`.
     """
+    check(sending, client, asynchronous=True)
     async with _open_client(client) as http:
         content = sending.get("content")
         if isinstance(content, AsyncIterable):
