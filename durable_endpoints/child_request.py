@@ -3,6 +3,7 @@ which headers and body."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,6 +60,12 @@ def request_to(
     and for parameters that its path lacks or does not take.
     """
     described: Endpoint | None = getattr(bare_function(function), MARK, None)
+    if inspect.iscoroutine(function):
+        function.close()
+        raise UsageError(
+            f"step.invoke({id!r}) was given the coroutine of {_name(function)}(…): pass the "
+            "decorated handler itself, and what its path and query need as params={…}"
+        )
     if described is None:
         raise UsageError(
             f"step.invoke({id!r}) was given {_name(function)}, which is not decorated with "

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+import orjson
+
 from durable_endpoints.engines.base import Session
 from durable_endpoints.errors import ConfigurationError
 from durable_endpoints.hooks import Hook, StepData, overrides
@@ -24,6 +26,7 @@ from durable_endpoints.protocol.ops import (
 )
 from durable_endpoints.protocol.runs import Complete, Fail, Listener
 from durable_endpoints.protocol.step_ids import StepId
+from durable_endpoints.protocol.values import article
 
 logger = logging.getLogger("durable_endpoints")
 
@@ -64,7 +67,8 @@ class Coding(NamedTuple):
         """Raises `ConfigurationError` if a hook fails: nothing goes out that is not encoded."""
         for hook in self.encoders:
             try:
-                data = hook.encode(where, data)
+                data = _bytes(hook.encode(where, data))
+                orjson.loads(data)
             except Exception as error:
                 raise ConfigurationError(
                     f"{type(hook).__name__}.encode failed on the {where.kind} of {where.step!r}, "
@@ -76,7 +80,7 @@ class Coding(NamedTuple):
         """Raises `UndecodableError`."""
         for hook in self.decoders:
             try:
-                data = hook.decode(where, data)
+                data = _bytes(hook.decode(where, data))
             except Exception as error:
                 raise UndecodableError(
                     f"{type(hook).__name__}.decode failed on the {where.kind} of {where.step!r}: "
@@ -103,6 +107,12 @@ class Coding(NamedTuple):
         except ConfigurationError as error:
             logger.error("run %s: %s", where.run_id, error)
             return _NOT_ENCODED
+
+
+def _bytes(data: object) -> bytes:
+    if not isinstance(data, bytes):
+        raise TypeError(f"it gave {article(data)}, and not bytes")
+    return data
 
 
 class CodedSession:

@@ -62,9 +62,12 @@ class StepEncryption(Hook):
             fallback_keys = [value] if (value := os.environ.get(f"{_VARIABLE}_FALLBACK")) else []
         if isinstance(fallback_keys, str):
             raise ConfigurationError("fallback_keys is a list of keys, not one")
-        if any(len(secret) < 32 for secret in (key, *fallback_keys)):
+        if not all(
+            isinstance(secret, str) and len(secret) >= 32 for secret in (key, *fallback_keys)
+        ):
             raise ConfigurationError(
-                "a key for StepEncryption has at least 32 characters: `openssl rand -hex 32`"
+                "a key for StepEncryption is a text of at least 32 characters: "
+                "`openssl rand -hex 32`"
             )
         self._key_id = _id_of(key)
         self._keys = {

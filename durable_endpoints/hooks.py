@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 logger = logging.getLogger("durable_endpoints")
@@ -120,17 +122,65 @@ class Around(NamedTuple):
     def wrap_run(self, run: RunInfo, call: Call) -> Call:
         """`call` inside the hooks."""
         for hook in reversed(self.run):
-            call = functools.partial(hook.around_run, run, call)
+            call = _watched(functools.partial(hook.around_run, run), call)
         return call
 
     def wrap_step(self, run: RunInfo, step: StepInfo, call: Call) -> Call:
         """`call` inside the hooks."""
         for hook in reversed(self.step):
-            call = functools.partial(hook.around_step, run, step, call)
+            call = _watched(functools.partial(hook.around_step, run, step), call)
         return call
 
 
 NOTHING_AROUND = Around()
+
+
+def _watched(around: functools.partial[Coroutine[Any, Any, Any]], call: Call) -> Call:
+    """`around` called with `call`, and told of if it forgets to return what that returned."""
+
+    async def watched() -> Any:
+        made: Any = None
+
+        async def watched_call() -> Any:
+            nonlocal made
+            made = await call()
+            return made
+
+        result = await around(watched_call)
+        if result is None and made is not None:
+            _tell_of_lost_result(getattr(around.func, "__qualname__", repr(around.func)))
+        return result
+
+    return watched
+
+
+@functools.cache
+def _tell_of_lost_result(name: str) -> None:
+    # Once in a process: it may be meant.
+    logger.warning(
+        "the hook %s returned None in place of what `await call()` gave, which is lost: write "
+        "`return await call()`",
+        name,
+    )
+
+
+def mistake_in(hook: Hook) -> str | None:
+    """What is wrong with the methods of a hook, and what to do; None if nothing can be seen."""
+    known = [name for name in vars(Hook) if not name.startswith("_")]
+    kind = type(hook).__name__
+    for name in dir(type(hook)):
+        is_meant = name.startswith(("before_", "after_", "around_")) and name not in known
+        if is_meant and (close := get_close_matches(name, known, 1, cutoff=0.8)):
+            return f"{kind}.{name} is never called: did you mean {close[0]}?"
+    for name in known:
+        if not overrides(hook, name):
+            continue
+        is_async = inspect.iscoroutinefunction(inspect.unwrap(getattr(hook, name)))
+        if is_async and name in ("encode", "decode"):
+            return f"{kind}.{name} is called on the event loop and not awaited: write a plain `def`"
+        if not is_async and name.startswith(("before_", "after_")):
+            return f"{kind}.{name} is awaited: write `async def {name}`"
+    return None
 
 
 def overrides(hook: Hook, name: str) -> bool:
@@ -144,4 +194,5 @@ async def notify(calls: Sequence[Awaitable[None]]) -> None:
         try:
             await call
         except Exception:
-            logger.exception("a hook failed")
+            name = getattr(call, "__qualname__", "a hook")
+            logger.exception("the hook %s failed; the run goes on", name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 from typing import NamedTuple
+from uuid import UUID
 
 from starlette.requests import Request
 from starlette.types import Scope
@@ -114,7 +115,12 @@ async def _caller(scope: Scope, options: EndpointOptions) -> str:
     """A digest of who sends the request: what the endpoint says, else the authenticated user's
     identity, else the credentials themselves."""
     if options.idempotency_scope is not None:
-        caller = ["scope", str(await call_here(options.idempotency_scope, Request(scope)))]
+        given = await call_here(options.idempotency_scope, Request(scope))
+        if not isinstance(given, str | int | UUID):  # one text for each caller, each time
+            raise ConfigurationError(
+                f"idempotency_scope gave {given!r}: give a text that says who the caller is"
+            )
+        caller = ["scope", str(given)]
     else:
         user = scope.get("user")
         if user is not None and getattr(user, "is_authenticated", False):

@@ -16,7 +16,7 @@ from durable_endpoints.door import SCOPE_KEY, Door
 from durable_endpoints.engines.base import Engine
 from durable_endpoints.errors import ConfigurationError
 from durable_endpoints.following import accepts_stream
-from durable_endpoints.hooks import Hook
+from durable_endpoints.hooks import Hook, mistake_in
 from durable_endpoints.lifespan import fail_startup, run_lifespan
 from durable_endpoints.options import (
     AsyncResponse,
@@ -218,3 +218,6 @@ def _check_parts(engine: object, hooks: object) -> None:
     given = hooks if isinstance(hooks, list | tuple) else None
     if given is None or not all(isinstance(hook, Hook) for hook in given):
         raise ConfigurationError(f"hooks={hooks!r}: give a list of instances of Hook, [MyHook()]")
+    for hook in given:
+        if (mistake := mistake_in(hook)) is not None:
+            raise ConfigurationError(f"hooks=[…]: {mistake}")

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from durable_endpoints._context import current
 from durable_endpoints.bodies import is_final, run_step, step_options
-from durable_endpoints.calls import call, is_async
+from durable_endpoints.calls import call, fits_call, is_async, name_of
 from durable_endpoints.errors import CompensationError, NonRetriableError, StepError, UsageError
 from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.failing import is_handled
@@ -101,6 +101,11 @@ class Saga:
             raise UsageError(
                 f"saga.add_compensation({id!r}): {fn!r} is a coroutine function, and this handler "
                 "is a plain `def`; give a plain function"
+            )
+        if not fits_call(fn, args, kwargs):  # or it would be seen when it is too late
+            raise UsageError(
+                f"saga.add_compensation({id!r}): the arguments do not fit {name_of(fn)}; they "
+                "follow the function, and retries and timeout stand in Saga(…)"
             )
         # The name is taken now: what is registered is the same in a replay, what is undone not yet.
         compensated = None if execution is None else name_step(execution, id)

@@ -92,8 +92,10 @@ class TypedCodec:
         return NotJsonError(path, f"{article(part)} cannot be kept as JSON ({_brief(error)})")
 
     def _other_type(self, value: Any, detail: str = "") -> NotJsonError:
-        problem = f"{article(value)}, where the function is annotated to return {self._name}"
-        return NotJsonError("$", problem + detail)
+        given = "None" if value is None else article(value)
+        problem = f"{given}, where the function is annotated to return {self._name}"
+        advice = "; return one, or annotate what it does return"
+        return NotJsonError("$", problem + detail + advice)
 
 
 def typed_codec(type_: Any, name: str) -> TypedCodec | str:

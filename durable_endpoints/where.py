@@ -57,10 +57,14 @@ def here_on_loop(what: str, id: str) -> Execution | None:
     execution = here(what, id)
     if execution is not None and not execution.runs_here:
         place = "a plain `def` handler" if execution.is_in_thread else "a thread"
-        blocking = what.replace("step.", "step.sync.", 1)
+        if id.startswith("stream.pipe"):  # the step that it makes
+            what, given = "stream.pipe", "…"
+        else:
+            given = repr(id)
+        blocking = what.replace(".", ".sync.", 1)
         raise UsageError(
-            f"{what}({id!r}) is called in {place}, which cannot await it: write "
-            f"{blocking}({id!r}) there, or call it in an `async def` handler"
+            f"{what}({given}) is called in {place}, which cannot await it: write "
+            f"{blocking}({given}) there, or call it in an `async def` handler"
         )
     return execution
 

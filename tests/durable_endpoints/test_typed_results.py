@@ -359,7 +359,7 @@ def b_only_for_checkers() -> OnlyForCheckers:
         (b_unannotated, "$", "say in the function's annotation what it returns"),
         (b_subclass, "$[0]", "a Dog would come back as an Animal"),
         (b_other_type, "$", "a dict, where the function is annotated to return Dog"),
-        (b_none, "$", "a NoneType, where the function is annotated to return Dog"),
+        (b_none, "$", "None, where the function is annotated to return Dog"),
         (b_secret, "$.inner[0]", "would come back as SecretStr('**********')"),
         (b_excluded, "$.a.dropped", "an int would come back as a NoneType"),
         (b_nan, "$.x", "no valid Nan any more"),

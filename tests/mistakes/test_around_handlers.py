@@ -29,6 +29,8 @@ from durable_endpoints import (
     send_event,
     step,
 )
+from durable_endpoints.client import fetch_with_stream_sync
+from durable_endpoints.hooks import Call, RunInfo, StepData, StepInfo
 from durable_endpoints.testing import VirtualEngine
 from tests.durable_endpoints.helpers import fast, one
 from tests.mistakes.corpus import Corpus, Mistake, assert_told
@@ -181,7 +183,7 @@ def file_that_is_no_database(folder: Path) -> dict[str, Any]:
     return {"database": str(folder / "notes.txt")}
 
 
-@started.says("signing_key='abc'", "a key needs at least 16 characters", "openssl rand -hex 32")
+@started.says("signing_key=…: a key", "a key needs at least 16 characters", "openssl rand -hex 32")
 def short_key(folder: Path) -> dict[str, Any]:
     return {"signing_key": "abc"}
 
@@ -206,6 +208,61 @@ def database_as_an_engine(folder: Path) -> dict[str, Any]:
     return {"engine": "sqlite:///runs.db"}
 
 
+@started.says("database='sqlite://runs.db'", "write three slashes", '"sqlite:///path/to')
+def database_with_two_slashes(folder: Path) -> dict[str, Any]:
+    return {"database": "sqlite://runs.db"}
+
+
+@started.says("max_steps='ten'", "give a whole number of at least 1")
+def number_in_words(folder: Path) -> dict[str, Any]:
+    return {"max_steps": "ten"}
+
+
+class Misspelt(Hook):
+    async def before_stp(self, run: RunInfo, step: StepInfo) -> None: ...
+
+
+class Plain(Hook):
+    def before_run(self, run: RunInfo) -> None: ...  # type: ignore[override]
+
+
+class Awaited(Hook):
+    async def encode(self, where: StepData, data: bytes) -> bytes:  # type: ignore[override]
+        return data
+
+
+@started.says("Misspelt.before_stp is never called", "did you mean before_step?")
+def hook_with_a_typing_error(folder: Path) -> dict[str, Any]:
+    return {"hooks": [Misspelt()]}
+
+
+@started.says("Plain.before_run is awaited", "write `async def before_run`")
+def hook_that_is_a_plain_def(folder: Path) -> dict[str, Any]:
+    return {"hooks": [Plain()]}
+
+
+@started.says("Awaited.encode is called on the event loop", "write a plain `def`")
+def encoding_hook_that_is_async(folder: Path) -> dict[str, Any]:
+    return {"hooks": [Awaited()]}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("database", "postgres://admin:hunter2@db/runs"),
+        ("server_url", "https://admin:hunter2@durable.example"),
+        ("sealing_key", "hunter2"),
+    ],
+)
+def test_no_message_has_a_secret(name: str, value: str, caplog: pytest.LogCaptureFixture) -> None:
+    app = FastAPI()
+    settings: Any = {name: value}
+    app.add_middleware(DurableEndpointsMiddleware, **settings)
+    with pytest.raises(DurableEndpointsError) as raised, TestClient(app):
+        pass
+    assert "hunter2" not in str(raised.value) + caplog.text
+
+
 @pytest.mark.parametrize("mistake", started.mistakes, ids=str)
 def test_a_mistake_fails_the_start(mistake: Mistake, tmp_path: Path) -> None:
     app = FastAPI()
@@ -227,6 +284,32 @@ def test_a_variable_that_is_wrong_fails_the_start(monkeypatch: pytest.MonkeyPatc
 
 
 # What a request shows
+
+
+@requested.says("idempotency_scope gave None", "who the caller is")
+def caller_who_is_nobody(engine: VirtualEngine) -> Starlette:
+    def caller(request: Request) -> str:
+        return request.headers.get("x-account")  # type: ignore[return-value]
+
+    def key(request: Request) -> str:
+        return "order-7"
+
+    app = Starlette(
+        routes=[Route("/", endpoint(idempotency_scope=caller, idempotency_key=key)(handler))]
+    )
+    app.add_middleware(DurableEndpointsMiddleware, engine=engine)
+    return app
+
+
+@requested.says("Texts.encode failed on the result of 'a'", "it gave a str, and not bytes")
+def encoding_hook_that_gives_a_text(engine: VirtualEngine) -> Starlette:
+    class Texts(Hook):
+        def encode(self, where: StepData, data: bytes) -> bytes:
+            return "…"  # type: ignore[return-value]
+
+    app = Starlette(routes=[Route("/", endpoint(handler))])
+    app.add_middleware(DurableEndpointsMiddleware, engine=engine, hooks=[Texts()])
+    return app
 
 
 @requested.says(
@@ -358,6 +441,33 @@ async def test_catching_everything_around_a_wait_is_told(
 
 
 @pytest.mark.anyio
+async def test_a_hook_that_loses_the_result_is_told(
+    engine: VirtualEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Loses(Hook):
+        async def around_step(self, run: RunInfo, step: StepInfo, call: Call) -> Any:
+            await call()
+
+    async with engine.client(one(engine, endpoint(handler), hooks=[Loses()])) as client:
+        assert (await client.get("/")).text == "ok"
+    assert "Loses.around_step returned None" in caplog.text
+    assert "write `return await call()`" in caplog.text
+
+
+@pytest.mark.anyio
+async def test_a_hook_that_fails_is_named(
+    engine: VirtualEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Breaks(Hook):
+        async def before_run(self, run: RunInfo) -> None:
+            raise ValueError("no span")
+
+    async with engine.client(one(engine, endpoint(handler), hooks=[Breaks()])) as client:
+        assert (await client.get("/")).text == "ok"
+    assert "Breaks.before_run failed; the run goes on" in caplog.text
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("fails", ["step", "handler"])
 async def test_a_failure_that_is_tried_again_is_told_with_its_line(
     engine: VirtualEngine, caplog: pytest.LogCaptureFixture, fails: str
@@ -389,6 +499,35 @@ async def test_an_event_with_nowhere_to_go(tmp_path: Path, monkeypatch: pytest.M
 async def test_a_url_that_is_none() -> None:
     with pytest.raises(httpx.UnsupportedProtocol, match="missing an 'http://' or 'https://'"):
         await fetch_with_stream("/report")
+
+
+CLIENT_MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "callback with a typing error": ({"on_dta": print}, r"'on_dta'.*did you mean 'on_data'\?"),
+    "option of httpx": ({"timeout": 5}, r"unknown option 'timeout'.*give_up_after"),
+    "callback that is none": ({"on_data": "text"}, r"the callback for Chunk is 'text'"),
+    "patience in words": ({"give_up_after": "5s"}, r"give_up_after='5s': give seconds"),
+    "key of other letters": ({"idempotency_key": "ä"}, r"give a printable ASCII text"),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("options", "says"), CLIENT_MISTAKES.values(), ids=list(CLIENT_MISTAKES))
+async def test_a_client_given_what_it_does_not_take(options: dict[str, Any], says: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=says):
+        await fetch_with_stream("http://localhost:1/", **options)
+    with pytest.raises((TypeError, ValueError), match=says):
+        fetch_with_stream_sync("http://localhost:1/", **options)
+
+
+@pytest.mark.anyio
+async def test_a_client_of_the_other_kind() -> None:
+    wrong: Any = httpx.Client()
+    with wrong, pytest.raises(TypeError, match=r"blocks?: give an httpx.AsyncClient, or .*_sync"):
+        await fetch_with_stream("http://localhost:1/", client=wrong)
+    async with httpx.AsyncClient() as other:
+        awaited: Any = other
+        with pytest.raises(TypeError, match=r"give an httpx.Client, or .*no _sync"):
+            fetch_with_stream_sync("http://localhost:1/", client=awaited)
 
 
 @pytest.mark.anyio

@@ -214,6 +214,13 @@ async def blocking_saga_in_an_async_handler(request: Request) -> Response:
         return ok()
 
 
+@mistake("saga.add_compensation('b'): the arguments do not fit work", "follow the function")
+async def compensation_with_wrong_arguments(request: Request) -> Response:
+    async with Saga() as saga:
+        saga.add_compensation("b", work, 1, 2)  # type: ignore[call-arg]  # here
+    return ok()
+
+
 # Values
 
 
@@ -253,6 +260,15 @@ async def result_that_no_type_can_keep(request: Request) -> Response:
         return request
 
     await step.run("a", connection)  # here
+    return ok()
+
+
+@mistake("at $: None, where the function is annotated to return datetime", "return one, or")
+async def result_that_is_missing(request: Request) -> Response:
+    def found() -> datetime:
+        return None  # type: ignore[return-value]
+
+    await step.run("a", found)  # here
     return ok()
 
 
@@ -409,6 +425,17 @@ async def any_of_one_name(request: Request) -> Response:
 @mistake("was given work, which is not decorated with @endpoint", "step.run('a', …)")
 async def invoked_function(request: Request) -> Response:
     await step.invoke("a", work)  # here
+    return ok()
+
+
+@mistake("was given the coroutine of", "pass the decorated handler itself", "params={…}")
+async def coroutine_that_is_invoked(request: Request) -> Response:
+    @endpoint
+    async def other(request: Request) -> Response:
+        return ok()
+
+    made: Any = other(request)
+    await step.invoke("a", made)  # here
     return ok()
 
 
