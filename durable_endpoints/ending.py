@@ -77,6 +77,8 @@ class Ending:
         self.capture.is_reentry = door.reentry is not None
         self.capture.is_detached = self.capture.is_reentry or reply.is_stream
         execution.keeper = self
+        if execution.departure is not None:
+            self.departs()
 
     @property
     def is_stream(self) -> bool:

@@ -166,6 +166,8 @@ class Execution:
         self._parking = Parking(self._loop)
         self._quiet: asyncio.Future[None] | None = None
         session.listener = self
+        if session.stop_reason:  # while the request was on its way to its handler
+            self.stopped(session.stop_reason)
 
     def inputs(self) -> dict[str, Any]:
         """The run input."""

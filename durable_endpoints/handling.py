@@ -46,7 +46,7 @@ class Handling:
         self.task = task = asyncio.current_task()
         assert task is not None
         before = task.cancelling()
-        if execution.departure is not None:  # while hooks ran
+        if execution.departure is not None:  # before it was reached, or while hooks ran
             raise Suspended
         if execution.around.run:
             handler = execution.around.wrap_run(execution.info, handler)
@@ -78,6 +78,8 @@ class Handling:
 
     def run_in_thread(self, execution: Execution, handler: Callable[[], Any]) -> Any:
         """The same for a plain handler, in its worker thread."""
+        if execution.departure is not None:
+            raise Suspended
         try:
             result = _inside_hooks(execution, handler) if execution.around.run else handler()
         except BaseException as error:

@@ -121,6 +121,8 @@ async def _outcome(execution: Execution, record: StepRecord, child: str) -> Outc
     the process end in between, the child's record tells.
     """
     engine = execution.engine
+    # The parent's time may be over before the child is on disk, where it is looked for.
+    await execution.ask(execution.session.acknowledge())
     while True:
         outcome = await execution.ask(engine.outcome(child, 0))
         if outcome is None or outcome.is_final:

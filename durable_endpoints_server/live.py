@@ -85,6 +85,7 @@ class LiveRun:
         "loop",
         "memo",
         "run",
+        "stop_reason",
         "was_refused",
     )
 
@@ -100,6 +101,8 @@ class LiveRun:
         self.id = self.run.id
         self.memo = memo
         self.listener: Listener | None = None
+        self.stop_reason = ""
+        """Why the run was taken from this execution; empty while it was not."""
         self._host = host
         self.loop = asyncio.get_running_loop()
         self._lane = Lane()
@@ -472,6 +475,7 @@ class LiveRun:
 
     def _lost(self, reason: str) -> None:
         listener = self.listener
+        self.stop_reason = reason
         self._forget()
         if listener is not None:
             listener.stopped(reason)

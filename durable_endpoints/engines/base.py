@@ -78,6 +78,12 @@ class Session(Protocol):
 
     listener: Listener | None
 
+    @property
+    def stop_reason(self) -> str:
+        """Why the run was taken from this execution: `cancelled`, `timed_out` or `lost`. Empty
+        while it was not."""
+        ...
+
     def record(self, op: StepOp) -> StepRecord:
         """Send `op` on its way to the disk, and return the step as it now is.
 

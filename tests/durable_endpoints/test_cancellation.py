@@ -289,3 +289,52 @@ async def test_nothing_is_left_pending(engine: VirtualEngine) -> None:
         task = asyncio.current_task()
         assert task is not None
         assert task.cancelling() == 0
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+async def test_a_run_that_is_cancelled_on_the_way_to_its_handler_begins_no_body(
+    engine: VirtualEngine, is_plain: bool
+) -> None:
+    """A dependency, a middleware: a re-entry may take its time before it is in the handler."""
+    entered: list[str] = []
+    on_the_way, go_on = asyncio.Event(), asyncio.Event()
+
+    async def waits(request: Request) -> Response:
+        entered.append("handler")
+        await step.sleep("nap", "1h")
+        await step.run("work", entered.append, "work")
+        return PlainTextResponse("done")
+
+    def waits_plain(request: Request) -> Response:
+        entered.append("handler")
+        step.sync.sleep("nap", "1h")
+        step.sync.run("work", entered.append, "work")
+        return PlainTextResponse("done")
+
+    class Slow:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope.get("durable_endpoints", {}).get("reentry"):
+                on_the_way.set()
+                await go_on.wait()
+            await self.app(scope, receive, send)
+
+    app = Starlette(
+        routes=[Route("/", endpoint(waits_plain if is_plain else waits), methods=["POST"])],
+        middleware=[
+            Middleware(DurableEndpointsMiddleware, engine=engine),
+            Middleware(Slow),
+        ],
+    )
+    async with engine.client(app) as client:
+        response = await client.post("/")
+        passing = asyncio.create_task(engine.advance("1h"))
+        await asyncio.wait_for(on_the_way.wait(), 5)
+        assert await engine.cancel(run_id_of(response), "by hand")
+        go_on.set()
+        await passing
+        assert entered == ["handler"]
+        assert (await engine.run()).status is Status.CANCELLED
+        assert engine.is_quiet

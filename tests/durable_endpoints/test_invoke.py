@@ -1006,3 +1006,62 @@ async def test_hooks_encode_what_a_child_answered(engine: VirtualEngine) -> None
         found = (await follow(engine, client, response.headers["location"], "1s")).json()
         assert found[0] == "a secret"
         assert "no secret" in found[1]
+
+
+# A disk that takes its time
+
+
+class Sluggish(MemoryStore):
+    """A store whose writes take as long as `disk` is held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disk = asyncio.Event()
+        self.disk.set()
+
+    def submit(self, change: Any, lane: Lane | None = None) -> Ticket:
+        return super().submit(change, lane) if self.disk.is_set() else _Late(self, change)
+
+
+class _Late:
+    def __init__(self, store: Sluggish, change: Any) -> None:
+        async def write() -> Ticket:
+            await store.disk.wait()
+            return MemoryStore.submit(store, change)
+
+        self._written = asyncio.ensure_future(write())
+
+    async def wait(self) -> None:
+        await (await asyncio.shield(self._written)).wait()
+
+    def then(self, callback: Any) -> None:
+        self._written.add_done_callback(lambda done: done.result().then(callback))
+
+
+async def test_a_child_whose_time_is_over_before_it_is_on_disk_is_cancelled(
+    engine: VirtualEngine,
+) -> None:
+    store = engine.store = Sluggish()
+    app = fast(engine)
+
+    @app.get("/child")
+    @endpoint
+    async def child() -> None:
+        await step.sleep("nap", "1h")
+        await step.run("work", counted, "work")
+
+    parent_of(app, child, timeout="1ms")
+    async with engine.client(app) as client:
+        store.disk.clear()
+        asking = asyncio.create_task(client.post("/parent", follow_redirects=True))
+        while not count["parent"]:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        engine.clock.move_to(engine.clock.now() + 1)
+        await asyncio.sleep(0.01)
+        store.disk.set()
+        answer = (await asyncio.wait_for(asking, 5)).json()
+        assert answer["cause"] == "TimeoutError", answer
+        await engine.advance("2h")
+        assert [run.status for run in await runs_of(engine, "GET /child")] == [Status.CANCELLED]
+        assert not count["work"]
