@@ -13,6 +13,7 @@ stream instead (`following.py`).
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -39,6 +40,10 @@ PATIENCE = 50_000
 """Milliseconds that one request waits."""
 TURNS = 8
 """How often a client is sent back to wait again."""
+
+_UNTIL_REFUSED = 0.25
+"""Seconds in which a server that is about to end stops to take connections: a client that is sent
+away is to come back to another process, not to this one."""
 
 _METHODS = ("GET", "HEAD", "DELETE", "OPTIONS")
 _ENDED = ("completed", "failed", "cancelled", "parked")
@@ -115,7 +120,10 @@ async def wait_for_run(
             if outcome is not None and outcome.response is not None:
                 await _send_outcome(outcome, engine, scope, send, cross_origin)
             else:
-                await _send(_answer(outcome, run_id, query), scope, send, cross_origin)
+                is_leaving = not engine.is_admitting
+                if is_leaving:
+                    await asyncio.sleep(_UNTIL_REFUSED)
+                await _send(_answer(outcome, run_id, query, is_leaving), scope, send, cross_origin)
     except EngineError as error:
         response = problem(503, "engine_unavailable", error.explanation, {"Retry-After": "1"})
         await _send(response, scope, send, cross_origin)
@@ -172,7 +180,9 @@ def _unknown(run_id: str) -> Response:
     return problem(404, "unknown_run", detail, run_id=run_id)
 
 
-def _answer(outcome: Outcome | None, run_id: str, query: QueryParams) -> Response:
+def _answer(outcome: Outcome | None, run_id: str, query: QueryParams, is_leaving: bool) -> Response:
+    """What a client gets of a run that has no response. A turn that was cut short, because this
+    process `is_leaving`, does not count."""
     if outcome is None:
         return _unknown(run_id)
     if outcome.status in _ENDED:
@@ -180,7 +190,8 @@ def _answer(outcome: Outcome | None, run_id: str, query: QueryParams) -> Respons
     turn = query.get("turn", "0")
     turn_number = int(turn) if turn.isdecimal() and len(turn) < 4 else 0
     if turn_number < TURNS:
-        again = {"runId": run_id, "token": query["token"], "turn": turn_number + 1}
+        next_turn = turn_number if is_leaving else turn_number + 1
+        again = {"runId": run_id, "token": query["token"], "turn": next_turn}
         return answers.redirect(f"?{urlencode(again)}", run_id, "running")
     detail = "The run goes on. Ask again."
     headers = {**answers.durable_headers(run_id, "running"), "Retry-After": "1"}

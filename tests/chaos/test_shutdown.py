@@ -92,6 +92,23 @@ async def test_waiting_clients_do_not_hold_up_the_end(tmp_path: Path) -> None:
             assert (await client.get(url)).json() == "rested a"
 
 
+async def test_a_client_is_sent_to_wait_elsewhere_and_not_told_that_it_has_waited_enough(
+    tmp_path: Path,
+) -> None:
+    with Server(tmp_path) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            location = (await client.get("/nap/a?seconds=2")).headers["location"]
+            waiting = asyncio.create_task(client.get(location, follow_redirects=True))
+            await anyio.sleep(0.3)
+            await anyio.to_thread.run_sync(server.terminate)
+            with pytest.raises(httpx.ConnectError) as refused:  # a load balancer would go elsewhere
+                await waiting
+        assert refused.value.request.url.params["turn"] == "0"
+        server.start()
+        async with httpx.AsyncClient(timeout=30, follow_redirects=True) as client:
+            assert (await client.get(refused.value.request.url)).json() == "rested a"
+
+
 async def test_a_run_that_was_reentered_is_handed_over_too(tmp_path: Path) -> None:
     with Server(tmp_path) as server:
         server.kill()
