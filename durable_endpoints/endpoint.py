@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 
 import anyio.from_thread
@@ -20,6 +19,7 @@ from durable_endpoints.door import Door, Outside
 from durable_endpoints.errors import ConfigurationError, NotInRunError
 from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.options import (
+    OPTIONS,
     AsyncResponse,
     Checkpoint,
     EndpointOptions,
@@ -31,6 +31,7 @@ from durable_endpoints.options import (
 from durable_endpoints.protocol.durations import Duration
 from durable_endpoints.protocol.places import definition
 from durable_endpoints.routes import MARK, note_decorated
+from durable_endpoints.settings import SETTINGS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -109,6 +110,7 @@ def endpoint(handler: Callable[..., Any] | None = None, /, **given: Any) -> Any:
     Raises `ConfigurationError` for a wrong option, and for what cannot be a durable handler: a
     generator, a class, a WebSocket handler.
     """
+    _check_are_options(given)
     EndpointOptions().change(**given)
     if handler is None:
         return functools.partial(_decorate, given=given)
@@ -131,15 +133,24 @@ def configure(**changes: Any) -> None:
             "configure() is called outside a run: call it in a decorated handler, or in a step of "
             "one; what shall hold for all runs goes into @endpoint(…) or the middleware"
         )
-    unknown = changes.keys() - {field.name for field in fields(EndpointOptions)}
-    if unknown:
-        raise ConfigurationError(unknown_option(min(unknown)))
+    _check_are_options(changes)
     fixed = changes.keys() - _CHANGEABLE
     if fixed:
         raise ConfigurationError(
             f"configure() cannot change {min(fixed)!r} during a run: give it to @endpoint"
         )
     execution.options = execution.options.change(**changes)
+
+
+def _check_are_options(given: Mapping[str, Any]) -> None:
+    """Raise `ConfigurationError` for what is unknown, or an option of the whole application."""
+    for name in sorted(given.keys() - set(OPTIONS)):
+        if name in SETTINGS or name in ("engine", "hooks"):
+            raise ConfigurationError(
+                f"{name!r} is set for the whole application, not for one endpoint: "
+                f"add_middleware(DurableEndpointsMiddleware, {name}=…)"
+            )
+        raise ConfigurationError(unknown_option(name, OPTIONS))
 
 
 def _decorate(handler: Callable[..., Any], given: dict[str, Any]) -> Callable[..., Any]:

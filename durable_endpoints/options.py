@@ -55,15 +55,19 @@ class EndpointOptions:
         given = {name: value for name, value in changes.items() if value is not None}
         unknown = given.keys() - {field.name for field in fields(self)}
         if unknown:
-            raise ConfigurationError(unknown_option(min(unknown)))
+            raise ConfigurationError(unknown_option(min(unknown), OPTIONS))
         for name, value in given.items():
             given[name] = _CHECKS[name](name, value) if name in _CHECKS else value
         return replace(self, **given) if given else self
 
 
-def unknown_option(name: str, others: Iterable[str] = ()) -> str:
-    """What to say of an option that is none: what may have been meant."""
-    known = [field.name for field in fields(EndpointOptions)] + list(others)
+OPTIONS = tuple(field.name for field in fields(EndpointOptions))
+"""The names of what `@endpoint` takes."""
+
+
+def unknown_option(name: str, known: Iterable[str]) -> str:
+    """What to say of an option that is none of those that are `known`: what may have been meant."""
+    known = list(known)
     close = get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
     return f"unknown option {name!r}: {hint}"

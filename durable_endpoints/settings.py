@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
 from durable_endpoints.errors import ConfigurationError
-from durable_endpoints.options import unknown_option
+from durable_endpoints.options import OPTIONS, unknown_option
 from durable_endpoints.protocol.durations import Duration, parse_duration
 from durable_endpoints.protocol.urls import without_credentials
 
@@ -111,10 +111,14 @@ class Settings:
 
         Raises `ConfigurationError` that names the keyword or the variable.
         """
-        unknown = given.keys() - {field.name for field in fields(cls)}
-        if unknown:
-            others = [*(field.name for field in fields(cls)), "engine", "hooks"]
-            raise ConfigurationError(unknown_option(min(unknown), others))
+        for name in sorted(given.keys() - set(SETTINGS)):
+            if name == "function_id":
+                raise ConfigurationError(
+                    "function_id names one endpoint, not an application: "
+                    f"@endpoint(function_id={given[name]!r})"
+                )
+            known = {*OPTIONS, *SETTINGS, "engine", "hooks"} - {"function_id"}
+            raise ConfigurationError(unknown_option(name, known))
         values: dict[str, Any] = {}
         for field in fields(cls):
             if given.get(field.name) is not None:
@@ -135,6 +139,9 @@ class Settings:
             )
         return settings
 
+
+SETTINGS = tuple(field.name for field in fields(Settings))
+"""The names of the settings."""
 
 _SECOND_CHOICE: dict[str, tuple[str, ...]] = {
     "server_url": ("INNGEST_BASE_URL", "INNGEST_API_BASE_URL"),

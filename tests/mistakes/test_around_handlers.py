@@ -93,6 +93,11 @@ def option_with_a_typing_error() -> None:
     endpoint(retry=3)  # here
 
 
+@written.says("'database' is set for the whole application", "add_middleware(")
+def setting_of_the_application() -> None:
+    endpoint(database="sqlite:///x.db")  # here
+
+
 @written.says("retries=21: give a whole number from 0 to 20", "3 means four tries")
 def too_many_retries() -> None:
     endpoint(retries=21)  # here
@@ -149,6 +154,11 @@ def test_a_mistake_is_told_where_it_is_written(mistake: Mistake) -> None:
 @started.says("unknown option 'databse'", "did you mean 'database'?")
 def setting_with_a_typing_error(folder: Path) -> dict[str, Any]:
     return {"databse": "x.db"}
+
+
+@started.says("function_id names one endpoint", "@endpoint(function_id='report')")
+def option_of_one_endpoint(folder: Path) -> dict[str, Any]:
+    return {"function_id": "report"}
 
 
 @started.says("stores in SQLite only", 'write "sqlite:///path/to/endpoints.db"')
