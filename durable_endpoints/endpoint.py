@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, Unpack, overload
 
 import anyio.from_thread
 from starlette.requests import HTTPConnection
@@ -21,6 +21,7 @@ from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.options import (
     OPTIONS,
     AsyncResponse,
+    Changes,
     Checkpoint,
     EndpointOptions,
     IdempotencyKey,
@@ -35,17 +36,6 @@ from durable_endpoints.settings import SETTINGS
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_CHANGEABLE = frozenset(
-    {
-        "retries",
-        "async_response",
-        "async_redirect_url",
-        "omit_request_body",
-        "omit_response_body",
-        "checkpoint",
-    }
-)
 
 
 class Endpoint:
@@ -117,7 +107,7 @@ def endpoint(handler: Callable[..., Any] | None = None, /, **given: Any) -> Any:
     return _decorate(handler, given)
 
 
-def configure(**changes: Any) -> None:
+def configure(**changes: Unpack[Changes]) -> None:
     """Change options of the endpoint for this run, from inside its handler or a step.
 
     Takes `retries`, `async_response`, `async_redirect_url`, `omit_request_body`,
@@ -134,7 +124,7 @@ def configure(**changes: Any) -> None:
             "one; what shall hold for all runs goes into @endpoint(…) or the middleware"
         )
     _check_are_options(changes)
-    fixed = changes.keys() - _CHANGEABLE
+    fixed = changes.keys() - Changes.__annotations__.keys()
     if fixed:
         raise ConfigurationError(
             f"configure() cannot change {min(fixed)!r} during a run: give it to @endpoint"

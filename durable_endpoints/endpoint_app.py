@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Unpack
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -13,13 +13,24 @@ from starlette.routing import Mount, Route
 
 from durable_endpoints.calls import unwrap
 from durable_endpoints.endpoint import endpoint
+from durable_endpoints.engines.base import Engine
+from durable_endpoints.hooks import Hook
 from durable_endpoints.middleware import DurableEndpointsMiddleware
+from durable_endpoints.options import Defaults
 from durable_endpoints.proxy import endpoint_proxy
 from durable_endpoints.routes import MARK
+from durable_endpoints.settings import SettingsArguments
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+class Arguments(SettingsArguments, Defaults, total=False):
+    """What `DurableEndpointsMiddleware` takes."""
+
+    engine: Engine | None
+    hooks: Sequence[Hook]
 
 
 def endpoint_app(
@@ -28,7 +39,7 @@ def endpoint_app(
     path: str = "/{path:path}",
     methods: list[str] | None = None,
     wait_path: str = "/wait",
-    **options: Any,
+    **options: Unpack[Arguments],
 ) -> Starlette:
     """Serve one handler, `(request) -> Response`, durably: middleware, route and proxy included.
 

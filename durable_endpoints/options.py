@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +27,29 @@ IdempotencyKey = Callable[[Request], str | Awaitable[str | None] | None]
 """Tells requests apart: equal text means the same request, sent again. None: the header counts."""
 
 Checkpoint = Literal["each", "background"]
+
+
+class Changes(TypedDict, total=False):
+    """What `configure` changes. See `endpoint`."""
+
+    retries: int | None
+    async_response: AsyncResponse | None
+    async_redirect_url: RedirectUrl | None
+    omit_request_body: bool | None
+    omit_response_body: bool | None
+    checkpoint: Checkpoint | None
+
+
+class Defaults(Changes, total=False):
+    """What the middleware takes for all endpoints of its application. See `endpoint`."""
+
+    respond_within: Duration | None
+    max_runtime: Duration | None
+    idempotency_scope: IdempotencyScope | None
+    idempotency_key: IdempotencyKey | None
+    sse: bool | None
+    cancellable: bool | None
+
 
 MAX_RETRIES = 20
 """As in Inngest's endpoint options."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
@@ -169,7 +169,7 @@ class Step(StepRunner):
     def invoke(
         self,
         id: str,
-        endpoint: Callable[..., Awaitable[T]],
+        endpoint: Callable[..., Coroutine[Any, Any, T]],
         *,
         params: Params | None = None,
         json: Any = None,

@@ -137,7 +137,7 @@ class SyncStep(SyncRunner):
     def invoke(
         self,
         id: str,
-        endpoint: Callable[..., Awaitable[T]],
+        endpoint: Callable[..., Coroutine[Any, Any, T]],
         *,
         params: Params | None = None,
         json: Any = None,

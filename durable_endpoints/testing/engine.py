@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 from weakref import WeakSet
 
 import httpx
@@ -24,7 +24,7 @@ from durable_endpoints.protocol.ops import NewEvent, StepRecord
 from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.streams import StreamStart
 from durable_endpoints.sealing import Keyring
-from durable_endpoints.settings import Settings
+from durable_endpoints.settings import Settings, SettingsArguments
 from durable_endpoints.signals import encoded_signal
 from durable_endpoints.testing import looking
 from durable_endpoints.testing.blocking import BlockingEngine
@@ -60,7 +60,11 @@ class VirtualEngine(EmbeddedEngine):
     """
 
     def __init__(
-        self, *, auto_advance: bool = False, supervised: bool = False, **settings: Any
+        self,
+        *,
+        auto_advance: bool = False,
+        supervised: bool = False,
+        **settings: Unpack[SettingsArguments],
     ) -> None:
         super().__init__(Settings.load(settings, environ={}))
         self.auto_advance = auto_advance

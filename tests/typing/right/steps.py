@@ -155,6 +155,11 @@ def plain_price(order_id: int) -> Order:
 
 
 @endpoint
+async def anything(body: dict[str, Any]) -> dict[str, Any]:
+    return body
+
+
+@endpoint
 async def page(request: Request) -> Response:
     return Response()
 
@@ -163,6 +168,7 @@ async def composition() -> None:
     assert_type(await step.invoke("a", price, params={"order_id": 7}), Receipt)
     assert_type(await step.invoke("b", plain_price, json={"a": 1}, timeout="1h"), Order)
     assert_type(await step.invoke("c", page, method="POST"), httpx.Response)
+    assert_type(await step.invoke("f", anything, json={"a": 1}), dict[str, Any])
     assert_type(await step.fetch("d", "GET", "https://example.org"), httpx.Response)
     answer = step.options(retries=5).fetch("e", "POST", "https://example.org", json={"a": 1})
     assert_type(await answer, httpx.Response)
@@ -185,6 +191,7 @@ def blocking() -> None:
     assert_type(step.sync.wait_for_signal("j", signal="a", timeout=1), Signal | None)
     assert_type(step.sync.send_signal("k", "a", [1]), bool)
     assert_type(step.sync.invoke("h", price, params={"order_id": 7}), Receipt)
+    assert_type(step.sync.invoke("l", anything), dict[str, Any])
     assert_type(step.sync.fetch("i", "GET", "https://example.org"), httpx.Response)
 
 

@@ -10,7 +10,9 @@ from durable_endpoints import (
     DurableEndpointsMiddleware,
     Hook,
     RetryAfterError,
+    configure,
     endpoint,
+    endpoint_app,
     fetch_with_stream,
     remember,
     send_event,
@@ -35,6 +37,11 @@ def options() -> None:
     endpoint(async_response=to_a_page)(handler)  # error
     endpoint(checkpoint="all")(handler)  # error
     endpoint(sse="no")(handler)  # error
+    configure(retries="3")  # error
+    configure(max_runtime="1h")  # error
+    endpoint_app(handler, retry=3)  # error
+    endpoint_app(handler, hooks=Hook())  # error
+    VirtualEngine(auto=True)  # error
     endpoint(handler)(7)  # error
     remember(handler)("not a request")  # error
 
