@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 from collections.abc import (
@@ -23,6 +24,7 @@ from typing import (
     NoReturn,
     NotRequired,
     Required,
+    Self,
     TypeVar,
     Union,
     get_args,
@@ -53,15 +55,18 @@ class ReturnType(NamedTuple):
     problem: str = ""
     """Why it cannot be told."""
     is_local: bool = False
-    """Whether names were looked up among the caller's variables: another call has others."""
+    """Whether it holds for this call only: names were looked up among the caller's variables, or
+    it is the method's own class."""
 
 
 def annotation_of(function: Callable[..., Any]) -> Any:
     """The return annotation as it is written, perhaps a text; `NOTHING` if there is none."""
     function = unwrap(function)
+    if isinstance(function, type):
+        return function  # what a class makes
     try:
         written = getattr(function, "__annotations__", None)
-        if written is None or isinstance(function, type):
+        if written is None:
             written = getattr(getattr(function, "__call__", None), "__annotations__", {})  # noqa: B004
         return written.get("return", NOTHING)
     except Exception:  # from Python 3.14 on, names are looked up here
@@ -71,10 +76,7 @@ def annotation_of(function: Callable[..., Any]) -> Any:
 def return_type(function: Callable[..., Any], annotation: Any) -> ReturnType:
     """Resolve a return annotation: of a coroutine's function, what it is awaited for."""
     function = unwrap(function)
-    code = getattr(function, "__func__", function)
-    if not hasattr(code, "__globals__"):
-        code = getattr(type(function), "__call__", code)  # noqa: B004
-    names = getattr(code, "__globals__", {})
+    names = getattr(innermost(function), "__globals__", {})
     is_local = False
     try:
         found = _evaluate(annotation, names, None)
@@ -87,17 +89,29 @@ def return_type(function: Callable[..., Any], annotation: Any) -> ReturnType:
         return ReturnType(Any, f"{type(error).__name__}: {error}")
     if get_origin(found) in _AWAITABLE:  # a plain function that returns a coroutine
         found = get_args(found)[-1]
+    if found is Self and (owner := getattr(function, "__self__", None)) is not None:
+        return ReturnType(owner if isinstance(owner, type) else type(owner), is_local=True)
     return ReturnType(found, is_local=is_local)
+
+
+def innermost(function: Any) -> Any:
+    """The function that was written: inside methods, callable objects, and decorators that say
+    what they wrap (`functools.wraps`), whose own module knows nothing of its annotations."""
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    if not hasattr(function, "__globals__"):
+        function = getattr(type(function), "__call__", function)  # noqa: B004
+    return function
 
 
 def is_json(annotation: Any, depth: int = 0) -> bool:
     """Whether every value of this type is the same after a round trip through JSON."""
     if depth > _DEEP or isinstance(annotation, TypeVar | ForwardRef | str):
         return True
+    origin, arguments = get_origin(annotation), get_args(annotation)
     alias = getattr(annotation, "__value__", None)  # `type X = …`, from Python 3.12
     if alias is not None and not isinstance(annotation, type):
-        return is_json(alias, depth + 1)
-    origin, arguments = get_origin(annotation), get_args(annotation)
+        # Of `X[datetime]` the arguments count, wherever the alias has them.
+        return all(is_json(each, depth + 1) for each in (alias, *arguments))
     if origin is Literal:
         return all(type(value) in (str, int, bool, type(None)) for value in arguments)
     if isinstance(annotation, NewType):

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Protocol
 from durable_endpoints.annotations import (
     NOTHING,
     annotation_of,
+    innermost,
     is_json,
     return_type,
     spell,
@@ -135,7 +136,7 @@ def codec_of(step: str, function: Callable[..., Any]) -> Codec:
     annotation = annotation_of(inner)
     if annotation is NOTHING:
         return _UNANNOTATED
-    code = getattr(inner, "__code__", None)
+    code = getattr(innermost(inner), "__code__", None)
     known = _codecs.get(id(code)) if code is not None else None
     if known is not None and (known[1] is annotation or known[1] == annotation):
         found = known[2]

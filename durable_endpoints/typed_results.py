@@ -88,8 +88,22 @@ class TypedCodec:
                 'model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")',
             )
         if path == "$":
-            return self._other_type(value, f" ({_brief(error)})")
+            return self._unfit_part(value) or self._other_type(value, f" ({_brief(error)})")
         return NotJsonError(path, f"{article(part)} cannot be kept as JSON ({_brief(error)})")
+
+    def _unfit_part(self, value: Any) -> NotJsonError | None:
+        """The place inside a value where another type stands than its annotation says, which a
+        dataclass does not check. None if there is none, or it is the value itself."""
+        try:
+            text = self._adapter.dump_json(value, by_alias=False, round_trip=True, warnings=False)
+            self._adapter.validate_json(text, by_alias=False, by_name=True)
+        except ValidationError as error:
+            path, problem = first_problem(error)
+            unfit = NotJsonError(path, f"it does not fit its annotation ({problem})")
+            return unfit if path != "$" else None
+        except Exception:
+            pass
+        return None
 
     def _other_type(self, value: Any, detail: str = "") -> NotJsonError:
         given = "None" if value is None else article(value)
@@ -148,7 +162,8 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
 def _brief(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     text = lines[1].strip() if len(lines) > 1 and lines[0].endswith("warnings:") else lines[0]
-    return text.partition(". Set `arbitrary_types_allowed")[0].partition(" Set `arb")[0]
+    text = text.partition(". Set `arbitrary_types_allowed")[0].partition(" Set `arb")[0]
+    return text.removesuffix(".")
 
 
 def _are_equal(decoded: Any, value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -184,6 +185,23 @@ def f_partial(value: T, wrap: Callable[[T], Any] = str) -> Dog:
     return Dog(name=wrap(value))
 
 
+@functools.lru_cache
+def f_cached() -> Point:
+    return Point(1, b"")
+
+
+def from_elsewhere(function: Callable[[], T]) -> Callable[[], T]:
+    """A decorator of another module, which does not know the names of this one."""
+    made: dict[str, Any] = {}
+    exec("def wrapper(*args): return function(*args)", {"function": function}, made)
+    return functools.wraps(function)(made["wrapper"])
+
+
+@from_elsewhere
+def f_decorated() -> Row:
+    return f_named_tuple()
+
+
 ALL: list[Callable[[], Any]] = [
     f_model,
     f_models,
@@ -205,6 +223,11 @@ ALL: list[Callable[[], Any]] = [
     Callables().method,
     Callables(),
     functools.partial(f_partial, "Rex"),
+    f_cached,
+    f_decorated,
+    functools.partial(Dog, name="Rex"),
+    functools.partial(Dog.model_validate, {"name": "Rex"}),
+    Dog(name="Rex").model_copy,
 ]
 
 
@@ -348,6 +371,14 @@ def b_any_inside() -> tuple[Any, ...]:
     return (1, [NOW])
 
 
+def b_wrong_inside() -> list[Point]:
+    return [Point("far", b"")]  # type: ignore[arg-type]
+
+
+def b_wrong_field() -> Point:
+    return Point("far", b"")  # type: ignore[arg-type]
+
+
 def b_only_for_checkers() -> OnlyForCheckers:
     return NOW  # type: ignore[return-value]
 
@@ -365,6 +396,8 @@ def b_only_for_checkers() -> OnlyForCheckers:
         (b_nan, "$.x", "no valid Nan any more"),
         (b_bytes, "$.parts.b", 'ser_json_bytes="base64"'),
         (b_any_inside, "$[1][0]", "a datetime would come back as a str"),
+        (b_wrong_field, "$.x", "does not fit its annotation (Input should be a valid number"),
+        (b_wrong_inside, "$[0].x", "does not fit its annotation (Input should be a valid number"),
         (f_nested_enum, "$", "no valid Colour any more"),
         (b_only_for_checkers, "$", "import what it names at run time"),
     ],
@@ -495,3 +528,13 @@ def test_typed_dicts_of_typing_are_taken_wherever_they_stand() -> None:
     for kind in kinds:
         codec = codec_for(kind)
         assert not isinstance(codec, str), codec
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="`type` statements came with 3.12")
+def test_an_alias_with_parameters_stands_for_what_it_is_given() -> None:
+    made: dict[str, Any] = {}
+    exec("type ByName[X] = dict[str, X]", made)
+    codec = codec_for(made["ByName"][datetime])
+    assert not isinstance(codec, str), codec
+    assert codec.decode(codec.encode({"a": NOW})[0]) == {"a": NOW}
+    assert codec_for(made["ByName"][int]) is codec_for(dict[str, int])
