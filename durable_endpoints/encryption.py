@@ -37,9 +37,9 @@ class StepEncryption(Hook):
 
     A run whose step data no key opens is parked: nothing is lost, and `durable-endpoints runs
     retry` lets it go on once the key is there. Not encrypted are what the engine needs (names of
-    steps and events, event data, what waits match, method and path) and what a stream shows.
-    Requests and responses are sealed anyway, by the sealing key. An encrypted result is a third
-    larger, which counts for `max_result`.
+    steps, events and signals, the data of events and signals, what waits match, method and path)
+    and what a stream shows. Requests and responses are sealed anyway, by the sealing key. An
+    encrypted result is a third larger, which counts for `max_result`.
 
     Raises `ConfigurationError` without a key, or with one that is too short.
     """

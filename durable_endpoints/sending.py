@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from durable_endpoints._context import current
+from durable_endpoints.door import Door, Outside
 from durable_endpoints.engines.base import Engine
 from durable_endpoints.engines.stand_in import stand_in
 from durable_endpoints.events import new_event
@@ -27,7 +28,7 @@ async def send_event(
     Raises `StepValueError` for what cannot be an event, `StorageError` if it cannot be kept.
     """
     event = new_event(name, data, id, ts)
-    engine = engine_here()
+    engine = await engine_here()
     if engine is not None:
         return await engine.send_event(event)
     return await asyncio.to_thread(send_event_blocking, name, data, id=event.id, ts=ts)
@@ -47,10 +48,12 @@ def send_event_blocking(
     return event.id
 
 
-def engine_here() -> Engine | None:
+async def engine_here() -> Engine | None:
     """The engine of this request, or else the one of this process."""
-    if current.place is not None:
-        engine: Engine = current.place.engine
+    if (place := current.place) is not None:
+        engine: Engine = place.engine
+        if not engine.is_running and isinstance(place, Outside | Door):
+            return await place.application.started_engine()  # no lifespan has, and no run yet
         return engine
     if (substitute := stand_in()) is not None:
         return substitute

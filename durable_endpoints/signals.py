@@ -51,7 +51,7 @@ async def send_signal(signal: str, data: Any = None) -> bool:
     `StorageError` if it cannot be said whether a run has it.
     """
     encoded = encoded_signal(signal, data)
-    engine = engine_here()
+    engine = await engine_here()
     if engine is None:
         raise UsageError(
             f"send_signal({signal!r}) in a process that runs no application with the middleware: "

@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from httpx import AsyncClient
 
-from durable_endpoints import StepError, UsageError, endpoint, send_signal, step
+from durable_endpoints import StepError, UsageError, endpoint, send_event, send_signal, step
+from durable_endpoints.asgi_transport import AppTransport
+from durable_endpoints.engines.embedded import embedded_engine
+from durable_endpoints.settings import Settings
 from durable_endpoints.testing import VirtualEngine
 from durable_endpoints_server.engine.model import Event, Status
 from durable_endpoints_server.store.base import Arrival, Lane, Ticket
@@ -386,3 +390,22 @@ async def test_where_no_application_runs_a_signal_is_a_mistake(
     monkeypatch.setenv("DURABLE_ENDPOINTS_DATABASE", f"sqlite:///{tmp_path}/runs.db")
     with pytest.raises(UsageError, match="Send an event"):
         await send_signal("a")
+
+
+@pytest.mark.parametrize("what", ["signal", "event"])
+async def test_what_is_sent_before_any_run_has_begun_starts_the_engine(
+    tmp_path: Path, what: str
+) -> None:
+    """The first request that a process without a lifespan gets may be one that sends."""
+    engine = embedded_engine(Settings(database=str(tmp_path / "runs.db")))
+    app = fast(engine)
+
+    @app.post("/send")
+    async def send() -> Any:
+        if what == "signal":
+            return await send_signal("a")
+        return len(await send_event("a"))
+
+    async with AsyncClient(transport=AppTransport(app), base_url="http://app") as client:
+        assert (await client.post("/send")).json() == (False if what == "signal" else 26)
+    await engine.stop()
