@@ -58,6 +58,12 @@ class Children:
         """A run has ended that may have children which have not."""
         self._begin(self._end_children(run_id), f"end the children of {run_id}")
 
+    async def end(self, run_id: str) -> None:
+        """Let the children of a run that has ended not outlive it: whoever was told that it has
+        ended may rely on nothing of it being begun any more. Returns when that is on disk, or has
+        to wait for the store to work again."""
+        await self._or_later(self._end_children(run_id))
+
     async def settle_all(self) -> None:
         """Do what is still to be done for runs that have ended: after a start, or a failed read or
         write."""
@@ -74,12 +80,16 @@ class Children:
 
     async def _do(self, work: Coroutine[Any, Any, None], token: object) -> None:
         try:
+            await self._or_later(work)
+        finally:
+            self._at_work.discard(token)
+
+    async def _or_later(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
             await work
         except EngineError as error:
             logger.error("what follows from the end of a run has to wait: %s", error)
             self._host.recovery.settle_soon()
-        finally:
-            self._at_work.discard(token)
 
     async def _end_children(self, run_id: str) -> None:
         await self._cancel(await self._host.store.children(run_id))

@@ -226,8 +226,12 @@ class Host:
             await self.waiters.until_idle(run_id)
 
     async def cancel(self, run_id: str, reason: str) -> bool:
-        """End a run without a result. False if it has ended already, or is unknown."""
-        return await self._command(run_id, Cancel(reason))
+        """End a run without a result, and then those that it has invoked, and theirs. False if it
+        has ended already, or is unknown."""
+        is_ended = await self._command(run_id, Cancel(reason))
+        if is_ended:
+            await self.children.end(run_id)
+        return is_ended
 
     async def retry(self, run_id: str) -> bool:
         """Give a parked run another chance. False if it is not parked."""

@@ -1065,3 +1065,27 @@ async def test_a_child_whose_time_is_over_before_it_is_on_disk_is_cancelled(
         await engine.advance("2h")
         assert [run.status for run in await runs_of(engine, "GET /child")] == [Status.CANCELLED]
         assert not count["work"]
+
+
+async def test_whoever_is_told_that_a_run_is_cancelled_finds_nothing_below_it_alive(
+    engine: VirtualEngine,
+) -> None:
+    app = fast(engine)
+
+    @app.post("/below/{depth}")
+    @endpoint
+    async def below(depth: int) -> None:
+        if depth:
+            await asyncio.gather(
+                *(step.invoke(f"{n}", below, params={"depth": depth - 1}) for n in range(2))
+            )
+        await step.sleep("nap", "1h")
+
+    async with engine.client(app) as client:
+        asking = asyncio.create_task(client.post("/below/3"))
+        await engine.settle()
+        while len(engine.runs()) < 15:
+            await asyncio.sleep(0.001)
+        assert await engine.cancel(engine.runs()[0].id, "by hand")
+        assert {run.status for run in engine.runs()} == {Status.CANCELLED}
+        await asking
