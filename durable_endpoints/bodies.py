@@ -29,7 +29,7 @@ from durable_endpoints.errors import (
 )
 from durable_endpoints.execution import Execution, StepScope
 from durable_endpoints.hooks import Result, StepInfo, notify
-from durable_endpoints.memo import MISTAKES
+from durable_endpoints.memo import MISTAKES, describe_mistake
 from durable_endpoints.options import MAX_RETRIES
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.durations import Duration, parse_duration
@@ -230,7 +230,7 @@ def _record_mistake(
     execution: Execution, step: StepId, attempt: int, mistake: Exception, elapsed: int
 ) -> None:
     """A body has ended in a way that trying again cannot mend: it is not to run again."""
-    encoded = failures.describe(mistake).encode()
+    encoded = describe_mistake(mistake).encode()
     execution.last_step = step
     try:
         execution.record(StepFailed(step, StepKind.RUN, encoded, attempt, elapsed))

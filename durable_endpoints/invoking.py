@@ -16,9 +16,9 @@ from durable_endpoints.engines.base import Outcome
 from durable_endpoints.errors import ConfigurationError, EngineError, LimitError
 from durable_endpoints.execution import Execution
 from durable_endpoints.ids import child_run_id
-from durable_endpoints.memo import rebuild
+from durable_endpoints.memo import describe_mistake, rebuild
 from durable_endpoints.protocol.durations import Duration, parse_duration
-from durable_endpoints.protocol.failures import Failure, describe
+from durable_endpoints.protocol.failures import Failure
 from durable_endpoints.protocol.messages import StoredResponse
 from durable_endpoints.protocol.ops import (
     Invoke,
@@ -181,7 +181,7 @@ def _remember(execution: Execution, invocation: Invocation, outcome: Outcome | N
                 f"annotated to return: {error}: {_beginning(answer)}"
             )
         except (LimitError, ConfigurationError) as error:
-            failure = describe(error)
+            failure = describe_mistake(error)
     assert failure is not None
     failed = execution.record(StepFailed(step, StepKind.INVOKE, failure.encode(), attempt=1))
     raise rebuild(failed, execution.calls.where(step))

@@ -117,11 +117,18 @@ MISTAKES = errors.UsageError | errors.ConfigurationError | errors.LimitError
 """What is wrong with the handler's code. These end a step at once, and are raised as they are."""
 
 
+def describe_mistake(mistake: Exception) -> failures.Failure:
+    """A mistake as data that `rebuild` makes one of again; of a subclass in the user's code, the
+    class of ours above it."""
+    ours = (base.__name__ for base in type(mistake).__mro__ if base.__name__ in errors.__all__)
+    return failures.describe(mistake)._replace(mistake=next(ours))
+
+
 def rebuild(record: StepRecord, where: str) -> DurableEndpointsError:
     """The error of a remembered failure of a step that was called at `where`, with its cause as far
     as it can be built again."""
     failure = failures.decode(record.error or b"{}")
-    kind = getattr(errors, failure.name, None)
+    kind = getattr(errors, failure.mistake, None) if failure.mistake else None
     if isinstance(kind, type) and issubclass(kind, MISTAKES):
         return kind(failure.message, where=where)
     error = StepError(

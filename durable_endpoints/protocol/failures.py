@@ -29,6 +29,9 @@ class Failure(NamedTuple):
     cause: Failure | None = None
     at: str = ""
     """The line of the user's code that raised it: "/srv/app.py:12, in charge"."""
+    mistake: str = ""
+    """The class of ours that a mistake in the code is, and is raised as again. A name alone does
+    not tell: applications have a `LimitError` too."""
 
     def encode(self) -> bytes:
         return orjson.dumps(self.as_dict())
@@ -43,6 +46,8 @@ class Failure(NamedTuple):
         }
         if self.at:
             form["at"] = self.at
+        if self.mistake:
+            form["mistake"] = self.mistake
         if self.cause is not None:
             form["cause"] = self.cause.as_dict()
         return form
@@ -79,6 +84,7 @@ def _from_form(form: Any) -> Failure:
         stack=str(form.get("stack") or ""),
         cause=_from_form(cause) if cause else None,
         at=str(form.get("at") or ""),
+        mistake=str(form.get("mistake") or ""),
     )
 
 

@@ -17,6 +17,8 @@ from durable_endpoints import (
     NotInRunError,
     RetryAfterError,
     StepError,
+    StepValueError,
+    UsageError,
     configure,
     endpoint,
     step,
@@ -184,6 +186,60 @@ async def test_the_last_failure_raises_with_its_cause_first_time_and_in_replay(
         "RememberedError",
     ]
     assert [str(error) for error in seen] == ["broken"] * 4
+
+
+async def test_an_exception_that_is_named_like_one_of_ours_is_a_step_error_in_a_replay_too(
+    engine: VirtualEngine,
+) -> None:
+    seen: list[str] = []
+
+    class LimitError(Exception):
+        """The provider's own."""
+
+    @endpoint(retries=0)
+    async def handler(request: Request) -> Response:
+        def fail() -> None:
+            raise LimitError("quota")
+
+        try:
+            await step.run("ask", fail)
+        except Exception as error:
+            seen.append(f"{type(error).__name__}: {error}")
+        await step.sleep("nap", "1s")
+        return PlainTextResponse("survived")
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await client.get("/")
+        await follow(engine, client, response.headers["location"], "2s")
+    assert seen == ["StepError: step 'ask' failed once: LimitError: quota"] * 2
+
+
+async def test_a_mistake_is_one_in_a_replay_too(engine: VirtualEngine) -> None:
+    seen: list[tuple[type, str]] = []
+
+    class OwnMistake(UsageError):
+        """The application's own kind of ours."""
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        def fail() -> None:
+            raise OwnMistake("wrong")
+
+        for name, body in (("own", fail), ("value", object)):
+            try:
+                await step.run(name, body)
+            except UsageError as error:
+                seen.append((type(error), error.explanation))
+        await step.sleep("nap", "1s")
+        return PlainTextResponse("survived")
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await client.get("/")
+        await follow(engine, client, response.headers["location"], "2s")
+    first, again = seen[:2], seen[2:]
+    assert [kind for kind, _ in first] == [OwnMistake, StepValueError]
+    assert [kind for kind, _ in again] == [UsageError, StepValueError]
+    assert [text for _, text in again] == [text for _, text in first]
 
 
 async def test_a_final_failure_stays_in_process(engine: VirtualEngine) -> None:
