@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -26,6 +27,10 @@ _OURS = frozenset({"content-length", "transfer-encoding", "connection", "host", 
 """Headers that nobody but the server that is asked has a say in."""
 _BESIDE = frozenset({"HEAD", "OPTIONS"})
 """Methods that a route answers beside the one it is for."""
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""A header's name (RFC 9110 §5.1)."""
+_NO_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+"""What stands in no header's value (RFC 9110 §5.5): a line feed would begin another header."""
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 
 Params = Mapping[str, Any]
@@ -164,7 +169,7 @@ def _fill(id: str, found: Found, params: Params) -> str:
                 f"params={{{name!r}: …}}"
             )
         try:
-            value = found.convertors[name].to_string(params[name])
+            value = found.convertors[name].to_string(_bare(params[name]))
             if printable(value) != value:
                 raise ValueError("it is not valid Unicode")
             return value
@@ -184,10 +189,10 @@ def _query(id: str, found: Found, params: Params) -> bytes:
         if name in found.convertors:
             continue
         several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-        for item in value if several else (value,):
+        for item in map(_bare, value if several else (value,)):
             if isinstance(item, bool):
                 pairs.append((name, "true" if item else "false"))
-            elif isinstance(item, Mapping | Sequence) and not isinstance(item, str):
+            elif isinstance(item, Collection) and not isinstance(item, str):
                 raise UsageError(
                     f"step.invoke({id!r}): params[{name!r}] is {item!r}, which has no place in a "
                     "query: give a text or a number, or send it as json="
@@ -197,6 +202,11 @@ def _query(id: str, found: Found, params: Params) -> bytes:
     return urlencode(pairs).encode("ascii")
 
 
+def _bare(value: Any) -> Any:
+    """What stands for a member of an enumeration in a URL, as in JSON: its value."""
+    return value.value if isinstance(value, Enum) else value
+
+
 def _headers(id: str, parents: Headers, given: Mapping[str, str] | None, extra: Headers) -> Headers:
     own: Headers = []
     for name, value in (given or {}).items():
@@ -204,10 +214,14 @@ def _headers(id: str, parents: Headers, given: Mapping[str, str] | None, extra: 
             raise UsageError(f"step.invoke({id!r}): the header {name!r} cannot be chosen")
         try:
             own.append((name.lower().encode("ascii"), value.encode("latin-1")))
-        except (UnicodeEncodeError, AttributeError):
+            is_header = _NAME.fullmatch(name) and not _NO_VALUE.search(value)
+        except (UnicodeEncodeError, AttributeError, TypeError):
+            is_header = False
+        if not is_header:
             raise UsageError(
-                f"step.invoke({id!r}): the header {name!r}: {value!r} is not plain text"
-            ) from None
+                f"step.invoke({id!r}): {name!r}: {value!r} cannot be a header: a name has letters, "
+                "digits and dashes, a value is plain text in one line"
+            )
     named = {name for name, _ in own}
     extra = [pair for pair in extra if pair[0] not in named]
     inherited = [pair for pair in parents if pair[0] in _INHERITED and pair[0] not in named]

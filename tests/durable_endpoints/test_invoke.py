@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import orjson
 import pytest
-from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
@@ -859,6 +860,24 @@ async def test_a_mounted_application_of_its_own_invokes_below_its_mount(
         assert answer == ["/tenants/acme/child/5", {"tenant": "acme", "n": 5}]
 
 
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+async def test_an_enumeration_stands_in_path_and_query_by_its_value(engine: VirtualEngine) -> None:
+    app = fast(engine)
+
+    @app.get("/child/{colour}")
+    @endpoint
+    async def child(colour: Colour, others: Annotated[list[Colour], Query()]) -> str:
+        return f"{colour.value} {[other.value for other in others]}"
+
+    parent_of(app, child, params={"colour": Colour.RED, "others": list(Colour)})
+    async with engine.client(app) as client:
+        assert (await client.post("/parent")).json() == {"value": "red ['red', 'blue']"}
+
+
 async def test_of_several_routes_the_parameters_choose(engine: VirtualEngine) -> None:
     @endpoint
     async def child(request: Request) -> JSONResponse:
@@ -911,9 +930,24 @@ def _wrong_calls() -> list[tuple[str, Any, str]]:
             "cannot be sent: at $",
         ),
         (
+            "set in the query",
+            lambda r: step.invoke("x", r["one"], params={"n": 1, "q": {1, 2}}),
+            "no place in a query",
+        ),
+        (
             "header",
             lambda r: step.invoke("x", r["one"], params={"n": 1}, headers={"Host": "evil"}),
             "'Host' cannot be chosen",
+        ),
+        (
+            "two headers in one",
+            lambda r: step.invoke("x", r["one"], params={"n": 1}, headers={"x-a": "1\r\nx-b: 2"}),
+            "cannot be a header",
+        ),
+        (
+            "header name",
+            lambda r: step.invoke("x", r["one"], params={"n": 1}, headers={"x a:": "1"}),
+            "cannot be a header",
         ),
         (
             "timeout",
