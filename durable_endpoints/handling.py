@@ -16,6 +16,7 @@ import anyio.from_thread
 from durable_endpoints.calls import handle_in_thread
 from durable_endpoints.errors import NotInRunError, UsageError
 from durable_endpoints.hooks import Call
+from durable_endpoints.protocol.failures import message_of
 from durable_endpoints.unwinding import MAX_SIGNALS, CancelledInsideError, Suspended, drive
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Handling:
             if execution.departure is None:
                 if isinstance(error, asyncio.CancelledError) and task.cancelling() <= before:
                     error = CancelledInsideError("the handler")
-                if "coroutine" in str(error) and isinstance(error, Exception):
+                if isinstance(error, Exception) and "coroutine" in message_of(error):
                     error = _mistaken_for_result(error, execution.calls)
                 self.escaped = error
                 raise error

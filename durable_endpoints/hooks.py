@@ -51,13 +51,14 @@ class StepData(NamedTuple):
 
 
 class Hook:
-    """Override what you need. All methods may do I/O. Steps that are remembered run no hook: their
-    bodies do not run either.
+    """Override what you need. Steps that are remembered run no hook: their bodies do not run
+    either.
 
     `before_…` and `after_…` look on: an exception in one is logged, and the run goes on. `around_…`
     take part: they hold a span open, set a context variable, bound the time or take a lock. Of
     several hooks the first is the outermost, and its `before_…` is called first. `encode` and
-    `decode` change step data on its way to the engine and back.
+    `decode` change step data on its way to the engine and back; they are plain functions, which the
+    event loop waits for, so let them do no I/O.
     """
 
     async def before_run(self, run: RunInfo) -> None:

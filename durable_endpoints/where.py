@@ -39,19 +39,6 @@ def here(what: str, id: str) -> Execution | None:
     return execution
 
 
-def run_here(what: str) -> Execution:
-    """The execution in which the calling code stands, inside a step's body too.
-
-    Raises `NotInRunError` where there is none.
-    """
-    place = current.place
-    execution: Execution | None = None if place is None else place.execution
-    if execution is None:
-        why = "there is no request" if place is None else place.explanation
-        raise NotInRunError(f"{what} is asked for outside a run: {why}")
-    return execution
-
-
 def here_on_loop(what: str, id: str) -> Execution | None:
     """The same for a step that is awaited. Raises `UsageError` where it cannot be."""
     execution = here(what, id)
@@ -69,18 +56,6 @@ def here_on_loop(what: str, id: str) -> Execution | None:
     return execution
 
 
-def _bad_name(what: str, id: Any) -> str:
-    """What to say to something that is no name of a step."""
-    if callable(id):
-        name = name_of(id).rpartition(".")[2]
-        return f'{what} was given no name: the name of the step comes first, {what}("{name}", …)'
-    if isinstance(id, str):
-        given = f"one of {len(id):,} letters" if id else "an empty one"
-    else:
-        given = f"{id!r}: the name of the step comes first, {what}(f'item-{{n}}', …)"
-    return f"{what}: a step's id is a text of 1 to {MAX_NAME_LENGTH} letters, not {given}"
-
-
 def here_in_thread(what: str, id: str) -> Execution | None:
     """The same for a step that blocks. Raises `UsageError` where that would block everybody."""
     execution = here(what, id)
@@ -89,6 +64,19 @@ def here_in_thread(what: str, id: str) -> Execution | None:
             f"{what}({id!r}) would block the event loop: write "
             f"`await {what.replace('step.sync.', 'step.', 1)}({id!r})` in an `async def`"
         )
+    return execution
+
+
+def run_here(what: str) -> Execution:
+    """The execution in which the calling code stands, inside a step's body too.
+
+    Raises `NotInRunError` where there is none.
+    """
+    place = current.place
+    execution: Execution | None = None if place is None else place.execution
+    if execution is None:
+        why = "there is no request" if place is None else place.explanation
+        raise NotInRunError(f"{what} is asked for outside a run: {why}")
     return execution
 
 
@@ -121,3 +109,15 @@ def on_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _bad_name(what: str, id: Any) -> str:
+    """What to say to something that is no name of a step."""
+    if callable(id):
+        name = name_of(id).rpartition(".")[2]
+        return f'{what} was given no name: the name of the step comes first, {what}("{name}", …)'
+    if isinstance(id, str):
+        given = f"one of {len(id):,} letters" if id else "an empty one"
+    else:
+        given = f"{id!r}: the name of the step comes first, {what}(f'item-{{n}}', …)"
+    return f"{what}: a step's id is a text of 1 to {MAX_NAME_LENGTH} letters, not {given}"

@@ -187,7 +187,7 @@ class Host:
         """A change of a run is on disk: tell whoever has to act on it."""
         self.streams.look_again(run.id)
         if run.status is not Status.READY:
-            self.waiters.is_idle(run.id)
+            self.waiters.tell_idle(run.id)
         if ended is not None and run.parent_run is not None:
             self.children.ended(run)
         if run.status is Status.READY:

@@ -60,7 +60,7 @@ class Waiters:
             if not listeners:
                 self._holding_on.pop(run_id, None)
 
-    def is_idle(self, run_id: str) -> None:
+    def tell_idle(self, run_id: str) -> None:
         """The run does nothing any more, for now."""
         for future in tuple(self._holding_on.get(run_id, ())):
             _resolve(future, None)
@@ -80,7 +80,7 @@ class Waiters:
         about to end."""
         self._released = True
         for run_id in list(self._holding_on):
-            self.is_idle(run_id)
+            self.tell_idle(run_id)
         for futures in list(self._waiting.values()):
             for future in tuple(futures):
                 _resolve(future, None)
