@@ -37,6 +37,18 @@ _WITH_KEY = ("POST", "PATCH")
 """Methods whose repetition may have its effect twice (RFC 9110 §9.2.2)."""
 _HOPELESS = {"InvalidURL", "LocalProtocolError", "TooManyRedirects", "UnsupportedProtocol"}
 """Errors of httpx that come again each time, by their names: httpx2 has others of the same."""
+_FOR_ANYBODY = {
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "transfer-encoding",
+    "user-agent",
+}
+"""Headers that a redirect to another origin keeps: no secret stands in them."""
 _LONGEST_WAIT = 366 * 86_400_000
 """Milliseconds: the longest wait that there is."""
 _PREVIEW = 300
@@ -144,7 +156,10 @@ class Fetch:
 
         given: Any = self._client
         if given is None:
-            return httpx.AsyncClient(verify=_certificates(), follow_redirects=True)
+            hooks = {"request": [self._keep_from_others_soon]}
+            return httpx.AsyncClient(
+                verify=_certificates(), follow_redirects=True, event_hooks=hooks
+            )
         if not inspect.iscoroutinefunction(getattr(given, "send", None)):
             raise UsageError(f"step.fetch({self._id!r}): client={given!r}: give httpx.AsyncClient")
         return nullcontext(given)
@@ -154,10 +169,23 @@ class Fetch:
 
         given: Any = self._client
         if given is None:
-            return httpx.Client(verify=_certificates(), follow_redirects=True)
+            hooks = {"request": [self._keep_from_others]}
+            return httpx.Client(verify=_certificates(), follow_redirects=True, event_hooks=hooks)
         if not hasattr(given, "send") or inspect.iscoroutinefunction(given.send):
             raise UsageError(f"step.sync.fetch({self._id!r}): client={given!r}: give httpx.Client")
         return nullcontext(given)
+
+    def _keep_from_others(self, request: httpx.Request) -> None:
+        """A redirect to another origin gets no header of the user's, nor the key: keys of APIs
+        stand in headers of many names. (httpx itself takes `Authorization` and cookies away.)"""
+        import httpx
+
+        if not _is_same_party(httpx.URL(self._url), request.url):
+            for name in request.headers.keys() - _FOR_ANYBODY:
+                del request.headers[name]
+
+    async def _keep_from_others_soon(self, request: httpx.Request) -> None:
+        self._keep_from_others(request)
 
     def _request(self, client: httpx.AsyncClient | httpx.Client) -> httpx.Request:
         try:
@@ -247,6 +275,13 @@ def _certificates() -> ssl.SSLContext:
 def _is_later(status: int) -> bool:
     """Whether another try may get a better answer."""
     return status >= 500 or status in _LATER
+
+
+def _is_same_party(url: httpx.URL, other: httpx.URL) -> bool:
+    """Whether both are of one origin, or the other one is the same with TLS."""
+    ports = (url.scheme, url.port), (other.scheme, other.port)
+    is_upgrade = ports == (("http", None), ("https", None))
+    return url.host == other.host and (is_upgrade or ports[0] == ports[1])
 
 
 def _name(request: httpx.Request) -> str:

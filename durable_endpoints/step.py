@@ -107,7 +107,8 @@ class StepRunner:
         a service that knows it does the work once. `timeout` is for one try in all, from the
         connection to the last byte; by default that of `step.options`, or 30 seconds. `client` is
         an `httpx.AsyncClient` of yours, with its redirects, cookies and so on; without one, each
-        try has a new one, which follows redirects.
+        try has a new one, which follows redirects: to another origin without your headers. Where
+        the URL comes from somebody else, give a client that follows none, and looks at the address.
 
         Raises `UsageError` for a request that cannot be made, and `LimitError` for a response of
         more than a step remembers (`max_result`). Outside any request it makes the call once.

@@ -96,7 +96,8 @@ class SyncRunner:
         timeout: Duration | None = None,
         client: httpx.Client | None = None,
     ) -> httpx.Response:
-        """As `step.fetch`, in the calling thread."""
+        """As `step.fetch`, in the calling thread. There `timeout` is for each wait for the network
+        until the headers are there, and for the whole from then on."""
         body = {"json": json, "data": data, "content": content}
         given = {"params": params, "headers": headers, **body}
         fetch = Fetch(id, method, url, given, timeout, self._options, client)

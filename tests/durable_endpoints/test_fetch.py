@@ -278,6 +278,36 @@ async def test_a_repeated_post_carries_the_same_key(engine: VirtualEngine) -> No
     assert keys == [key, key, "mine", None, None]
 
 
+@pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
+async def test_a_redirect_to_another_origin_gets_none_of_the_secrets(
+    engine: VirtualEngine, sync: bool
+) -> None:
+    headers = {"X-Api-Key": "secret", "Authorization": "secret", "Accept": "text/plain"}
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        response = await step.fetch("call", "POST", f"{first.url}/a", headers=headers)
+        return PlainTextResponse(response.text)
+
+    @endpoint
+    def plain(request: Request) -> Response:
+        response = step.sync.fetch("call", "POST", f"{first.url}/a", headers=headers)
+        return PlainTextResponse(response.text)
+
+    with serving(lambda asked: OK) as other:
+
+        def script(asked: Asked) -> bytes:
+            return answer(307, b"", f"Location: {'/b' if asked.path == '/a' else other.url}")
+
+        with serving(script) as first:
+            async with engine.client(one(engine, plain if sync else handler)) as client:
+                assert (await client.get("/")).text == "fine"
+    own, foreign = first.asked[1].headers, other.asked[0].headers
+    assert (own["x-api-key"], foreign["accept"]) == ("secret", "text/plain")
+    assert "idempotency-key" in own
+    assert not foreign.keys() & {"x-api-key", "authorization", "idempotency-key"}
+
+
 def redirecting(asked: Asked) -> bytes:
     return OK if asked.path == "/there" else answer(302, b"", "Location: /there")
 
