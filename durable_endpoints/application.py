@@ -24,7 +24,12 @@ from durable_endpoints.proxy import EndpointProxy
 from durable_endpoints.reentry import Pass
 from durable_endpoints.routes import RouteTable, path_in_app, root_template
 from durable_endpoints.settings import Settings
-from durable_endpoints.startup_checks import check_encryption, check_environment, check_routes
+from durable_endpoints.startup_checks import (
+    check_encryption,
+    check_environment,
+    check_layers,
+    check_routes,
+)
 
 if TYPE_CHECKING:
     from durable_endpoints.endpoint import Endpoint
@@ -190,6 +195,7 @@ class Application:
             )
             if scope["type"] == "http":
                 self._root_paths.add(root_template(scope))
+            check_layers(self._middleware)
             check_environment()
             check_encryption(self.hooks)
             check_routes(self.routes, self.defaults, BUILT_IN_PROXY, len(_applications) == 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -46,6 +47,14 @@ from durable_endpoints.results import JSON, Codec
 from durable_endpoints.unwinding import CancelledInsideError
 
 logger = logging.getLogger("durable_endpoints")
+
+
+_MISUSE = re.compile(
+    r"^(?:Step|SyncStep|Stream|SyncStream|StepRunner|SyncRunner|Log|Saga|RetryAfterError)\.\w+\(\) "
+    r"|^(?:configure|progress|send_event|send_signal)\(\) "
+    r"|^'(?:Step|SyncStep|Stream|SyncStream|Log|Saga)' object has no attribute"
+)
+"""What Python says of a call of ours that has the wrong arguments, or the wrong name."""
 
 
 class NeedsNewExecutionError(Exception):
@@ -270,6 +279,8 @@ def delay_of(error: BaseException, now: int) -> int | None:
 
 def is_final(error: BaseException, attempt: int, retries: int) -> bool:
     """Whether the `attempt`-th try, having failed with `error`, was the last one."""
+    if isinstance(error, TypeError | AttributeError) and _MISUSE.search(str(error)):
+        return True
     return isinstance(error, NonRetriableError | CompensationError | MISTAKES) or attempt > retries
 
 

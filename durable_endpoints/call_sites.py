@@ -6,6 +6,7 @@ name a line. So each call notes where it is, before there is any task.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import FrameType
 
 from durable_endpoints.errors import UsageError
@@ -16,18 +17,27 @@ from durable_endpoints.protocol.step_ids import StepId
 class CallSites:
     """The calls of one execution."""
 
-    __slots__ = ("_sites", "_unawaited")
+    __slots__ = ("_sites", "_steps", "_unawaited")
 
     def __init__(self) -> None:
         self._sites: dict[str, CallSite | None] = {}
+        self._steps: dict[str, StepId] = {}
         self._unawaited: dict[str, StepId] = {}
 
     def called(self, step: StepId, by: FrameType) -> StepId:
         """A step is being called, in the frame `by` or in one further out."""
         key = step[0]
         self._sites[key] = site_in(by)
-        self._unawaited[key] = step
+        self._steps[key] = self._unawaited[key] = step
         return step
+
+    def has(self, step: StepId) -> bool:
+        """Whether a step was called."""
+        return step.hash in self._steps
+
+    def steps(self) -> Iterable[StepId]:
+        """The steps that were called, in order."""
+        return self._steps.values()
 
     def awaited(self, step: StepId) -> None:
         """What the call gave is being awaited."""

@@ -31,6 +31,7 @@ from durable_endpoints.protocol.messages import StoredRequest
 from durable_endpoints.protocol.ops import SignalTaken, StepOp, StepRecord, WaitForEvent
 from durable_endpoints.protocol.step_ids import HANDLER_STEP, StepId, StepIds
 from durable_endpoints.protocol.streams import RecordKind
+from durable_endpoints.replays import check_replay
 from durable_endpoints.results import JSON, Codec
 from durable_endpoints.unwinding import Suspended
 
@@ -446,8 +447,14 @@ class Execution:
         direct = [parked for parked in self._parking.waiting if parked.is_direct]
         for parked in direct:
             parked.future.set_exception(self.handling.signal())
+        if direct and departure is Departure.WAITING:
+            self.check_replay()
         if not direct:
             self.handling.cancel()
+
+    def check_replay(self) -> None:
+        """The handler's own code goes no further: look at what it has called."""
+        check_replay(self.info, self.memo, self.calls)
 
     def break_off(self, error: EngineError) -> Suspended:
         """The engine failed: unwind, and let the middleware say so. Returns what to raise."""

@@ -72,6 +72,7 @@ class Handling:
             if execution.departure is not None:
                 self._report_swallowed(execution, "it ran to its end")
                 raise Suspended
+            execution.check_replay()
             return result
         finally:
             self.has_ended = True
@@ -97,6 +98,7 @@ class Handling:
                 if self._signals:  # else it only ran on, while its run was ended elsewhere
                     self._report_swallowed(execution, "it ran to its end")
                 raise Suspended
+            execution.check_replay()
             return result
         finally:
             execution.call_soon(self._end_in_thread, execution)

@@ -36,7 +36,7 @@ def _nowhere(step: StepId) -> str:
 class Memo:
     """What is remembered of a run's steps at the start of an execution, and since."""
 
-    __slots__ = ("_asked", "_next", "_place", "_records", "_taken", "_turn")
+    __slots__ = ("_asked", "_inherited", "_next", "_place", "_records", "_taken", "_turn")
 
     def __init__(self, records: Iterable[StepRecord]) -> None:
         self._records: dict[str, StepRecord] = {}
@@ -50,6 +50,15 @@ class Memo:
         if records:
             for record in sorted(records, key=lambda record: record.order):
                 self.update(record)
+        self._inherited = frozenset(self._records) if records else frozenset()
+
+    def inherited(self) -> list[StepRecord]:
+        """What was remembered at the start of this execution."""
+        return [self._records[key] for key in self._inherited] if self._inherited else []
+
+    def is_new(self, step: StepId) -> bool:
+        """Whether nothing was remembered of a step at the start of this execution."""
+        return step.hash not in self._inherited
 
     def __len__(self) -> int:
         return len(self._records)

@@ -63,6 +63,21 @@ def check_routes(
         _check_redirect(routes, url, built_in_proxy)
 
 
+def check_layers(middleware: object) -> None:
+    """Tell somebody who added the middleware twice. The outer one of the two sees the other."""
+    layer = getattr(middleware, "app", None)
+    for _ in range(100):
+        if layer is None:
+            return
+        if type(layer) is type(middleware):
+            logger.warning(
+                "DurableEndpointsMiddleware is added twice, and the inner one does nothing: add it "
+                "once to the application, and not to its routers or mounted parts as well"
+            )
+            return
+        layer = getattr(layer, "app", None)
+
+
 def check_environment(environ: Mapping[str, str] = os.environ) -> None:
     """Name variables that look like settings, and are none."""
     known = [PREFIX + field.name.upper() for field in fields(Settings)]

@@ -253,3 +253,10 @@ def test_a_containers_own_file_system(
 def test_a_machine_without_mountinfo(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     check_database(Path("/srv/runs.db"), tmp_path / "none")
     assert told(caplog) == []
+
+
+def test_the_middleware_added_twice(caplog: pytest.LogCaptureFixture) -> None:
+    app = an_application()
+    app.add_middleware(DurableEndpointsMiddleware, engine=VirtualEngine())
+    start(app)
+    assert len([text for text in told(caplog) if "added twice" in text]) == 1
