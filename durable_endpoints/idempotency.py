@@ -24,7 +24,7 @@ from durable_endpoints.errors import ConfigurationError
 from durable_endpoints.inputs import content_kind, multipart_parts
 from durable_endpoints.options import EndpointOptions
 from durable_endpoints.protocol.messages import StoredRequest
-from durable_endpoints.requests import fingerprint, header
+from durable_endpoints.requests import fingerprint, header, printable
 
 _MAX_LENGTH = 255
 
@@ -60,11 +60,11 @@ async def claim_of(
     if key is not None:
         _check(key, "The idempotency key that this endpoint makes of a request")
         # A line feed can be in no header: nobody can take such a key by sending it. And the
-        # endpoint has said what makes two requests the same, so bodies are not compared.
+        # endpoint has said what makes two requests the same, so bodies are not compared. Mounted
+        # applications have keys of their own.
         bare = request._replace(body=b"", headers=[])
-        return Claim(
-            f"{function_id}\n{key}", await _caller(scope, options), fingerprint(bare, None)
-        )
+        whole = f"{printable(request.root_path)} {function_id}\n{key}"
+        return Claim(whole, await _caller(scope, options), fingerprint(bare, None))
     raw = header(request.headers, b"idempotency-key")
     if raw is None:
         return None

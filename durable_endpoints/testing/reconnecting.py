@@ -7,6 +7,9 @@ from uuid import uuid4
 
 import httpx
 
+_REPEATED = 20
+"""How often a request is repeated, at the most."""
+
 
 class Reconnecting(httpx.AsyncBaseTransport):
     """Gives each request an `Idempotency-Key`, and repeats one whose connection broke."""
@@ -20,11 +23,12 @@ class Reconnecting(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         request.headers.setdefault("idempotency-key", str(uuid4()))
-        try:
-            return await self._transport.handle_async_request(request)
-        except httpx.RemoteProtocolError:
-            await self._pause()
-            return await self._transport.handle_async_request(request)
+        for _ in range(_REPEATED):
+            try:
+                return await self._transport.handle_async_request(request)
+            except httpx.RemoteProtocolError:
+                await self._pause()
+        return await self._transport.handle_async_request(request)
 
     async def aclose(self) -> None:
         await self._transport.aclose()

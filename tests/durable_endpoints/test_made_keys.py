@@ -6,10 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from durable_endpoints import endpoint, step
 from durable_endpoints.errors import ConfigurationError
@@ -174,3 +175,15 @@ async def test_anything_but_a_text_is_an_error_that_says_so(engine: VirtualEngin
             await client.post("/", json={})
     with pytest.raises(ConfigurationError, match="give a callable"):
         endpoint(idempotency_key="webhook-id")  # type: ignore[call-overload]
+
+
+async def test_applications_that_are_mounted_side_by_side_have_keys_of_their_own(
+    engine: VirtualEngine,
+) -> None:
+    handlers = [counting(idempotency_key=event_id) for _ in range(2)]
+    parts = [Mount(f"/{n}", one(engine, handler)) for n, (handler, _) in enumerate(handlers)]
+    async with engine.client(Starlette(routes=parts)) as client:
+        for path in ("/0/", "/1/", "/0/", "/1/"):
+            answer = await client.post(path, headers={"webhook-id": "evt"}, json={})
+            assert answer.status_code == 200, answer.text
+    assert [len(ran) for _, ran in handlers] == [1, 1]
