@@ -122,7 +122,7 @@ class EventService:
         names = sorted({wait.alternative.event for wait in waits})
         if not names:
             return
-        while live.awaits(key):
+        while live.awaited(key) is not None:
             found = [await self._first_match(live, name, waits) for name in names]
             earliest = min(filter(None, found), key=lambda pair: pair[1].received_at, default=None)
             if earliest is None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError, StorageError
 from durable_endpoints.protocol.ops import (
-    FROM_OUTSIDE,
     Invoke,
     SendEvent,
     SignalTaken,
@@ -22,7 +21,6 @@ from durable_endpoints.protocol.ops import (
 )
 from durable_endpoints.protocol.runs import Complete, Fail, Listener
 from durable_endpoints.protocol.streams import RecordKind, StreamStart
-from durable_endpoints_server.clock import Alarm
 from durable_endpoints_server.engine.facts import (
     Change,
     ChildCreated,
@@ -44,6 +42,7 @@ from durable_endpoints_server.engine.transitions import (
     Suspend,
     decide,
 )
+from durable_endpoints_server.live_alarms import Alarms
 from durable_endpoints_server.live_stream import LiveStream
 from durable_endpoints_server.store.base import Lane, RefusedError, Ticket
 from durable_endpoints_server.stream_reader import Reader
@@ -52,9 +51,6 @@ from durable_endpoints_server.tasks import on_loop
 if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
 
-
-_AFTER_FAILURE = 1_000
-"""Milliseconds until a wait whose time is over is looked at again, if the store failed."""
 
 _opening_streams = threading.Lock()
 
@@ -113,14 +109,14 @@ class LiveRun:
             self._stream.replay()
             self._ticket.then(lambda: host.streams.look_again(decision.run.id))
         self._open = {step.id.hash: step for step in memo if not step.is_final}
-        self._alarms: dict[str, Alarm] = {}
+        self._alarms = Alarms(host)
         self._tasks: set[asyncio.Task[None]] = set()
         self._missed = False
         self.was_refused = False
         """Whether a write was refused: somebody else has changed the run."""
         self._used_events: frozenset[str] = frozenset()
         if self.run.deadline is not None:
-            self._alarms[""] = host.clock.call_at(self.run.deadline, self._expire)
+            self._alarms.set_deadline(self, self.run.deadline)
 
     @property
     def generation(self) -> int:
@@ -159,35 +155,16 @@ class LiveRun:
     async def open_signal(self, op: WaitForEvent, replace: bool) -> StepRecord | SignalTaken:
         """Record a wait for a signal, for which no other one may wait: who does is told, or, with
         `replace`, waits no longer."""
-        event, signals = op.alternatives[0].event, self._host.signals
-        reservation = await signals.reserve(event, self.id, replace)
-        if isinstance(reservation, SignalTaken):
-            return reservation
-        try:
-            step = self.record(op)
-        except BaseException:
-            signals.release(event, reservation)
-            raise
-
-        async def release() -> None:
-            try:
-                await self.written()
-            finally:
-                signals.release(event, reservation)
-
-        self.spawn(release(), f"wait for {event}")
-        return step
+        return await self._host.signals.open(self, op, replace)
 
     def watch(self, step: StepRecord) -> None:
         """Let the open `step` be resolved while this execution still runs, and tell the listener.
 
         To be called again for a step that an earlier execution opened.
         """
-        key = step.id.hash
-        if step.due is not None and key not in self._alarms:
-            self._alarms[key] = self._host.clock.call_at(step.due, lambda: self._due(key))
+        self._alarms.set_due(self, step)
         if step.kind in (StepKind.WAIT, StepKind.WAIT_ANY):
-            self.spawn(self._look_up(key), f"look up events for {self.id}")
+            self.spawn(self._look_up(step.id.hash), f"look up events for {self.id}")
 
     async def acknowledge(self) -> None:
         """Return once everything recorded so far is on disk.
@@ -329,9 +306,10 @@ class LiveRun:
         return await on_loop(self.loop, self._offer(key, value, event_id, again))
 
     async def _offer(self, key: str, value: bytes, event_id: str, again: bool) -> bool:
-        if self.awaits(key) and (again or event_id not in self._used_events):
+        step = self.awaited(key)
+        if step is not None and (again or event_id not in self._used_events):
             self._used_events |= {event_id}
-            self._resolve(key, value, event_id)
+            self.resolve(step, value, event_id)
         return not self._left
 
     async def take(self, key: str, value: bytes) -> bool:
@@ -342,9 +320,9 @@ class LiveRun:
         return await on_loop(self.loop, self._take(key, value))
 
     async def _take(self, key: str, value: bytes) -> bool:
-        if not self.awaits(key):
+        if (step := self.awaited(key)) is None:
             return False
-        self._resolve(key, value)
+        self.resolve(step, value)
         try:
             await self.acknowledge()
         except LostRunError:
@@ -356,12 +334,15 @@ class LiveRun:
         await on_loop(self.loop, self._wake(key))
 
     async def _wake(self, key: str) -> None:
-        if self.awaits(key) and self._open[key].state is StepState.PENDING:
-            self._resolve(key)
+        step = self.awaited(key)
+        if step is not None and step.state is StepState.PENDING:
+            self.resolve(step)
 
-    def awaits(self, key: str) -> bool:
-        """Whether the step is open, and this execution may still see it resolved."""
-        return key in self._open and not self._left and self.run.status is Status.RUNNING
+    def awaited(self, key: str) -> StepRecord | None:
+        """The step, if it is open and this execution may still see it resolved."""
+        if self._left or self.run.status is not Status.RUNNING:
+            return None
+        return self._open.get(key)
 
     def has_used(self, event_id: str) -> bool:
         """Whether the event has resolved something in this execution."""
@@ -399,41 +380,23 @@ class LiveRun:
         """Whether its event loop is closed, so that it can neither go on nor leave."""
         return self.loop.is_closed()
 
-    def _resolve(self, key: str, value: bytes = b"null", event_id: str | None = None) -> None:
-        fact = self._apply(Resolve(self._open[key], value, event_id))[0]
+    def resolve(
+        self, step: StepRecord, value: bytes = b"null", event_id: str | None = None
+    ) -> None:
+        """Resolve a step that is `awaited`, and tell the listener."""
+        fact = self._apply(Resolve(step, value, event_id))[0]
         assert isinstance(fact, StepWritten | StepResolved)
-        step = fact.step
-        if step.is_final:
-            del self._open[key]
+        resolved = fact.step
+        if resolved.is_final:
+            del self._open[resolved.id.hash]
         else:
-            self._open[key] = step
-        if self.listener is None or not self.listener.resolved(step):
+            self._open[resolved.id.hash] = resolved
+        if self.listener is None or not self.listener.resolved(resolved):
             self._missed = True
 
     def _settle_soon(self, op: StepOp) -> None:
         assert isinstance(op, SendEvent)
         self._ticket.then(lambda: self._host.events.settle_soon(op.event.id))
-
-    def _due(self, key: str) -> None:
-        self._alarms.pop(key, None)
-        if not self.awaits(key):
-            return
-        step = self._open[key]
-        if step.kind in FROM_OUTSIDE:
-            self.spawn(self._time_out(key), f"time out a wait of {self.id}")
-        elif step.state is StepState.PENDING or step.due is not None:
-            self._resolve(key)
-
-    async def _time_out(self, key: str) -> None:
-        """What was received before the deadline goes first, however late it is looked at."""
-        try:
-            await self._host.catch_up()
-        except StorageError:
-            again = self._host.clock.now() + _AFTER_FAILURE
-            self._alarms[key] = self._host.clock.call_at(again, lambda: self._due(key))
-            return
-        if self.awaits(key):
-            self._resolve(key)
 
     async def _look_up(self, key: str) -> None:
         """Take an event that came before the wait was on disk."""
@@ -442,15 +405,6 @@ class LiveRun:
             await self._host.events.look_back(self, key)
         except EngineError:
             pass  # the execution meets the same failure, and ends with it
-
-    def _expire(self) -> None:
-        self.spawn(self._time_out_run(), f"time out {self.id}")
-
-    async def _time_out_run(self) -> None:
-        try:
-            await self.stop(Expire())
-        except EngineError:
-            pass  # it has ended otherwise, or will be looked at again once the store works
 
     def _apply(self, command: Command) -> tuple[Fact, ...]:
         """Decide, queue the write, and return the facts of it."""
@@ -484,10 +438,7 @@ class LiveRun:
         if self._left:
             return
         self._left = True
-        if self._alarms:
-            for alarm in self._alarms.values():
-                alarm.cancel()
-            self._alarms.clear()
+        self._alarms.cancel()
         self._host.forget(self)
         self.listener = None
 

@@ -17,7 +17,7 @@ import orjson
 
 from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.protocol.events import SIGNAL
-from durable_endpoints.protocol.ops import SignalTaken
+from durable_endpoints.protocol.ops import SignalTaken, StepRecord, WaitForEvent
 from durable_endpoints_server.engine.model import Event, Status
 from durable_endpoints_server.engine.transitions import Resolve, decide
 from durable_endpoints_server.store.base import Match, RefusedError
@@ -25,6 +25,7 @@ from durable_endpoints_server.tasks import on_loop
 
 if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
+    from durable_endpoints_server.live import LiveRun
 
 _PATIENCE = 60.0
 """Seconds to wait for a run whose execution is gone to be idle in the store."""
@@ -109,7 +110,35 @@ class Signals:
 
     # Waiting
 
-    async def reserve(self, event: str, run_id: str, replace: bool) -> Reservation | SignalTaken:
+    async def open(
+        self, live: LiveRun, op: WaitForEvent, replace: bool
+    ) -> StepRecord | SignalTaken:
+        """Record a wait for a signal in an execution, unless another run waits for it, which is not
+        to be replaced: then that one is told.
+
+        Raises as `LiveRun.record` does, and `StorageError`.
+        """
+        event = op.alternatives[0].event
+        reservation = await self._reserve(event, live.id, replace)
+        if isinstance(reservation, SignalTaken):
+            return reservation
+        try:
+            step = live.record(op)
+        except BaseException:
+            self._release(event, reservation)
+            raise
+        live.spawn(self._release_once_written(event, reservation, live), f"wait for {event}")
+        return step
+
+    async def _release_once_written(
+        self, event: str, reservation: Reservation, live: LiveRun
+    ) -> None:
+        try:
+            await live.written()
+        finally:
+            self._release(event, reservation)
+
+    async def _reserve(self, event: str, run_id: str, replace: bool) -> Reservation | SignalTaken:
         """Let a run be the one that waits for `event`. Whoever waited before goes on without the
         signal, if the run shall `replace` it; else it stays, and is told."""
         mine = Reservation(run_id)
@@ -120,14 +149,14 @@ class Signals:
         try:
             taken = await self._make_room(event, replace)
         except BaseException:
-            self.release(event, mine)
+            self._release(event, mine)
             raise
         if taken is not None:
-            self.release(event, mine)
+            self._release(event, mine)
             return taken
         return mine
 
-    def release(self, event: str, reservation: Reservation) -> None:
+    def _release(self, event: str, reservation: Reservation) -> None:
         """The wait is on disk, or will not be."""
         if self._reserved.get(event) is reservation:
             del self._reserved[event]
@@ -138,7 +167,7 @@ class Signals:
                 await self._resolve(waiter, b"null")
                 continue
             live = self._host.live_run(waiter.run.id)
-            if live is None or live.awaits(waiter.step.id.hash):
+            if live is None or live.awaited(waiter.step.id.hash):
                 return SignalTaken(waiter.run.id)
             await live.written()  # it has been resolved, which is on its way to the disk
             await asyncio.sleep(_PAUSE)
