@@ -52,9 +52,11 @@ class StepRunner:
     def __init__(self, options: StepOptions) -> None:
         self._options = options
 
+    # `Coroutine`, because with `Awaitable` mypy finds no type for an async function with an `Any`
+    # in its signature: both overloads fit, and differ in what they make of the function.
     @overload
     def run(
-        self, id: str, fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+        self, id: str, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> StepCall[T]: ...
     @overload
     def run(

@@ -210,3 +210,13 @@ async def generic(function: Callable[[int], T]) -> T:
     also: Coroutine[None, None, T] = step.run("generic", function, 7)
     await also
     return await called
+
+
+async def ask(messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+    return messages[0]
+
+
+async def functions_with_any_in_their_signature() -> None:
+    assert_type(await step.run("ask", ask, [{"role": "user"}], top_p=1), dict[str, Any])
+    assert_type(await step.options(retries=1).run("ask", ask, []), dict[str, Any])
+    assert_type(await step.run("ask", lambda: ask([])), dict[str, Any])
