@@ -19,7 +19,7 @@ from durable_endpoints.errors import ConfigurationError, StepIdError, StepValueE
 from durable_endpoints.protocol.ops import StepKind, StepRecord
 from durable_endpoints.protocol.step_ids import StepId, StepIds
 from durable_endpoints.protocol.values import NotJsonError
-from durable_endpoints.results import Codec, codec_of, fits
+from durable_endpoints.results import Codec, Unresolved, codec_of, fits
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,12 +56,17 @@ def remember(dependency: Callable[P, T]) -> Callable[P, T]:
             "itself, without calling it, as in Depends(remember(current_user))"
         )
     name = f"remember:{getattr(dependency, '__module__', '')}.{name_of(dependency)}"
-    codec = codec_of(name, dependency)
+    known = codec_of(name, dependency)
+
+    def codec() -> Codec:
+        # A type may be defined further below: then it is known as the first request comes.
+        return codec_of(name, dependency) if isinstance(known, Unresolved) else known
+
     if is_async(dependency):
 
         @functools.wraps(dependency)
         async def remembered_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-            slot = _slot(name, codec)
+            slot = _slot(name, codec())
             if slot.is_known:
                 return slot.value
             return slot.keep(await dependency(*args, **kwargs))  # type: ignore[misc]
@@ -70,7 +75,7 @@ def remember(dependency: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(dependency)
     def remembered(*args: P.args, **kwargs: P.kwargs) -> Any:
-        slot = _slot(name, codec)
+        slot = _slot(name, codec())
         return slot.value if slot.is_known else slot.keep(dependency(*args, **kwargs))
 
     return remembered

@@ -55,6 +55,10 @@ class _Plain:
         return decode(text)
 
 
+class Unresolved(_Plain):
+    """What there is for an annotation with names that are not known, or not yet."""
+
+
 JSON: Codec = _Plain()
 _UNANNOTATED = _Plain(
     "; or say in the function's annotation what it returns (`-> Report`): then the step returns "
@@ -155,7 +159,7 @@ def _find(function: Any, annotation: Any, code: types.CodeType | None) -> Codec 
     returned = return_type(function, annotation)
     found: Codec | str
     if returned.problem:
-        found = _Plain(
+        found = Unresolved(
             f"; the function's annotation `-> {annotation}` does not help, because it cannot be "
             f"resolved ({returned.problem}): import what it names at run time"
         )

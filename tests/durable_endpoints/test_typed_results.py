@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, 
 from uuid import UUID
 
 import pytest
+from fastapi import Depends
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -22,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 from durable_endpoints import StepValueError, endpoint, remember, step
 from durable_endpoints.results import codec_for
 from durable_endpoints.testing import VirtualEngine
-from tests.durable_endpoints.helpers import one
+from tests.durable_endpoints.helpers import fast, one
 
 if TYPE_CHECKING:
     from decimal import Context as OnlyForCheckers
@@ -287,6 +288,35 @@ async def test_a_type_may_be_defined_inside_the_handler(engine: VirtualEngine) -
         await client.post("/")
         await engine.advance("1h")
     assert seen == [True, True]
+
+
+async def test_the_type_of_a_remembered_dependency_may_be_defined_below_it(
+    engine: VirtualEngine,
+) -> None:
+    seen: list[Any] = []
+    app = fast(engine)
+
+    @app.get("/")
+    @endpoint
+    async def handler(later: Annotated[Any, Depends(_later)]) -> str:
+        seen.append(later)
+        await step.sleep("z", "1h")
+        return "done"
+
+    async with engine.client(app) as client:
+        await client.get("/")
+        await engine.advance("1h")
+    assert seen == [Later(1)] * 2
+    assert type(seen[1]) is Later
+
+
+@remember
+def _later() -> Later:
+    return Later(1)
+
+
+class Later(NamedTuple):
+    x: int
 
 
 async def test_a_remembered_dependency_keeps_its_type(engine: VirtualEngine) -> None:
