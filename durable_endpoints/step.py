@@ -80,7 +80,9 @@ class StepRunner:
         if execution is None:
             return _call_outside(id, fn, args, kwargs)
         codec = codec_of(id, fn)
-        return run_step(execution, name_step(execution, id), self._options, fn, args, kwargs, codec)
+        called = name_step(execution, id)
+        call = run_step(execution, called, self._options, fn, args, kwargs, codec)
+        return execution.calls.gave(called, call)
 
     def fetch(
         self,
@@ -123,7 +125,8 @@ class StepRunner:
             return _fetch_outside(id, fetch)
         fetched = name_step(execution, id)
         send = fetch.in_run(execution, fetched).send
-        return run_step(execution, fetched, fetch.options, send, (), {}, RESPONSES)
+        call = run_step(execution, fetched, fetch.options, send, (), {}, RESPONSES)
+        return execution.calls.gave(fetched, call)
 
 
 class Step(StepRunner):
@@ -228,7 +231,7 @@ class Step(StepRunner):
         what = "step.invoke"
         execution = required(here_on_loop(what, id), what, id)
         call = prepare(execution, id, endpoint, params, json, headers, method, timeout)
-        return invoke(execution, call)
+        return execution.calls.gave(call.step, invoke(execution, call))
 
     def sleep(self, id: str, duration: Duration) -> StepCall[None]:
         """Go on after `duration` (`"30s"`, `"1h30m"`, a `timedelta`, seconds), however long that
@@ -237,7 +240,9 @@ class Step(StepRunner):
         execution = here_on_loop("step.sleep", id)
         if execution is None:
             return asyncio.sleep(milliseconds / 1_000)
-        return opening.sleep(execution, Sleep(name_step(execution, id), duration=milliseconds))
+        step = name_step(execution, id)
+        call = opening.sleep(execution, Sleep(step, duration=milliseconds))
+        return execution.calls.gave(step, call)
 
     def sleep_until(self, id: str, when: datetime | str) -> StepCall[None]:
         """Go on at `when`: a `datetime` with a time zone, or ISO 8601 text with one."""
@@ -245,7 +250,8 @@ class Step(StepRunner):
         execution = here_on_loop("step.sleep_until", id)
         if execution is None:
             return asyncio.sleep(max(0, instant / 1_000 - time.time()))
-        return opening.sleep(execution, Sleep(name_step(execution, id), until=instant))
+        step = name_step(execution, id)
+        return execution.calls.gave(step, opening.sleep(execution, Sleep(step, until=instant)))
 
     def wait_for_event(
         self,
@@ -268,9 +274,8 @@ class Step(StepRunner):
         execution = required(here_on_loop(what, id), what, id)
         alternative = alternative_of("", event, match, if_exp, execution.inputs)
         step = name_step(execution, id)
-        return opening.wait(
-            execution, WaitForEvent(step, StepKind.WAIT, (alternative,), milliseconds)
-        )
+        op = WaitForEvent(step, StepKind.WAIT, (alternative,), milliseconds)
+        return execution.calls.gave(step, opening.wait(execution, op))
 
     def wait_for_any(
         self,
@@ -292,7 +297,7 @@ class Step(StepRunner):
         alternatives = alternatives_of(events, match, execution.inputs)
         step = name_step(execution, id)
         op = WaitForEvent(step, StepKind.WAIT_ANY, alternatives, milliseconds)
-        return opening.wait_any(execution, op)
+        return execution.calls.gave(step, opening.wait_any(execution, op))
 
     def wait_for_signal(
         self,
@@ -314,7 +319,8 @@ class Step(StepRunner):
         execution = required(here_on_loop(what, id), what, id)
         check_wait(id, signal, on_conflict)
         step = name_step(execution, id)
-        return signals.wait(execution, step, signal, milliseconds, on_conflict)
+        call = signals.wait(execution, step, signal, milliseconds, on_conflict)
+        return execution.calls.gave(step, call)
 
     def send_signal(self, id: str, signal: str, data: Any = None) -> StepCall[bool]:
         """Send a signal as a step, and return whether a run was waiting for it, and has it: as
@@ -328,7 +334,8 @@ class Step(StepRunner):
             return signals.send_signal(signal, data)
         args = execution.engine, signal, encoded_signal(signal, data)
         step = name_step(execution, id)
-        return run_step(execution, step, StepOptions(), send_encoded, args, {})
+        call = run_step(execution, step, StepOptions(), send_encoded, args, {})
+        return execution.calls.gave(step, call)
 
     def send_event(
         self,
@@ -351,7 +358,8 @@ class Step(StepRunner):
         step = name_step(execution, id)
         if event_id is None:
             event = event._replace(id=f"{execution.info.run_id}:{step.hash}")
-        return opening.send(execution, SendEvent(step, event, encode(event.id)))
+        call = opening.send(execution, SendEvent(step, event, encode(event.id)))
+        return execution.calls.gave(step, call)
 
 
 async def _fetch_outside(id: str, fetch: Fetch) -> httpx.Response:

@@ -81,11 +81,16 @@ def site_in(frame: FrameType | None) -> CallSite | None:
 
 def spell(site: CallSite) -> str:
     """A call for people: "/srv/app.py:41, in report"."""
+    return _spell(site[0], line_of(site))
+
+
+def line_of(site: CallSite) -> int:
+    """The line of a call."""
     code, instruction = site
     for start, end, line in code.co_lines():
         if start <= instruction < end and line is not None:
-            return _spell(code, line)
-    return _spell(code, code.co_firstlineno)
+            return line
+    return code.co_firstlineno
 
 
 def caller() -> str:

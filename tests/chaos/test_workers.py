@@ -37,13 +37,13 @@ async def test_of_two_workers_one_serves_and_the_other_is_refused_by_name(tmp_pa
                 )
                 assert [answer.json() for answer in answers] == [f"rested {n}" for n in range(5)]
                 await until_logged(server, "is served by another process")
+                owner = (tmp_path / "endpoints.db.owner").read_text("utf-8").split(" on ")[0]
                 assert (await client.post("/quick/after")).status_code == 200
         finally:
             # The supervisor ends its workers only if it is asked to.
             server.signal(signal.SIGTERM)
             await anyio.to_thread.run_sync(server.wait)
         log = server.log()
-        owner = (tmp_path / "endpoints.db.owner").read_text("utf-8").split(" on ")[0]
         refusal = re.search(r"(\S+) is served by another process \((pid \d+) on .*", log)
         assert refusal is not None, log
         assert refusal[1] == str(server.database)

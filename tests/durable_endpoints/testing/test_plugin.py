@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import durable_endpoints
@@ -67,6 +68,7 @@ def anyio_backend():
 
 UNUSED = """
 import sys
+import tomllib
 
 def test_nothing():
     assert "durable_endpoints.pytest_plugin" in sys.modules
@@ -79,13 +81,14 @@ def session(folder: Path, *arguments: str, **files: str) -> subprocess.Completed
     """Run pytest on `files` in a folder of their own."""
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text, "utf-8")
-    plugin = ["-p", "durable_endpoints.pytest_plugin"]
+    plugins = ["-p", "durable_endpoints.pytest_plugin", "-p", "anyio.pytest_plugin"]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", *plugin, *arguments],
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", *plugins, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": _PLACE},
+        # Not as it is installed: this checkout need not be.
+        env={**os.environ, "PYTHONPATH": _PLACE, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         timeout=60,
         check=False,
     )
@@ -101,3 +104,9 @@ def test_the_fixture_in_plain_tests_and_under_anyio(tmp_path: Path) -> None:
 def test_the_plugin_loads_no_engine_where_it_is_not_used(tmp_path: Path) -> None:
     done = session(tmp_path, "-p", "no:cacheprovider", test_unused=UNUSED)
     assert "1 passed" in done.stdout, done.stdout
+
+
+def test_pytest_finds_the_plugin_by_its_entry_point() -> None:
+    text = (Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8")
+    points = tomllib.loads(text)["project"]["entry-points"]["pytest11"]
+    assert list(points.values()) == ["durable_endpoints.pytest_plugin"]
