@@ -12,6 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from durable_endpoints._context import current
@@ -55,6 +56,9 @@ _MISUSE = re.compile(
     r"|^'(?:Step|SyncStep|Stream|SyncStream|Log|Saga)' object has no attribute"
 )
 """What Python says of a call of ours that has the wrong arguments, or the wrong name."""
+
+
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 class NeedsNewExecutionError(Exception):
@@ -273,7 +277,7 @@ def told_of_call(
 def delay_of(error: BaseException, now: int) -> int | None:
     """The wait that a failure asks for, in milliseconds; None leaves it to the back-off."""
     if isinstance(error, FetchError):
-        return error.retry_after
+        return None if error.retry_after is None else error.retry_after // _MILLISECOND
     return error.delay(now) if isinstance(error, RetryAfterError) else None
 
 

@@ -171,10 +171,10 @@ class FetchError(DurableEndpointsError):
     beginning of the body, if there are any.
     """
 
-    def __init__(self, message: str, retry_after: int | None = None) -> None:
+    def __init__(self, message: str, retry_after: timedelta | None = None) -> None:
         super().__init__(message, where="")
         self.retry_after = retry_after
-        """The wait that the server asked for, in milliseconds."""
+        """The wait that the server asked for; None if it asked for none."""
 
 
 class TruncatedStreamError(DurableEndpointsError):

@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from datetime import timedelta
 from email.utils import formatdate
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -220,11 +221,11 @@ class Fetch:
         """The response, if it is one for the handler."""
         status = response.status_code
         if _is_later(status):
-            said = _preview(body)
+            said, wait = _preview(body), _retry_after(response.headers, self._now())
             raise FetchError(
                 f"{_name(request)} answered {status} {response.reason_phrase}"
                 + (f": {said}" if said else ""),
-                _retry_after(response.headers, self._now()),
+                None if wait is None else timedelta(milliseconds=wait),
             )
         asked = response.request
         kept = type(asked)(asked.method, _without_secrets(asked.url))
