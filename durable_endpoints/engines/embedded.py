@@ -41,9 +41,9 @@ from durable_endpoints_server.engine.model import Policy
 from durable_endpoints_server.host import Host, HostOptions
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.owner import new_owner
+from durable_endpoints_server.store import ownership
 from durable_endpoints_server.store.base import NO_RECORDS, Ended, Entry, Store
 from durable_endpoints_server.store.location import sqlite_path
-from durable_endpoints_server.store.ownership import DispatcherRole
 from durable_endpoints_server.store.sqlite import SqliteStore
 from durable_endpoints_server.store.sqlite_inbox import leave_message
 from durable_endpoints_server.stream_reader import Reader
@@ -125,8 +125,8 @@ class EmbeddedEngine:
             if path.is_dir():
                 raise ConfigurationError(f"the database {path} is a folder: name a file in it")
             _make_folder(path.parent)
-            role = DispatcherRole(path)
-            role.acquire()
+            role = ownership.DispatcherRole(path)
+            role.acquire(ownership.GRACE + self._settings.drain_timeout / 1_000)
             try:
                 self._keyring = _keyring(self._settings, path)
                 store = SqliteStore(path, self._settings.synchronous)

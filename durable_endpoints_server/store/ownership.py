@@ -18,8 +18,9 @@ from durable_endpoints.protocol.errors import StorageError
 
 logger = logging.getLogger("durable_endpoints")
 
-PATIENCE = 10.0
-"""Seconds to wait for an owner that is just going, in a reload or a rolling restart."""
+GRACE = 10.0
+"""Seconds to wait for an owner that is just going, beyond the time it may take to drain: its server
+lets go of connections, and of threads that cannot be stopped, before it closes the engine."""
 _QUIETLY = 1.0
 """Seconds after which somebody who looks on should be told what is being waited for."""
 
@@ -32,7 +33,7 @@ class DispatcherRole:
         self._note = Path(f"{database}.owner")
         self._lock = FileLock(f"{database}.lock", thread_local=False)
 
-    def acquire(self, patience: float = PATIENCE) -> None:
+    def acquire(self, patience: float = GRACE) -> None:
         """Take the role. Raises `StorageError`, naming the owner, if it is held for too long."""
         try:
             self._wait_for_lock(patience)

@@ -11,8 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
+from durable_endpoints import DurableEndpointsMiddleware
 from durable_endpoints.protocol.errors import StorageError
+from durable_endpoints_server.store import ownership
 from durable_endpoints_server.store.ownership import DispatcherRole
 
 HOLD = """
@@ -58,6 +62,20 @@ def test_who_waits_says_for_whom(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         DispatcherRole(database).acquire(patience=1.2)
     assert f"served by another process (pid {process.pid} on " in caplog.text
     assert "waiting 1.2 s for that one to end" in caplog.text
+
+
+def test_an_application_waits_longer_than_the_one_before_it_may_drain(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "GRACE", 1.0)
+    database = tmp_path / "runs.db"
+    app = Starlette()
+    app.add_middleware(
+        DurableEndpointsMiddleware, database=f"sqlite:///{database}", drain_timeout="250ms"
+    )
+    with holder(database), pytest.raises(StorageError), TestClient(app):
+        pass
+    assert "waiting 1.25 s for that one to end" in caplog.text
 
 
 def test_a_process_that_is_killed_lets_go(tmp_path: Path) -> None:
