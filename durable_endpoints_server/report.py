@@ -61,6 +61,7 @@ async def run_in_full(reader: SqliteReader, run_id: str) -> dict[str, Any] | Non
         **_run(entry.run),
         "method": ended.method,
         "path": ended.path,
+        "version": await reader.version(run_id),
         "status_code": ended.status_code,
         "error": _failure(ended.error),
         "deadline": _time(entry.run.deadline),
@@ -96,7 +97,7 @@ def page_of_run(full: dict[str, Any]) -> str:
     if full["status_code"]:
         lines.append(f"  answered    {full['status_code']}")
     lines.append(f"  began       {full['began_at']}")
-    for name in ("ended_at", "deadline", "parent", "error"):
+    for name in ("ended_at", "version", "deadline", "parent", "error"):
         if full[name]:
             lines.append(f"  {name.removesuffix('_at'):<11} {full[name]}")
     if full["progress"]:
@@ -113,6 +114,9 @@ def page_of_run(full: dict[str, Any]) -> str:
         for step in full["steps"]
     ]
     lines += ["", _table(("STEP", "KIND", "STATE", "TRY", "WHEN", "RESULT"), steps, "No steps.")]
+    if full["waits"]:
+        waits = [(wait["step"], wait["event"]) for wait in full["waits"]]
+        lines += ["", _table(("WAITING STEP", "FOR"), waits, "")]
     if full["attempts"]:
         tries = [
             (line["step"], str(line["attempt"]), line["began_at"], line["error"])

@@ -30,6 +30,9 @@ where id = :run_id and not exists (
     where run_id = :run_id and part = 'response' and length(data) > :most
 )
 
+-- name: version
+select version from runs where id = :run_id
+
 -- name: stream
 select (select doc from stream_doc where run_id = :run_id)
 

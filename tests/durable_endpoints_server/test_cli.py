@@ -26,7 +26,9 @@ from tests.durable_endpoints_server.helpers import park
 
 def application(database: Path) -> FastAPI:
     app = FastAPI()
-    app.add_middleware(DurableEndpointsMiddleware, database=str(database), track_all_endpoints=True)
+    app.add_middleware(
+        DurableEndpointsMiddleware, database=str(database), track_all_endpoints=True, version="v7"
+    )
     app.mount("/wait", endpoint_proxy())
 
     def fail() -> None:
@@ -294,6 +296,7 @@ def test_a_run_is_shown_with_its_steps(shared: Runs) -> None:
     assert result.stdout.startswith(f"{shared.done}  GET /sum/{{n}}\n  GET /sum/1\n")
     assert "answered    200" in result.stdout
     assert "progress    1 of 3: adding" in result.stdout
+    assert "version     v7" in result.stdout
     step_line = next(line for line in result.stdout.splitlines() if line.startswith("add "))
     assert step_line.split()[:4] == ["add", "run", "done", "1"]
     assert step_line.split()[-1] == "2"
@@ -341,6 +344,9 @@ def test_a_waiting_run_is_shown_with_what_it_waits_for(shared: Runs) -> None:
     full = json_of(call("runs", "show", shared.waiting, "--json", database=shared.database))
     assert full["status"] == "waiting"
     assert full["waits"] == [{"step": "hear", "event": "said"}]
+    assert full["version"] == "v7"
+    page = call("runs", "show", shared.waiting, database=shared.database).stdout.splitlines()
+    assert [line.split() for line in page[-2:]] == [["WAITING", "STEP", "FOR"], ["hear", "said"]]
     (listen, hear) = full["steps"]
     assert (listen["state"], hear["state"]) == ("done", "pending")
     assert len(listen["value"]) == 60  # a preview
