@@ -25,7 +25,7 @@ async def until_logged(server: Server, text: str, patience: float = 20) -> None:
 
 
 async def test_of_two_workers_one_serves_and_the_other_is_refused_by_name(tmp_path: Path) -> None:
-    with Server(tmp_path, "--workers", "2") as server:
+    with Server(tmp_path, "--workers", "2", DURABLE_ENDPOINTS_DRAIN_TIMEOUT="100ms") as server:
         try:
             async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
                 # Meanwhile every request is served, for only one worker listens.
@@ -36,7 +36,7 @@ async def test_of_two_workers_one_serves_and_the_other_is_refused_by_name(tmp_pa
                     *(client.get(response.headers["location"]) for response in sleeping)
                 )
                 assert [answer.json() for answer in answers] == [f"rested {n}" for n in range(5)]
-                await until_logged(server, "is served by another process")
+                await until_logged(server, "run a single worker")
                 owner = (tmp_path / "endpoints.db.owner").read_text("utf-8").split(" on ")[0]
                 assert (await client.post("/quick/after")).status_code == 200
         finally:
@@ -44,7 +44,7 @@ async def test_of_two_workers_one_serves_and_the_other_is_refused_by_name(tmp_pa
             server.signal(signal.SIGTERM)
             await anyio.to_thread.run_sync(server.wait)
         log = server.log()
-        refusal = re.search(r"(\S+) is served by another process \((pid \d+) on .*", log)
+        refusal = re.search(r"(\S+) is served by another process \((pid \d+) on \S+\), .*", log)
         assert refusal is not None, log
         assert refusal[1] == str(server.database)
         assert refusal[2] == owner
