@@ -41,6 +41,7 @@ from durable_endpoints.protocol.durations import Duration, parse_duration, parse
 from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.values import encode
+from durable_endpoints.reporting import Log, progress
 from durable_endpoints.results import JSON, RESPONSES, Codec, codec_of
 from durable_endpoints.signals import (
     OnConflict,
@@ -117,6 +118,10 @@ class SyncStep(SyncRunner):
 
     def __init__(self) -> None:
         super().__init__(StepOptions())
+        self.log = Log()
+        """As `step.log`, which blocks nobody."""
+
+    progress = staticmethod(progress)
 
     def options(self, *, retries: int | None = None, timeout: Duration | None = None) -> SyncRunner:
         """As `step.options`. With a timeout, the body runs in a thread of its own."""

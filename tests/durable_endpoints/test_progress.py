@@ -280,3 +280,16 @@ async def test_mistakes_are_told(engine: VirtualEngine) -> None:
     for each in (handler, undecorated):
         async with engine.client(one(engine, each)) as client:
             assert (await client.get("/")).text == "told"
+
+
+async def test_both_stand_under_step_sync_as_well(engine: VirtualEngine) -> None:
+    @endpoint
+    def handler(request: Request) -> Response:
+        step.sync.progress(1, 2)
+        step.sync.log.info("half")
+        return PlainTextResponse("done")
+
+    async with engine.client(one(engine, handler)) as client:
+        answer = await client.get("/", headers={"accept": "text/event-stream"})
+    assert "durable.progress" in answer.text
+    assert "durable.log" in answer.text
