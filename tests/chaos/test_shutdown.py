@@ -168,7 +168,7 @@ async def test_hypercorn(tmp_path: Path) -> None:
 
 async def test_a_second_process_on_the_same_file_is_refused(tmp_path: Path) -> None:
     with Server(tmp_path) as server:
-        second = Server(tmp_path)
+        second = Server(tmp_path, DURABLE_ENDPOINTS_DRAIN_TIMEOUT="1s")
         began = time.monotonic()
         second.start(ready=False)
         assert server.process is not None

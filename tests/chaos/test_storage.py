@@ -265,7 +265,11 @@ async def test_another_name_of_the_same_file_is_the_same_database(tmp_path: Path
     link = tmp_path / "link.db"
     with Server(tmp_path) as server:
         link.symlink_to(server.database)
-        second = Server(tmp_path, DURABLE_ENDPOINTS_DATABASE=str(link))
+        second = Server(
+            tmp_path,
+            DURABLE_ENDPOINTS_DATABASE=str(link),
+            DURABLE_ENDPOINTS_DRAIN_TIMEOUT="1s",  # it waits 10 s longer than that
+        )
         try:
             second.start(ready=False)
             assert second.wait(20) != 0
