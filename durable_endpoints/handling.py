@@ -29,7 +29,7 @@ logger = logging.getLogger("durable_endpoints")
 class Handling:
     """One run through a handler's code."""
 
-    __slots__ = ("_signals", "escaped", "has_ended", "is_given_up", "task")
+    __slots__ = ("_signals", "escaped", "has_ended", "is_given_up", "returned", "task")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[Any] | None = None
@@ -38,6 +38,8 @@ class Handling:
         """Whether it has returned, or raised."""
         self.escaped: BaseException | None = None
         """What it raised itself, before anything outside it could make an answer of it."""
+        self.returned: type | None = None
+        """The type of what it returned, if that can be no response of Starlette's."""
         self.is_given_up = False
         """Whether it does not give way, and is not waited for any more."""
         self._signals: tuple[Suspended, ...] = ()
@@ -73,6 +75,8 @@ class Handling:
                 self._report_swallowed(execution, "it ran to its end")
                 raise Suspended
             execution.check_replay()
+            if not callable(result):
+                self.returned = type(result)
             return result
         finally:
             self.has_ended = True
@@ -99,6 +103,8 @@ class Handling:
                     self._report_swallowed(execution, "it ran to its end")
                 raise Suspended
             execution.check_replay()
+            if not callable(result):
+                self.returned = type(result)
             return result
         finally:
             execution.call_soon(self._end_in_thread, execution)

@@ -49,3 +49,20 @@ async def test_other_errors_of_the_same_kind_are_tried_again(engine: VirtualEngi
 
     async with engine.client(one(engine, handler)) as client:
         assert (await client.get("/")).status_code == 303
+
+
+@pytest.mark.parametrize("answer", [{"a": 1}, "text", None, [1]])
+@pytest.mark.parametrize("plain", [False, True])
+async def test_a_handler_of_starlette_that_returns_data_fails_at_once(
+    engine: VirtualEngine, answer: Any, plain: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(request: Request) -> Any:
+        return answer
+
+    def plain_handler(request: Request) -> Any:
+        return answer
+
+    app = one(engine, endpoint(plain_handler if plain else handler))
+    async with engine.client(app) as client:
+        assert (await client.get("/")).status_code == 500
+    assert f"returned a {type(answer).__name__}, where Starlette wants a Response" in caplog.text
