@@ -22,9 +22,9 @@ from durable_endpoints.answers import with_whole_location
 from durable_endpoints.bodies import delay_of, is_final
 from durable_endpoints.capture import Capture
 from durable_endpoints.engines.base import Outcome
-from durable_endpoints.errors import EngineError, LimitError, LostRunError, StepError, UsageError
+from durable_endpoints.errors import EngineError, LimitError, LostRunError, StepError
 from durable_endpoints.execution import Departure, Execution
-from durable_endpoints.failing import error_response, is_handled
+from durable_endpoints.failing import error_response, explained, is_handled
 from durable_endpoints.hooks import Result, notify
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.ops import StepKind, StepRetry
@@ -316,24 +316,10 @@ class Ending:
         elif departure is Departure.HANDOVER:
             await self._session.release("released")
 
-    def _explained(self, error: Exception) -> Exception:
-        """Starlette calls what a handler returns. If that is data, no other try will help."""
-        returned = self._execution.handling.returned
-        if returned is None or str(error) != f"{returned.__name__!r} object is not callable":
-            return error
-        mistake = UsageError(
-            f"the handler of {self._execution.info.function_id} returned a {returned.__name__}, "
-            "where Starlette wants a Response: return JSONResponse(…), for instance (FastAPI's "
-            "routes make one themselves)",
-            where="",
-        )
-        mistake.__cause__ = error
-        return mistake
-
     async def _handler_failed(self, error: Exception) -> None:
         """An exception escaped: try again as long as the endpoint's retries allow."""
         execution = self._execution
-        error = self._explained(error)
+        error = explained(error, execution.handling.returned, execution.info.function_id)
         record = execution.memo.get(HANDLER_STEP.hash)
         attempt = 1 if record is None else record.attempt + 1
         failure = failures.describe(error).encode()

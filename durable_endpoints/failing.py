@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import Message, Receive, Scope, Send
 
+from durable_endpoints.errors import UsageError
 from durable_endpoints.protocol.messages import Headers, StoredResponse
 
 logger = logging.getLogger("durable_endpoints")
@@ -57,3 +58,17 @@ async def error_response(scope: Scope, error: Exception) -> StoredResponse:
     return StoredResponse(
         start["status"], headers, b"".join(message.get("body", b"") for message in messages[1:])
     )
+
+
+def explained(error: Exception, returned: type | None, function_id: str) -> Exception:
+    """Starlette calls what a handler returns. If that is data, of the type `returned`, no other try
+    will help."""
+    if returned is None or str(error) != f"{returned.__name__!r} object is not callable":
+        return error
+    mistake = UsageError(
+        f"the handler of {function_id} returned a {returned.__name__}, where Starlette wants a "
+        "Response: return JSONResponse(…), for instance (FastAPI's routes make one themselves)",
+        where="",
+    )
+    mistake.__cause__ = error
+    return mistake
