@@ -31,6 +31,10 @@ class NewRun(NamedTuple):
     fingerprint: str = ""
     """A digest of the request: a repeat of the key must be a repeat of the request."""
     labels: bytes | None = None
+    app: str = ""
+    """Whose run it is, where one engine serves several applications: the application's name, or the
+    origin (`https://…`) of one that the engine calls back over HTTP. Empty in an engine of its own.
+    """
 
 
 class Complete(NamedTuple):

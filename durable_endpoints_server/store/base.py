@@ -61,7 +61,9 @@ class Entry(NamedTuple):
     retries: int
     """The endpoint's, when the run began."""
     root_path: str
-    """Which application it began in, where several share the engine."""
+    """Where the application stands in its process, if several share one."""
+    app: str
+    """Which application it belongs to: see `NewRun`."""
     stream: Stream | None
     """The state of its stream log, if it streamed anything."""
 

@@ -223,7 +223,8 @@ class MemoryStore:
         if row is None:
             return None
         memo = sorted(row.steps.values(), key=lambda step: step.order)
-        return Entry(row.run, memo, row.request, row.new.retries, row.new.root_path, row.stream)
+        new = row.new
+        return Entry(row.run, memo, row.request, new.retries, new.root_path, new.app, row.stream)
 
     async def stream_page(self, run_id: str, after: int, size: int) -> StreamPage | None:
         row = self._rows.get(run_id)

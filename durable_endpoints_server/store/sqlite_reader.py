@@ -68,7 +68,7 @@ class SqliteReader:
         row = await self._ask_soon("entry", run_id=run_id)
         if row is None:
             return None
-        doc, steps, request, retries, root_path, stream = row
+        doc, steps, request, retries, root_path, app, stream = row
         memo = [read_step(step) for step in orjson.loads(steps)]
         return Entry(
             read_run(orjson.loads(doc)),
@@ -76,6 +76,7 @@ class SqliteReader:
             request,
             retries,
             root_path,
+            app,
             read_stream(orjson.loads(stream)) if stream is not None else None,
         )
 

@@ -12,6 +12,7 @@ select
     (select data from payloads where run_id = :run_id and part = 'request'),
     retries,
     root_path,
+    app,
     (select doc from stream_doc where run_id = :run_id)
 from runs join run_doc using (id)
 where id = :run_id and runs.memo_bytes <= :most and runs.steps <= :most / 100

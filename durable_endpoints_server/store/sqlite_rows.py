@@ -77,6 +77,7 @@ def _run_created(fact: RunCreated) -> _Rows:
         new.fingerprint,
         new.labels,
         new.request,
+        new.app,
     )
     return ((1, cells),)
 
@@ -101,6 +102,7 @@ def _child_created(fact: ChildCreated) -> _Rows:
         run.depth,
         new.labels,
         new.request,
+        new.app,
     )
     return ((18, cells),)
 

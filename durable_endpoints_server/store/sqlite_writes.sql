@@ -22,11 +22,11 @@ create temp trigger write_run_created instead of insert on writes when new.kind 
     insert into runs (
         id, function_id, version, status, generation, owner, lease_until, began_at, deadline,
         omit_request_body, retries, method, path, root_path,
-        idempotency_key, key_scope, fingerprint, labels
+        idempotency_key, key_scope, fingerprint, labels, app
     ) values (
         new.run_id, new.a, new.b, 1, 1, new.c, new.d, new.e, new.f,
         new.g, new.h, new.i, new.j, new.k,
-        new.l, new.m, new.o, new.p
+        new.l, new.m, new.o, new.p, new.r
     );
     insert into payloads (run_id, part, data) values (new.run_id, 'request', new.q);
 end;
@@ -41,11 +41,11 @@ create temp trigger write_child_created instead of insert on writes when new.kin
     insert into runs (
         id, function_id, version, status, generation, owner, began_at, deadline, ready_at,
         omit_request_body, retries, method, path, root_path, key_scope, fingerprint,
-        parent_run, parent_step, depth, labels
+        parent_run, parent_step, depth, labels, app
     ) values (
         new.a, new.b, new.c, new.d, new.e, '', new.f, new.g, new.h,
         new.i, new.j, new.k, new.l, new.m, '', '',
-        new.run_id, new.o, new.p, new.q
+        new.run_id, new.o, new.p, new.q, new.s
     )
     on conflict (id) do nothing;
     insert into payloads (run_id, part, data) values (new.a, 'request', new.r)

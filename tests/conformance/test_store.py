@@ -121,6 +121,16 @@ async def test_a_registered_run_is_there_with_its_request(store: Store) -> None:
     assert entry.request == b"the request"
 
 
+async def test_a_run_belongs_to_an_application_and_what_it_invokes_does_too(store: Store) -> None:
+    history = await History(store, app="shop", root_path="/api").begin()
+    child = NewRun("child", "POST /child", "v", "POST", "/child", b"asks", app="shop")
+    await history.record(Invoke(step("i"), child))
+    for run_id, root_path in (("run-1", "/api"), ("child", "")):
+        entry = await store.entry(run_id)
+        assert entry is not None
+        assert (entry.app, entry.root_path) == ("shop", root_path)
+
+
 async def test_an_unknown_run_is_none(store: Store) -> None:
     assert await store.run("nobody") is None
     assert await store.entry("nobody") is None

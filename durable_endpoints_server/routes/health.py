@@ -1,0 +1,27 @@
+"""`/health`: the process lives. `/ready`: its store answers."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from durable_endpoints.protocol.errors import EngineError
+from durable_endpoints_server.routes.answers import ApiError, as_json
+from durable_endpoints_server.server import Server
+
+
+def routes(server: Server) -> list[BaseRoute]:
+    async def health(request: Request) -> Response:
+        return as_json({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        try:
+            await server.host.store.next_due()
+        except EngineError as error:
+            raise ApiError(503, error.explanation, "not_ready") from None
+        if server.host.draining:
+            raise ApiError(503, "The server is shutting down.", "not_ready")
+        return as_json({"status": "ready"})
+
+    return [Route("/health", health), Route("/ready", ready)]
