@@ -15,7 +15,14 @@ from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints_server.children import Children
 from durable_endpoints_server.clock import Clock, SystemClock
 from durable_endpoints_server.dispatcher import Dispatcher
-from durable_endpoints_server.engine.facts import Change, RequestSeen, ResponseDelivered, RunEnded
+from durable_endpoints_server.engine.facts import (
+    Change,
+    RequestSeen,
+    ResponseDelivered,
+    RunChanged,
+    RunEnded,
+    states,
+)
 from durable_endpoints_server.engine.model import Policy, Run, Status, Stream
 from durable_endpoints_server.engine.streams import with_stream
 from durable_endpoints_server.engine.transitions import (
@@ -32,7 +39,7 @@ from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.recovery import Recovery
 from durable_endpoints_server.retention import Sweeper
 from durable_endpoints_server.signals import Signals
-from durable_endpoints_server.store.base import Ended, RefusedError, Store
+from durable_endpoints_server.store.base import Ended, Entry, RefusedError, Store, with_exact_usage
 from durable_endpoints_server.streams import Streams
 from durable_endpoints_server.tasks import TaskSet
 from durable_endpoints_server.timers import Timers
@@ -56,6 +63,8 @@ class HostOptions:
     policy: Policy = field(default_factory=Policy)
     max_executions: int = 100
     """Runs that are re-entered at once, at the most."""
+    executes_runs: bool = True
+    """Whether handlers run in this process, so that one of them may end it."""
     inbox_interval: float = 0.2
     sweep_interval: float = 60.0
 
@@ -72,6 +81,10 @@ class Host:
         self.clock = clock if clock is not None else SystemClock()
         self.policy = options.policy
         self.owner = options.owner
+        self.executes_runs = options.executes_runs
+        self.is_executed_elsewhere: Callable[[Run], bool] = lambda run: False
+        """Whether a run that is RUNNING is executed outside this process, and so not lost when this
+        process, or the one before it, ends. Set before `attach`."""
         self.tasks = TaskSet()
         self.live: dict[str, LiveRun] = {}
         self.draining = False
@@ -154,9 +167,17 @@ class Host:
 
     # Runs
 
-    def register(self, new: NewRun) -> LiveRun:
-        """Begin a run that the caller executes. `acknowledge` says when it is on disk."""
-        return self.adopt(register(new, self.owner, None, self.clock.now()), ())
+    def register(self, new: NewRun, owner: str | None = None) -> LiveRun:
+        """Begin a run that the caller executes, in this process or, as `owner`, elsewhere.
+        `acknowledge` says when it is on disk."""
+        owner = self.owner if owner is None else owner
+        return self.adopt(register(new, owner, None, self.clock.now()), ())
+
+    def resume(self, entry: Entry) -> LiveRun:
+        """Hold a run again that is executed elsewhere, from what is stored of it."""
+        run = with_exact_usage(entry)
+        change = Change((RunChanged(run),), run.id, run.generation, states(Status.RUNNING))
+        return self.adopt(Decision(run, change), entry.memo, entry.stream)
 
     def adopt(
         self, decision: Decision, memo: Sequence[StepRecord], stream: Stream | None = None

@@ -276,6 +276,11 @@ class LiveRun:
         self._forget()
         self._host.recovery.rescue_soon(self.id)
 
+    def drop(self) -> None:
+        """Hold the run no longer in memory, and change nothing: it is executed elsewhere, and
+        `Host.resume` holds it again."""
+        self._forget()
+
     async def _leave(self, command: Command) -> None:
         fact = self._apply(command)[0]
         self._announce(fact if isinstance(fact, RunEnded) else None)

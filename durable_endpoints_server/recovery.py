@@ -11,11 +11,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError
-from durable_endpoints.protocol.ops import StepKind
 from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.engine.transitions import Interrupt, Release, decide
 from durable_endpoints_server.owner import is_same_boot
-from durable_endpoints_server.store.base import RefusedError, Ticket
+from durable_endpoints_server.store.base import RefusedError, Ticket, with_exact_usage
 from durable_endpoints_server.tasks import Bell
 
 if TYPE_CHECKING:
@@ -42,14 +41,17 @@ class Recovery:
     async def interrupt_lost_runs(self) -> int:
         """Make every run whose execution is gone ready again, or park it. Returns how many."""
         running = await self._host.store.in_status(Status.RUNNING, 2**31)
-        lost = [run for run in running if self._host.live_run(run.id) is None]
+        lost = [
+            run
+            for run in running
+            if self._host.live_run(run.id) is None and not self._host.is_executed_elsewhere(run)
+        ]
         now = self._host.clock.now()
         alone = len(lost) == 1
         for start in range(0, len(lost), _PAGE):
             written: list[tuple[Run, Ticket]] = []
             for run in lost[start : start + _PAGE]:
-                rebooted = not is_same_boot(run.owner, self._host.owner)
-                decision = decide(run, Interrupt(alone, rebooted), now, self._host.policy)
+                decision = decide(run, self._loss(run, alone), now, self._host.policy)
                 written.append((decision.run, self._host.store.submit(decision.change)))
             for run, ticket in written:
                 try:
@@ -66,6 +68,13 @@ class Recovery:
                         run.id,
                     )
         return len(lost)
+
+    def _loss(self, run: Run, alone: bool) -> Interrupt | Release:
+        """What happens to a run whose execution went with its process. Where handlers run
+        elsewhere, none of them can have been the reason."""
+        if not self._host.executes_runs:
+            return Release("interrupted")
+        return Interrupt(alone, rebooted=not is_same_boot(run.owner, self._host.owner))
 
     def rescue_soon(self, run_id: str) -> None:
         """The execution of a run stopped because the store failed: release it once it works."""
@@ -127,14 +136,12 @@ class Recovery:
             return
         entry = await self._host.store.entry(run_id)
         assert entry is not None
-        exact = run._replace(
-            steps=sum(step.kind is not StepKind.HANDLER for step in entry.memo),
-            memo_bytes=sum(len(step.value or b"") + len(step.error or b"") for step in entry.memo),
-            last_order=max((step.order for step in entry.memo), default=0),
-        )
         try:
             decision = decide(
-                exact, Release("interrupted"), self._host.clock.now(), self._host.policy
+                with_exact_usage(entry),
+                Release("interrupted"),
+                self._host.clock.now(),
+                self._host.policy,
             )
             await self._host.store.submit(decision.change).wait()
         except (RefusedError, LostRunError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from durable_endpoints.protocol.ops import StepRecord
+from durable_endpoints.protocol.ops import StepKind, StepRecord
 from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints_server.engine.facts import Change
 from durable_endpoints_server.engine.model import Event, Run, Status, Stream, Wait
@@ -66,6 +66,17 @@ class Entry(NamedTuple):
     """Which application it belongs to: see `NewRun`."""
     stream: Stream | None
     """The state of its stream log, if it streamed anything."""
+
+
+def with_exact_usage(entry: Entry) -> Run:
+    """The run of an entry with its usage counted anew: while a run is RUNNING, what is stored of
+    its usage is out of date."""
+    memo = entry.memo
+    return entry.run.with_usage(
+        steps=sum(step.kind is not StepKind.HANDLER for step in memo),
+        memo_bytes=sum(len(step.value or b"") + len(step.error or b"") for step in memo),
+        last_order=max((step.order for step in memo), default=0),
+    )
 
 
 class Ended(NamedTuple):

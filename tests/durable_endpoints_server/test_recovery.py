@@ -12,6 +12,7 @@ from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints.testing import VirtualClock
 from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.engine.transitions import Cancel, Claim, decide, register
+from durable_endpoints_server.host import Host, HostOptions
 from tests.durable_endpoints_server.helpers import (
     POLICY,
     FlakyStore,
@@ -139,3 +140,40 @@ async def test_a_run_that_was_never_written_needs_no_rescue(
         assert await store.run("r") is None
         assert host.is_quiet
         assert host.recovery._stranded == set()
+
+
+async def test_a_run_executed_elsewhere_outlives_this_process_and_can_be_held_again(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    running(store, clock, "theirs", "a")
+    host = Host(store, HostOptions("me", executes_runs=False), clock)
+    host.is_executed_elsewhere = lambda run: run.owner == "they"
+    await host.attach()
+    try:
+        entry = await store.entry("theirs")
+        assert entry is not None
+        assert entry.run.status is Status.RUNNING
+        live = host.resume(entry)
+        live.record(done("b"))
+        await live.acknowledge()
+        assert [step.order for step in live.memo] == [1]
+        live.drop()
+        assert host.live == {}
+        entry = await store.entry("theirs")
+        assert entry is not None
+        assert [str(step.id) for step in entry.memo] == ["a", "b"]
+    finally:
+        await host.stop()
+
+
+async def test_where_no_handler_runs_the_end_of_the_process_is_held_against_no_run(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    running(store, clock, "r")
+    host = Host(store, HostOptions("me", executes_runs=False), clock)
+    await host.attach()
+    try:
+        run = await stored(store, "r")
+        assert (run.status, run.reason, run.interruptions) == (Status.READY, "interrupted", 0)
+    finally:
+        await host.stop()
