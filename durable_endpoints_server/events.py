@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.protocol.ops import NewEvent
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
 
 logger = logging.getLogger("durable_endpoints")
+
+T = TypeVar("T")
 
 _PAGE = 500
 _PATIENCE = 60.0
@@ -72,6 +74,57 @@ class EventService:
             self._publishing[event.id] = task
         await asyncio.shield(task)
         return event.id
+
+    async def receive_all(self, events: Sequence[Event]) -> dict[str, str]:
+        """Receive events that came together, and return once all are on disk, by one write.
+
+        An id that was received before, within retention, changes nothing: what is returned are the
+        internal ids of those. A caller that gives up does not take the events with it.
+        """
+        receiving = self._receive_all(events)
+        home = self._host.loop
+        if home is not None and not home.is_closed():
+            return await on_loop(home, self._shielded(receiving))
+        return await self._shielded(receiving)
+
+    async def _shielded(self, receiving: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.shield(self._host.tasks.spawn(receiving, "receive events"))
+
+    async def _receive_all(self, events: Sequence[Event]) -> dict[str, str]:
+        store = self._host.store
+        known = await store.known_events([event.id for event in events])
+        new = {event.id: event for event in reversed(events) if event.id not in known}
+        if not new:
+            return known
+        fresh = [event for event_id, event in new.items() if event_id not in self._unsettled]
+        self._unsettled.update(event.id for event in fresh)
+        try:
+            facts = (
+                EventReceived(event, settled=False, one_of_many=True) for event in new.values()
+            )
+            await store.submit(Change(tuple(facts))).wait()
+        except BaseException:
+            self._unsettled.difference_update(event.id for event in fresh)
+            raise
+        self._host.tasks.spawn(self._settle_many(fresh), f"match {len(fresh)} events")
+        return known
+
+    async def _settle_many(self, events: Sequence[Event]) -> None:
+        """Resolve what the events match. Of most, nobody waits for: those cost one more write."""
+        unsettled = {event.id for event in events}
+        try:
+            awaited = await self._host.store.awaited({event.name for event in events})
+            idle = [event.id for event in events if event.name not in awaited]
+            if idle:
+                settled = Change(tuple(EventSettled(event_id) for event_id in idle))
+                await self._host.store.submit(settled).wait()
+                self._unsettled.difference_update(idle)
+            await self._match_all([event for event in events if event.name in awaited])
+        except StorageError as error:
+            logger.error("%d events could not be matched yet: %s", len(unsettled), error)
+            self._host.recovery.settle_soon()
+        finally:
+            self._unsettled.difference_update(unsettled)
 
     async def _publish(self, event: Event) -> None:
         is_known = event.id in self._unsettled
@@ -166,15 +219,17 @@ class EventService:
     async def settle_all(self) -> None:
         """Match every event that is kept and not settled: after a start, or a failed write."""
         while events := await self._host.store.unsettled_events(_PAGE):
-            # Together, because each of them waits for commits, which they can share.
-            outcomes = await asyncio.gather(
-                *(self._match_kept(event) for event in events), return_exceptions=True
-            )
-            for outcome in outcomes:
-                if outcome is not None:
-                    raise outcome
+            await self._match_all(events)
             if len(events) < _PAGE:
                 return
+
+    async def _match_all(self, events: Sequence[Event]) -> None:
+        """Match them together, because each waits for commits, which they can share."""
+        for start in range(0, len(events), _PAGE):
+            matching = [self._match_kept(event) for event in events[start : start + _PAGE]]
+            for outcome in await asyncio.gather(*matching, return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
 
     async def _match_kept(self, event: Event) -> None:
         self._unsettled.add(event.id)

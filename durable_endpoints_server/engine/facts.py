@@ -102,6 +102,8 @@ class EventReceived(NamedTuple):
 
     event: Event
     settled: bool
+    one_of_many: bool = False
+    """It came with others, and must not keep them out: if its id is known, it is passed over."""
 
 
 class EventUsed(NamedTuple):

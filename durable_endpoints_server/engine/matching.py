@@ -36,6 +36,7 @@ def value_at(document: object, path: str) -> object:
 def document_of(event: Event) -> dict[str, object]:
     """The event as paths and expressions see it."""
     return {
+        **orjson.loads(event.extra),
         "name": event.name,
         "data": orjson.loads(event.data),
         "id": event.id,

@@ -106,11 +106,16 @@ class Event(NamedTuple):
     data: bytes
     ts: int
     received_at: int
+    internal_id: str = ""
+    """The engine's own id of it, a ULID; empty where `id` is that."""
+    extra: bytes = b"{}"
+    """What came with the data, as a JSON object: `user` and `v`, if anything."""
 
     def as_json(self) -> bytes:
         """The event as a waiting handler gets it."""
         head = orjson.dumps({"name": self.name, "id": self.id, "ts": self.ts})
-        return head[:-1] + b',"data":' + self.data + b"}"
+        more = b"" if self.extra == b"{}" else b"," + self.extra[1:-1]
+        return head[:-1] + more + b',"data":' + self.data + b"}"
 
 
 class Wait(NamedTuple):

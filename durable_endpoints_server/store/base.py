@@ -8,7 +8,7 @@ store passes the conformance suite in `tests/conformance/`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from durable_endpoints.protocol.ops import StepKind, StepRecord
@@ -288,6 +288,25 @@ class Store(Protocol):
 
     async def unsettled_events(self, limit: int) -> list[Event]:
         """Events that may still have to be matched; the earliest first."""
+        ...
+
+    async def known_events(self, ids: Sequence[str]) -> dict[str, str]:
+        """Those of these ids of events that were received before, with the internal ids."""
+        ...
+
+    async def awaited(self, names: Collection[str]) -> set[str]:
+        """Those of these names of events for which some wait is open."""
+        ...
+
+    async def event(self, event_id: str) -> Event | None:
+        """The event with this internal id, or else with this id."""
+        ...
+
+    async def list_events(
+        self, name: str | None, since: int, before: tuple[int, str], limit: int
+    ) -> list[Event]:
+        """Events, the newest first: those with `name`, if one is given, that were received at
+        `since` or later, and before the instant and id `before`."""
         ...
 
     async def inbox(self, limit: int) -> list[InboxMessage]:

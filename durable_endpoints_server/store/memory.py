@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from durable_endpoints.protocol.ops import StepKind, StepRecord, StepState
@@ -116,7 +116,11 @@ class MemoryStore:
                 fact.run.id in self._rows or (fact.new.key or "") in self._keys
             ):
                 return False
-            if isinstance(fact, EventReceived) and fact.event.id in self._events:
+            if (
+                isinstance(fact, EventReceived)
+                and not fact.one_of_many
+                and fact.event.id in self._events
+            ):
                 return False
         return True
 
@@ -352,7 +356,7 @@ class MemoryStore:
         used = set() if row is None else row.used_events
         events = [
             event
-            for event, _ in self._events.values()
+            for event, *_ in self._events.values()
             if event.name == name
             and (event.received_at, event.id) > (since, after)
             and event.id not in used
@@ -360,8 +364,37 @@ class MemoryStore:
         return sorted(events, key=lambda event: (event.received_at, event.id))[:limit]
 
     async def unsettled_events(self, limit: int) -> list[Event]:
-        events = [event for event, settled in self._events.values() if not settled]
+        events = [fact.event for fact in self._events.values() if not fact.settled]
         return sorted(events, key=lambda event: event.received_at)[:limit]
+
+    async def known_events(self, ids: Sequence[str]) -> dict[str, str]:
+        known = self._events
+        return {
+            event_id: known[event_id].event.internal_id for event_id in ids if event_id in known
+        }
+
+    async def awaited(self, names: Collection[str]) -> set[str]:
+        waits = (wait for row in self._rows.values() for wait in row.waits.values())
+        return set(names) & {wait.alternative.event for wait in waits}
+
+    async def event(self, event_id: str) -> Event | None:
+        for fact in self._events.values():
+            if fact.event.internal_id == event_id:
+                return fact.event
+        known = self._events.get(event_id)
+        return None if known is None else known.event
+
+    async def list_events(
+        self, name: str | None, since: int, before: tuple[int, str], limit: int
+    ) -> list[Event]:
+        events = [
+            fact.event
+            for fact in self._events.values()
+            if name in (None, fact.event.name)
+            and fact.event.received_at >= since
+            and (fact.event.received_at, fact.event.id) < before
+        ]
+        return sorted(events, key=lambda event: (event.received_at, event.id))[: -limit - 1 : -1]
 
     async def is_sweepable(
         self, runs_before: int, events_before: int, responses_before: int
@@ -369,7 +402,7 @@ class MemoryStore:
         return (
             bool(self._ended_before(runs_before))
             or any(seen.at < runs_before for seen in self._requests)
-            or any(event.received_at < events_before for event, _ in self._events.values())
+            or any(fact.event.received_at < events_before for fact in self._events.values())
             or bool(self._undelivered_before(responses_before))
         )
 

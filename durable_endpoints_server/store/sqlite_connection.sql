@@ -32,8 +32,11 @@ join step_doc on step_doc.run_id = waits.run_id and step_doc.id = waits.step_id;
 
 create temp view event_doc as
 select
-    id, name, received_at, settled,
-    json_array(id, name, cast(data as text), ts, received_at) as doc
+    id, name, received_at, settled, internal_id,
+    json_array(
+        id, name, cast(data as text), ts, received_at, internal_id,
+        coalesce(cast(extra as text), '{}')
+    ) as doc
 from events;
 
 create temp view stream_doc as

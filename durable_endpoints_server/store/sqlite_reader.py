@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -218,6 +218,29 @@ class SqliteReader:
 
     async def unsettled_events(self, limit: int) -> list[Event]:
         return [read_event(doc) for doc in await self._list("unsettled_events", limit=limit)]
+
+    async def known_events(self, ids: Sequence[str]) -> dict[str, str]:
+        return dict(await self._list("known_events", ids=orjson.dumps(ids).decode()))
+
+    async def awaited(self, names: Collection[str]) -> set[str]:
+        return set(await self._list("awaited", names=orjson.dumps(sorted(names)).decode()))
+
+    async def event(self, event_id: str) -> Event | None:
+        row = await self._ask("event", id=event_id)
+        return read_event(orjson.loads(row[0])) if row and row[0] is not None else None
+
+    async def list_events(
+        self, name: str | None, since: int, before: tuple[int, str], limit: int
+    ) -> list[Event]:
+        docs = await self._list(
+            "list_events",
+            event=name,
+            since=since,
+            before=before[0],
+            before_id=before[1],
+            limit=limit,
+        )
+        return [read_event(doc) for doc in docs]
 
     async def inbox(self, limit: int) -> list[InboxMessage]:
         docs = await self._list("inbox", limit=limit)

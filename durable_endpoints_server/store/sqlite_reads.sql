@@ -218,6 +218,28 @@ select json_group_array(json(doc)) from (
     select doc from event_doc where not settled order by received_at limit :limit
 )
 
+-- name: known_events
+select json_group_array(json_array(id, internal_id)) from events
+where id in (select value from json_each(:ids))
+
+-- name: awaited
+select json_group_array(value) from json_each(:names)
+where exists (select 1 from waits where event = value)
+
+-- name: event
+select coalesce(
+    (select doc from event_doc where internal_id = :id and internal_id <> ''),
+    (select doc from event_doc where id = :id)
+)
+
+-- name: list_events
+select json_group_array(json(doc)) from (
+    select doc from event_doc
+    where (:event is null or name = :event)
+        and (received_at, id) < (:before, :before_id) and received_at >= :since
+    order by received_at desc, id desc limit :limit
+)
+
 -- name: is_sweepable
 select
     exists (select 1 from runs where ended_at < :runs_before)

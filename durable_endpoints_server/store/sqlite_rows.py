@@ -203,7 +203,8 @@ def _attempt(fact: AttemptFailed) -> _Rows:
 
 
 def _event(fact: EventReceived) -> _Rows:
-    return ((8, (*fact.event, fact.settled)),)
+    event, settled, one_of_many = fact
+    return ((8, (*event[:5], settled, one_of_many, event.internal_id, event.extra)),)
 
 
 _ENCODERS: Final[Mapping[type[Fact], Callable[[Any], _Rows]]] = {
@@ -289,4 +290,5 @@ def read_match(doc: Sequence[Any]) -> Match:
 
 
 def read_event(doc: Sequence[Any]) -> Event:
-    return Event(doc[0], doc[1], doc[2].encode(), doc[3], doc[4])
+    id, name, data, ts, received_at, internal_id, extra = doc
+    return Event(id, name, data.encode(), ts, received_at, internal_id, extra.encode())

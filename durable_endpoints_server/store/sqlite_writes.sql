@@ -132,8 +132,8 @@ create temp trigger write_attempt instead of insert on writes when new.kind = 7 
     values (new.run_id, new.a, new.b, new.c, new.d, new.e);
 end;
 
--- An event that arrives by itself is refused when its id is known; one that belongs to a run's
--- step is passed over then, for the step is done either way.
+-- An event that arrives by itself is refused when its id is known. One that belongs to a run's step
+-- is passed over then, for the step is done either way, and so is one of many that came together.
 create temp trigger write_event instead of insert on writes when new.kind = 8 begin
     select raise(ignore)
     where new.generation is not null and not exists (
@@ -141,10 +141,10 @@ create temp trigger write_event instead of insert on writes when new.kind = 8 be
         where id = new.run_id and generation = new.generation and (new.states >> status) & 1
     ) and refused(new.n);
     select raise(ignore)
-    where new.generation is null
+    where new.generation is null and not new.g
         and exists (select 1 from events where id = new.a) and refused(new.n);
-    insert into events (id, name, data, ts, received_at, settled)
-    values (new.a, new.b, new.c, new.d, new.e, new.f)
+    insert into events (id, name, data, ts, received_at, settled, internal_id, extra)
+    values (new.a, new.b, new.c, new.d, new.e, new.f, new.h, nullif(new.i, cast('{}' as blob)))
     on conflict (id) do nothing;
 end;
 

@@ -495,6 +495,51 @@ async def test_a_zombie_sends_no_event(store: Store) -> None:
     assert await store.unsettled_events(10) == []
 
 
+async def test_one_of_many_events_is_passed_over_if_it_is_known(store: Store) -> None:
+    events = [Event(f"e{n}", "e", b"{}", T0, T0 + n) for n in range(3)]
+    await store.submit(Change((EventReceived(events[1], settled=True),))).wait()
+    changed = [event._replace(data=b"[]", internal_id=f"i-{event.id}") for event in events]
+    many = Change(tuple(EventReceived(event, False, one_of_many=True) for event in changed))
+    assert not await refused(store, many)
+    assert await store.known_events(["e0", "e1", "e9"]) == {"e0": "i-e0", "e1": ""}
+    assert [event.id for event in await store.unsettled_events(10)] == ["e0", "e2"]
+    assert await store.event("e1") == events[1]
+
+
+async def test_an_event_is_found_by_either_id_with_all_that_came_with_it(store: Store) -> None:
+    event = Event("mine", "e", b"{}", 1, T0, "internal", b'{"user":{"id":"\xc3\xa9"},"v":"2"}')
+    await store.submit(Change((EventReceived(event, settled=True),))).wait()
+    assert await store.event("mine") == await store.event("internal") == event
+    assert await store.event("other") is None
+    assert (await store.unused_events("", "e", 0, "", 1))[0].as_json() == (
+        b'{"name":"e","id":"mine","ts":1,"user":{"id":"\xc3\xa9"},"v":"2","data":{}}'
+    )
+
+
+async def test_events_are_listed_newest_first(store: Store) -> None:
+    for n, name in enumerate("abab"):
+        event = Event(f"e{n}", name, b"{}", 0, T0 + n // 2)
+        await store.submit(Change((EventReceived(event, settled=True),))).wait()
+
+    async def listed(
+        name: str | None = None, since: int = 0, before: tuple[int, str] = (2**62, "")
+    ) -> list[str]:
+        return [event.id for event in await store.list_events(name, since, before, 3)]
+
+    assert await listed() == ["e3", "e2", "e1"]
+    assert await listed("a") == ["e2", "e0"]
+    assert await listed(since=T0 + 1) == ["e3", "e2"]
+    assert await listed(before=(T0 + 1, "e3")) == ["e2", "e1", "e0"]
+
+
+async def test_which_events_are_awaited(store: Store) -> None:
+    history = await History(store).begin()
+    await history.record(wait_for("w", "e"), wait_for("v", "f"))
+    assert await store.awaited({"e", "g"}) == {"e"}
+    await history.do(Complete(200, b"x"))
+    assert await store.awaited({"e", "f"}) == set()
+
+
 # Recovery and dispatch
 
 
