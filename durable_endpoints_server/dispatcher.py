@@ -10,7 +10,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
 
 from durable_endpoints.protocol.errors import EngineError
 from durable_endpoints_server.engine.model import Run, Status
@@ -30,6 +31,26 @@ Executor = Callable[[LiveRun, Entry], Awaitable[None]]
 CanExecute = Callable[[Entry], bool]
 """Whether an application is there that a run belongs to."""
 
+
+class Place(NamedTuple):
+    """Where a run is executed."""
+
+    owner: str
+    """The name of the process, in the run's lease."""
+    executor: Executor
+
+
+class Nobody(Enum):
+    """Why a run is not executed now."""
+
+    HERE = "no process is there of the application that it belongs to"
+    FREE = "all of them have enough to do"
+
+
+Placement = Callable[[Entry], Place | Nobody]
+"""Finds a place for a run."""
+
+
 _PAGE = 1_000
 _RESCAN = 10.0
 """Seconds after which the store is asked for ready runs, even if nobody called."""
@@ -40,18 +61,21 @@ _ADMISSION = 5.0
 
 
 class Dispatcher:
-    """Claims ready runs and executes them, at most `capacity` at once."""
+    """Claims ready runs and executes them, at most `capacity` at once, and if it `isolates`, those
+    in quarantine alone."""
 
-    def __init__(self, host: Host, capacity: int) -> None:
+    def __init__(self, host: Host, capacity: int, isolates: bool = True) -> None:
         self._host = host
         self._capacity = capacity
-        self._executor: Executor | None = None
-        self._can_execute: CanExecute = lambda entry: True
+        self._isolates = isolates
+        self._place: Placement | None = None
         self._queue: deque[str] = deque()
         self._queued: set[str] = set()
         self._quarantine: deque[str] = deque()
         self._unclaimed: set[str] = set()
-        """Runs that `can_execute` did not know."""
+        """Runs for which nobody was here."""
+        self._held: dict[str, deque[str]] = {}
+        """Runs for which nobody was free, by application. They count as queued."""
         self._more = False
         self._running = 0
         self._bell = Bell()
@@ -59,10 +83,30 @@ class Dispatcher:
         """Whether a run in quarantine is being executed, or waits for its quiet moment."""
 
     def set_executor(self, executor: Executor, can_execute: CanExecute) -> None:
-        """Runs may be executed from now on, those that `can_execute` knows."""
-        self._executor, self._can_execute = executor, can_execute
+        """Runs may be executed in this process from now on, those that `can_execute` knows."""
+        here = Place(self._host.owner, executor)
+        self.place_by(lambda entry: here if can_execute(entry) else Nobody.HERE)
+
+    def place_by(self, placement: Placement) -> None:
+        """Runs may be executed from now on, where `placement` says. To be called again when it
+        finds a place for runs that had none."""
+        self._place = placement
         self._unclaimed.clear()
+        for held in self._held.values():
+            self._queue.extend(held)
+        self._held.clear()
         self._more = True
+        self.nudge()
+
+    def make_room(self, app: str) -> None:
+        """One more run of an application may be executed than before."""
+        held = self._held.get(app)
+        if held is None:
+            return
+        self._queue.appendleft(held.popleft())
+        if not held:
+            del self._held[app]
+            self._more = True  # more of them may be in the store than are held
         self.nudge()
 
     def wake(self, run: Run) -> None:
@@ -73,7 +117,7 @@ class Dispatcher:
             self._more = True  # it stays in the store, and is fetched when there is room
         else:
             self._queued.add(run.id)
-            quarantine = in_quarantine(run, self._host.policy)
+            quarantine = self._isolates and in_quarantine(run, self._host.policy)
             (self._quarantine if quarantine else self._queue).append(run.id)
         self.nudge()
 
@@ -101,13 +145,14 @@ class Dispatcher:
         self._queue.clear()
         self._quarantine.clear()
         self._queued.clear()
+        self._held.clear()
         self._running, self.alone = 0, False
         while True:
             # Wakes are immediate; looking into the store now and then is the safety net.
             self._more = True
             rescan = loop.call_later(_RESCAN, self._bell.ring)
             while rescan.when() > loop.time():
-                if self._executor is not None and not self._host.draining:
+                if self._place is not None and not self._host.draining:
                     await self._start_what_fits()
                 await self._bell.wait()
 
@@ -131,7 +176,9 @@ class Dispatcher:
         new = [
             run
             for run in ready
-            if run.id not in self._unclaimed and self._host.live_run(run.id) is None
+            if run.id not in self._unclaimed
+            and run.id not in self._queued
+            and self._host.live_run(run.id) is None
         ]
         self._more = len(ready) == _PAGE and bool(new)
         for run in new:
@@ -154,8 +201,8 @@ class Dispatcher:
             self.nudge()
 
     async def _execute(self, run_id: str) -> None:
-        executor = self._executor
-        assert executor is not None
+        find_place = self._place
+        assert find_place is not None
         # From here on a new wake counts: it may be about a change that this read does not see.
         self._queued.discard(run_id)
         try:
@@ -164,15 +211,16 @@ class Dispatcher:
                     return
                 if entry.run.status is not Status.READY:
                     return
-                if not self._can_execute(entry):
-                    self._unclaimed.add(run_id)
+                place = find_place(entry)
+                if isinstance(place, Nobody):
+                    self._put_off(entry, place)
                     return
-                live = self._claim(entry)
+                live = self._claim(entry, place.owner)
                 if (entry.run.ready_at or 0) <= self._host.attached_at:
                     # It may have ended the last process. Should it end this one before its first
                     # body begins, that has to be on disk.
                     await live.written()
-                await executor(live, entry)
+                await place.executor(live, entry)
                 if not live.was_refused:
                     return
         except EngineError as error:
@@ -182,8 +230,16 @@ class Dispatcher:
             self._running -= 1
             self.nudge()
 
-    def _claim(self, entry: Entry) -> LiveRun:
+    def _put_off(self, entry: Entry, why: Nobody) -> None:
+        run_id = entry.run.id
+        if why is Nobody.HERE:
+            self._unclaimed.add(run_id)
+        elif run_id not in self._queued:
+            self._queued.add(run_id)
+            self._held.setdefault(entry.app, deque()).append(run_id)
+
+    def _claim(self, entry: Entry, owner: str) -> LiveRun:
         """Take the lease. No new step body starts before that is written."""
         host = self._host
-        decision = decide(entry.run, Claim(host.owner, None), host.clock.now(), host.policy)
+        decision = decide(entry.run, Claim(owner, None), host.clock.now(), host.policy)
         return host.adopt(decision, entry.memo, entry.stream)

@@ -19,7 +19,6 @@ from durable_endpoints_server.engine.facts import (
     Change,
     RequestSeen,
     ResponseDelivered,
-    RunChanged,
     RunEnded,
     states,
 )
@@ -97,7 +96,7 @@ class Host:
         self.signals = Signals(self)
         self.timers = Timers(self)
         self.recovery = Recovery(self)
-        self.dispatcher = Dispatcher(self, options.max_executions)
+        self.dispatcher = Dispatcher(self, options.max_executions, options.executes_runs)
         self._inbox = Inbox(self, options.inbox_interval)
         self._sweeper = Sweeper(self, options.sweep_interval)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -176,15 +175,15 @@ class Host:
     def resume(self, entry: Entry) -> LiveRun:
         """Hold a run again that is executed elsewhere, from what is stored of it."""
         run = with_exact_usage(entry)
-        change = Change((RunChanged(run),), run.id, run.generation, states(Status.RUNNING))
-        return self.adopt(Decision(run, change), entry.memo, entry.stream)
+        nothing = Change((), run.id, run.generation, states(Status.RUNNING))
+        return self.adopt(Decision(run, nothing), entry.memo, entry.stream)
 
     def adopt(
         self, decision: Decision, memo: Sequence[StepRecord], stream: Stream | None = None
     ) -> LiveRun:
-        """Take the lease that `decision` gives, for an execution on this event loop."""
+        """Take the lease that `decision` gives, for an execution that this event loop drives."""
         run = decision.run
-        live = LiveRun(self, decision, memo, stream)
+        live = LiveRun(self, decision, memo, stream, is_remote=run.owner != self.owner)
         self.live[run.id] = live
         return live
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError, StorageError
@@ -20,7 +20,7 @@ from durable_endpoints.protocol.ops import (
     WaitForEvent,
 )
 from durable_endpoints.protocol.runs import Complete, Fail, Listener
-from durable_endpoints.protocol.streams import RecordKind, StreamStart
+from durable_endpoints.protocol.streams import RecordKind, StreamRecord, StreamStart
 from durable_endpoints_server.engine.facts import (
     Change,
     ChildCreated,
@@ -36,6 +36,7 @@ from durable_endpoints_server.engine.transitions import (
     Command,
     Decision,
     Expire,
+    Interrupt,
     Park,
     Release,
     Resolve,
@@ -68,6 +69,7 @@ class LiveRun:
         "__weakref__",
         "_alarms",
         "_host",
+        "_is_remote",
         "_lane",
         "_left",
         "_missed",
@@ -80,6 +82,7 @@ class LiveRun:
         "listener",
         "loop",
         "memo",
+        "on_written",
         "run",
         "stop_reason",
         "was_refused",
@@ -91,22 +94,28 @@ class LiveRun:
         decision: Decision,
         memo: Sequence[StepRecord],
         stream: Stream | None = None,
+        is_remote: bool = False,
     ) -> None:
-        """`stream` is the state of the run's stream log, if it has one."""
+        """`stream` is the state of the run's stream log, if it has one. `is_remote` says that the
+        execution is at the far end of a wire, and counts its chunks itself."""
         self.run: Run = decision.run
         self.id = self.run.id
         self.memo = memo
         self.listener: Listener | None = None
+        self.on_written: Callable[[Sequence[StreamRecord]], None] | None = None
+        """Told which records of the stream log are written, in order."""
         self.stop_reason = ""
         """Why the run was taken from this execution; empty while it was not."""
         self._host = host
         self.loop = asyncio.get_running_loop()
         self._lane = Lane()
-        self._stream = None if stream is None else LiveStream(self, host.streams, stream)
+        self._is_remote = is_remote
+        self._stream = None if stream is None else self._live_stream(stream)
         self._left = False
         self._ticket: Ticket = self._write(decision.change)
         if self._stream is not None:
-            self._stream.replay()
+            if not is_remote:
+                self._stream.replay()
             self._ticket.then(lambda: host.streams.look_again(decision.run.id))
         self._open = {step.id.hash: step for step in memo if not step.is_final}
         self._alarms = Alarms(host)
@@ -117,6 +126,9 @@ class LiveRun:
         self._used_events: frozenset[str] = frozenset()
         if self.run.deadline is not None:
             self._alarms.set_deadline(self, self.run.deadline)
+
+    def _live_stream(self, stream: Stream) -> LiveStream:
+        return LiveStream(self, self._host.streams, stream, self._is_remote)
 
     @property
     def generation(self) -> int:
@@ -166,6 +178,11 @@ class LiveRun:
         if step.kind in (StepKind.WAIT, StepKind.WAIT_ANY):
             self.spawn(self._look_up(step.id.hash), f"look up events for {self.id}")
 
+    @property
+    def ticket(self) -> Ticket:
+        """The last change of this execution, for `until_written`."""
+        return self._ticket
+
     async def acknowledge(self) -> None:
         """Return once everything recorded so far is on disk.
 
@@ -187,7 +204,7 @@ class LiveRun:
     def open_stream(self) -> None:
         """Keep a stream log from now on, and not only from the first chunk: a client follows."""
         if self._stream is None:
-            self._stream = LiveStream(self, self._host.streams, started(self.run.generation))
+            self._stream = self._live_stream(started(self.run.generation))
 
     def push(
         self, step: str, attempt: int, values: list[bytes], kind: RecordKind = RecordKind.DATA
@@ -250,6 +267,11 @@ class LiveRun:
 
     # How the execution ends
 
+    @property
+    def is_looking(self) -> bool:
+        """Whether something is under way that may still resolve a step: `suspend` waits for it."""
+        return bool(self._tasks)
+
     async def suspend(self) -> None:
         """Nothing can go on before an open step is resolved. Returns when that is on disk."""
         while self._tasks:
@@ -281,11 +303,26 @@ class LiveRun:
         `Host.resume` holds it again."""
         self._forget()
 
-    async def _leave(self, command: Command) -> None:
+    def leave(self, command: Command) -> Ticket:
+        """End this execution by `command`; what this returns says when that is on disk."""
         fact = self._apply(command)[0]
         self._announce(fact if isinstance(fact, RunEnded) else None)
         self._forget()
-        await self.acknowledge()
+        return self._ticket
+
+    async def _leave(self, command: Command) -> None:
+        await self.until_written(self.leave(command))
+
+    def interrupt(self, alone: bool) -> None:
+        """The execution has vanished: give the run to another one, and tell this one, should it
+        only have been silent. `alone`: nothing else was executed beside it."""
+        listener = self.listener
+        self.leave(Interrupt(alone))
+        if self.run.status is Status.PARKED:
+            self._host.recovery.tell_parked(self.run)
+        self.stop_reason = "lost"
+        if listener is not None:
+            listener.stopped("lost")
 
     def _announce(self, ended: RunEnded | None) -> None:
         run, announce, due = self.run, self._host.announce, None

@@ -56,8 +56,13 @@ logger = logging.getLogger("durable_endpoints")
 class LiveStream:
     """The producing end of one run's stream log, as long as one execution lasts."""
 
-    def __init__(self, live: LiveRun, streams: Streams, stream: Stream) -> None:
+    def __init__(
+        self, live: LiveRun, streams: Streams, stream: Stream, is_counted: bool = False
+    ) -> None:
+        """`is_counted`: the producer counts its chunks, so that it can say after a break which of
+        them it sends again. Then every one is written: what is not to be, it does not send."""
         self.stream = stream
+        self._is_counted = is_counted
         self._run_id, self._policy = live.id, live.policy
         # It is the execution that has this, and goes with its request; a cycle would outlive that.
         self._live = ref(live)
@@ -102,7 +107,7 @@ class LiveStream:
             try:
                 self._add(chunks)
             except LimitError as error:
-                if kind is RecordKind.DATA:
+                if kind is RecordKind.DATA or self._is_counted:
                     raise
                 self._leave_out(error)
                 return True
@@ -114,7 +119,8 @@ class LiveStream:
 
     def _add(self, chunks: list[Chunk]) -> None:
         pending = self._pending
-        if len(pending) >= _PLENTY and _replaces(chunks, pending[-1]):
+        is_plenty = len(pending) >= _PLENTY and not self._is_counted
+        if is_plenty and _replaces(chunks, pending[-1]):
             self._pending_size -= weight_of([pending.pop().value])
         size = weight_of([chunk.value for chunk in chunks])
         check_room(self.stream.size + self._pending_size, size, self._policy)
@@ -191,6 +197,9 @@ class LiveStream:
     def _publish(self, records: tuple[StreamRecord, ...]) -> None:
         self.written = records[-1].last
         self._streams.publish(self._run_id, records)
+        live = self._live()
+        if live is not None and live.on_written is not None:
+            live.on_written(records)
 
     def _wake(self) -> None:
         live = self._live()
@@ -221,7 +230,7 @@ class LiveStream:
             self._is_woken = False
         if not pending:
             return []
-        if self._ended:
+        if self._ended and not self._is_counted:
             pending = [
                 chunk for chunk in pending if chunk.attempt > self._ended.get(chunk.step, -1)
             ]

@@ -1,13 +1,14 @@
 """Recovery: what an earlier process, or a failed write, left behind goes on.
 
 The process that owns the dispatcher role knows that every run that is RUNNING in the store, and
-not in its own hands, lost its execution.
+not in its own hands, lost its execution, unless it is executed elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError
@@ -46,35 +47,43 @@ class Recovery:
             for run in running
             if self._host.live_run(run.id) is None and not self._host.is_executed_elsewhere(run)
         ]
-        now = self._host.clock.now()
         alone = len(lost) == 1
+        await self.give_up([(run, self._loss(run, alone)) for run in lost])
+        return len(lost)
+
+    async def give_up(self, lost: Sequence[tuple[Run, Interrupt | Release]]) -> None:
+        """Give runs that nobody executes any more to new executions, or park them."""
+        host = self._host
+        now = host.clock.now()
         for start in range(0, len(lost), _PAGE):
             written: list[tuple[Run, Ticket]] = []
-            for run in lost[start : start + _PAGE]:
-                decision = decide(run, self._loss(run, alone), now, self._host.policy)
-                written.append((decision.run, self._host.store.submit(decision.change)))
+            for run, loss in lost[start : start + _PAGE]:
+                decision = decide(run, loss, now, host.policy)
+                written.append((decision.run, host.store.submit(decision.change)))
             for run, ticket in written:
                 try:
                     await ticket.wait()
                 except RefusedError:
                     continue  # it ended while it was being looked at
+                host.announce(run, None, None)
                 if run.status is Status.PARKED:
-                    logger.error(
-                        "run %s (%s) took the process down %d times while it ran alone: parked. "
-                        "`durable-endpoints runs retry %s` tries it again",
-                        run.id,
-                        run.function_id,
-                        run.lone_interruptions,
-                        run.id,
-                    )
-        return len(lost)
+                    self.tell_parked(run)
+
+    def tell_parked(self, run: Run) -> None:
+        """Log that a run stands still, and what can be done."""
+        logger.error(
+            "run %s (%s) took the process down %d times while it ran alone: parked. "
+            "`durable-endpoints runs retry %s` tries it again",
+            *(run.id, run.function_id, run.lone_interruptions, run.id),
+        )
 
     def _loss(self, run: Run, alone: bool) -> Interrupt | Release:
         """What happens to a run whose execution went with its process. Where handlers run
         elsewhere, none of them can have been the reason."""
-        if not self._host.executes_runs:
+        rebooted = not is_same_boot(run.owner, self._host.owner)
+        if not self._host.executes_runs and not rebooted:
             return Release("interrupted")
-        return Interrupt(alone, rebooted=not is_same_boot(run.owner, self._host.owner))
+        return Interrupt(alone and self._host.executes_runs, rebooted)
 
     def rescue_soon(self, run_id: str) -> None:
         """The execution of a run stopped because the store failed: release it once it works."""

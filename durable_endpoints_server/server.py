@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from typing import Protocol
 
 from durable_endpoints_server.auth import Keys
 from durable_endpoints_server.clock import Clock
-from durable_endpoints_server.engine.model import Policy
+from durable_endpoints_server.dispatcher import Nobody, Place
+from durable_endpoints_server.engine.model import Policy, Run
 from durable_endpoints_server.host import Host, HostOptions
-from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.owner import new_owner
 from durable_endpoints_server.settings import ServerSettings
 from durable_endpoints_server.store.base import Entry, Store
@@ -18,12 +17,13 @@ from durable_endpoints_server.store.base import Entry, Store
 class Executor(Protocol):
     """A way in which runs are executed: over a connection, or by calling an application back."""
 
-    def can_execute(self, entry: Entry) -> bool:
-        """Whether the run is of an application that can be reached in this way now."""
+    def place(self, entry: Entry) -> Place | Nobody:
+        """Where a run that is ready can be executed in this way now."""
         ...
 
-    def execute(self, live: LiveRun, entry: Entry) -> Awaitable[None]:
-        """Execute a run that was claimed. Returns when this execution has left it."""
+    def keeps(self, run: Run) -> bool:
+        """Whether a run that was being executed when an earlier server ended may still be, and is
+        not lost with that. Asked once for each, at the start."""
         ...
 
 
@@ -34,15 +34,16 @@ class Server:
         self.settings = settings
         self.keys = Keys(settings)
         policy = Policy(run_retention=settings.retention, event_retention=settings.event_retention)
-        options = HostOptions(new_owner(), policy, settings.max_executions)
+        options = HostOptions(new_owner(), policy, settings.max_executions, executes_runs=False)
         self.host = Host(store, options, clock)
+        self.host.is_executed_elsewhere = self._is_executed_elsewhere
         self._executors: list[Executor] = []
 
     def add_executor(self, executor: Executor) -> None:
         """Runs may be executed in one more way, or by more applications, from now on."""
         if executor not in self._executors:
             self._executors.append(executor)
-        self.host.dispatcher.set_executor(self._execute, self._can_execute)
+        self.host.dispatcher.place_by(self._place)
 
     async def start(self) -> None:
         """Serve on this event loop: what an earlier process left goes on."""
@@ -52,15 +53,15 @@ class Server:
         """Write what was recorded, and let go of the store."""
         await self.host.stop()
 
-    def _executor_for(self, entry: Entry) -> Executor | None:
-        return next((one for one in self._executors if one.can_execute(entry)), None)
+    def _place(self, entry: Entry) -> Place | Nobody:
+        why = Nobody.HERE
+        for executor in self._executors:
+            place = executor.place(entry)
+            if isinstance(place, Place):
+                return place
+            if place is Nobody.FREE:
+                why = place
+        return why
 
-    def _can_execute(self, entry: Entry) -> bool:
-        return self._executor_for(entry) is not None
-
-    async def _execute(self, live: LiveRun, entry: Entry) -> None:
-        executor = self._executor_for(entry)
-        if executor is None:  # it went away in this very moment
-            await live.release("released")
-        else:
-            await executor.execute(live, entry)
+    def _is_executed_elsewhere(self, run: Run) -> bool:
+        return any(executor.keeps(run) for executor in self._executors)

@@ -129,7 +129,15 @@ def _packed(data: bytes | None) -> str | None:
     return None if data is None else pack_bytes(data)
 
 
-def _parts(value: Any, count: int) -> list[Any]:
+def array(value: Any) -> list[Any]:
+    """An array."""
+    if not isinstance(value, list):
+        raise WireError("an array was expected")
+    return value
+
+
+def array_of(value: Any, count: int) -> list[Any]:
+    """An array, or a frame, of so many parts."""
     if not isinstance(value, list) or len(value) != count:
         raise WireError(f"an array of {count} was expected")
     return value
@@ -150,7 +158,7 @@ def pack_id(step: StepId) -> Frame:
 
 
 def unpack_id(value: Any) -> StepId:
-    key, name, repeat = _parts(value, 3)
+    key, name, repeat = array_of(value, 3)
     return StepId(text(key), text(name), whole(repeat))
 
 
@@ -170,7 +178,7 @@ def pack_step(step: StepRecord) -> Frame:
 
 
 def unpack_step(value: Any) -> StepRecord:
-    parts = _parts(value, 12)
+    parts = array_of(value, 12)
     try:
         state = StepState(whole(parts[4]))
     except ValueError:
@@ -223,19 +231,19 @@ def unpack_op(value: Any) -> StepOp:
 
 
 def _done(value: Any) -> StepOp:
-    _, step, kind, result, attempt, elapsed = _parts(value, 6)
+    _, step, kind, result, attempt, elapsed = array_of(value, 6)
     return StepDone(unpack_id(step), _kind(kind), json_text(result), whole(attempt), whole(elapsed))
 
 
 def _failed(value: Any) -> StepOp:
-    _, step, kind, error, attempt, elapsed = _parts(value, 6)
+    _, step, kind, error, attempt, elapsed = array_of(value, 6)
     return StepFailed(
         unpack_id(step), _kind(kind), json_text(error), whole(attempt), whole(elapsed)
     )
 
 
 def _retry(value: Any) -> StepOp:
-    _, step, kind, error, attempt, elapsed, delay = _parts(value, 7)
+    _, step, kind, error, attempt, elapsed, delay = array_of(value, 7)
     return StepRetry(
         unpack_id(step),
         _kind(kind),
@@ -247,12 +255,12 @@ def _retry(value: Any) -> StepOp:
 
 
 def _sleep(value: Any) -> StepOp:
-    _, step, duration, until = _parts(value, 4)
+    _, step, duration, until = array_of(value, 4)
     return Sleep(unpack_id(step), _optional(whole, duration), _optional(whole, until))
 
 
 def _wait(value: Any) -> StepOp:
-    _, step, kind, alternatives, timeout = _parts(value, 5)
+    _, step, kind, alternatives, timeout = array_of(value, 5)
     if not isinstance(alternatives, list):
         raise WireError("the alternatives of a wait are an array")
     return WaitForEvent(
@@ -264,12 +272,12 @@ def _wait(value: Any) -> StepOp:
 
 
 def _send(value: Any) -> StepOp:
-    _, step, event, result, elapsed = _parts(value, 5)
+    _, step, event, result, elapsed = array_of(value, 5)
     return SendEvent(unpack_id(step), unpack_event(event), json_text(result), whole(elapsed))
 
 
 def _invoke(value: Any) -> StepOp:
-    _, step, child, timeout = _parts(value, 4)
+    _, step, child, timeout = array_of(value, 4)
     return Invoke(unpack_id(step), unpack_new_run(child), _optional(whole, timeout))
 
 
@@ -289,10 +297,10 @@ def _pack_alternative(one: Alternative) -> Frame:
 
 
 def _unpack_alternative(value: Any) -> Alternative:
-    label, event, pairs, expression = _parts(value, 4)
+    label, event, pairs, expression = array_of(value, 4)
     if not isinstance(pairs, list):
         raise WireError("the equalities of a wait are an array")
-    found = [_parts(pair, 2) for pair in pairs]
+    found = [array_of(pair, 2) for pair in pairs]
     return Alternative(
         text(label),
         text(event),
@@ -306,7 +314,7 @@ def pack_event(event: NewEvent) -> Frame:
 
 
 def unpack_event(value: Any) -> NewEvent:
-    key, name, data, ts = _parts(value, 4)
+    key, name, data, ts = array_of(value, 4)
     return NewEvent(text(key), text(name), json_text(data), _optional(whole, ts))
 
 
@@ -335,7 +343,7 @@ def pack_new_run(new: NewRun) -> Frame:
 
 def unpack_new_run(value: Any) -> NewRun:
     """The run, without its `app`: whose it is, a connection says once."""
-    parts = _parts(value, 15)
+    parts = array_of(value, 15)
     return NewRun(
         id=text(parts[0]),
         function_id=text(parts[1]),
@@ -378,7 +386,7 @@ def pack_end(command: Complete | Fail) -> Frame:
 
 def unpack_end(value: Any) -> Complete | Fail:
     if isinstance(value, list) and value[:1] == ["complete"]:
-        _, status, response, omitted, until_delivered, omit_request = _parts(value, 6)
+        _, status, response, omitted, until_delivered, omit_request = array_of(value, 6)
         return Complete(
             whole(status),
             _optional(unpack_bytes, response),
@@ -386,7 +394,7 @@ def unpack_end(value: Any) -> Complete | Fail:
             flag(until_delivered),
             flag(omit_request),
         )
-    _, reason, error, failed_with, response, until_delivered, omit_request = _parts(value, 7)
+    _, reason, error, failed_with, response, until_delivered, omit_request = array_of(value, 7)
     return Fail(
         text(reason),
         _optional(json_text, error),
@@ -402,5 +410,5 @@ def pack_start(start: StreamStart) -> Frame:
 
 
 def unpack_start(value: Any) -> StreamStart:
-    after, passed, committed, skips_sync = _parts(value, 4)
+    after, passed, committed, skips_sync = array_of(value, 4)
     return StreamStart(whole(after), whole(passed), flag(committed), flag(skips_sync))

@@ -170,7 +170,7 @@ async def test_where_no_handler_runs_the_end_of_the_process_is_held_against_no_r
     store: FlakyStore, clock: VirtualClock
 ) -> None:
     running(store, clock, "r")
-    host = Host(store, HostOptions("me", executes_runs=False), clock)
+    host = Host(store, HostOptions("they/anew", executes_runs=False), clock)
     await host.attach()
     try:
         run = await stored(store, "r")
