@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from durable_endpoints.protocol.errors import EngineError
-from durable_endpoints_server.routes import events, health
+from durable_endpoints_server.routes import events, health, realtime
 from durable_endpoints_server.routes.answers import ApiError, refusal
 from durable_endpoints_server.server import Server
 
 logger = logging.getLogger("durable_endpoints")
 
-_ROUTES = (health.routes, events.routes)
+_ROUTES = (health.routes, events.routes, realtime.routes)
 
 
 def create_app(server: Server) -> Starlette:

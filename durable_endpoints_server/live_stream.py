@@ -97,7 +97,7 @@ class LiveStream:
         is left out, with one warning, and progress that nobody could follow is skipped.
         """
         with self._lock:
-            if step == OUTSIDE and self._replayed:
+            if step == OUTSIDE and self._replayed and kind is not RecordKind.VERBATIM:
                 known = min(self._replayed, len(values))
                 self._replayed -= known
                 values = values[known:]

@@ -180,6 +180,8 @@ def _streamed(event: str, data: Any) -> str:
     if event == "log":
         values = f" {orjson.dumps(data['data']).decode()}" if "data" in data else ""
         return _short(f"{data['level']}: {_escaped(data['message'])}{values}")
+    if event == "verbatim":
+        return _short(f"{data[0]} {orjson.dumps(data[1]).decode()}")
     return ""
 
 

@@ -10,8 +10,10 @@ from durable_endpoints_server.dispatcher import Nobody, Place
 from durable_endpoints_server.engine.model import Policy, Run
 from durable_endpoints_server.host import Host, HostOptions
 from durable_endpoints_server.owner import new_owner
+from durable_endpoints_server.realtime import Topics
 from durable_endpoints_server.settings import ServerSettings
 from durable_endpoints_server.store.base import Entry, Store
+from durable_endpoints_server.tees import Tees
 
 
 class Executor(Protocol):
@@ -37,6 +39,8 @@ class Server:
         options = HostOptions(new_owner(), policy, settings.max_executions, executes_runs=False)
         self.host = Host(store, options, clock)
         self.host.is_executed_elsewhere = self._is_executed_elsewhere
+        self.tees = Tees(self.host.streams)
+        self.topics = Topics()
         self._executors: list[Executor] = []
 
     def add_executor(self, executor: Executor) -> None:
@@ -51,6 +55,7 @@ class Server:
 
     async def stop(self) -> None:
         """Write what was recorded, and let go of the store."""
+        self.topics.release_all()
         await self.host.stop()
 
     def _place(self, entry: Entry) -> Place | Nobody:

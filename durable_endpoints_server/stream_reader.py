@@ -34,8 +34,11 @@ class Reader:
         run_id: str,
         start: StreamStart,
         limit: Callable[[], int | None] = lambda: None,
+        is_verbatim: bool = False,
     ) -> None:
-        """`limit` tells the last position that it may have, once that is known."""
+        """`limit` tells the last position that it may have, once that is known. A verbatim reader
+        gets what was withdrawn before it came as well, and no end of a try without chunks: the
+        frames that another SDK has sent, whenever it joins."""
         self.stops_at_outcome = False
         """Whether the next frames shall end with the first commit or rollback of a step among
         them. It is reset then."""
@@ -51,7 +54,8 @@ class Reader:
         self._channel = streams.enter(run_id)
         self._looks = -1
         """The channel's, when the log was last read to its end."""
-        self._spared: _Spared | None = None
+        self._is_verbatim = is_verbatim
+        self._spared = _Spared((), 0) if is_verbatim else None
         """What was withdrawn between its position and the moment when it joined."""
         self._commit: _Commit | None = None
         """The commit whose chunks it is being told."""
@@ -189,6 +193,8 @@ class Reader:
                 if record.kind is RecordKind.COMMIT:
                     self._commit = _Commit(record, record.first, 1)
                     break
+            elif self._is_verbatim and record.kind.is_end and record.first == record.position:
+                pass
             elif self._spared is None or record not in self._spared:
                 is_whole = bool(frames) and self._position < record.position
                 pieces.append(frames if is_whole else record_frames(record, self._position))

@@ -47,6 +47,10 @@ class Streams:
         for channel in list(self._channels.values()):
             channel.look_again()
 
+    def is_read(self, run_id: str) -> bool:
+        """Whether somebody reads the run's stream in this process."""
+        return run_id in self._channels
+
     def enter(self, run_id: str) -> Channel:
         """One more reader."""
         with self._lock:

@@ -42,6 +42,8 @@ def record_frames(record: StreamRecord, after: int = 0) -> bytes:
     if after >= position:
         chunks = chunks[after - position + 1 :]
         position = after + 1
+    if kind is RecordKind.VERBATIM:
+        return b"".join(_verbatim(chunk, number) for number, chunk in enumerate(chunks, position))
     # One format for all of them, because there may be hundreds of thousands.
     form = b"id: %d\n" + _chunk_head(kind) + b"%b" + _chunk_tail(step)
     return form * len(chunks) % tuple(chain.from_iterable(enumerate(chunks, position)))
@@ -96,6 +98,16 @@ def response_frame(
     status_word = "succeeded" if succeeded else "failed"
     data = orjson.dumps({"status": status_word, "response": answer})
     return frame("inngest.response", data, "" if position is None else str(position))
+
+
+def verbatim_chunk(event: str, data: bytes) -> bytes:
+    """A frame of another SDK as a chunk. `event` has no comma, `data` is JSON on one line."""
+    return b"[%b,%b]" % (orjson.dumps(event), data)
+
+
+def _verbatim(chunk: bytes, position: int) -> bytes:
+    event, _, data = chunk[1:-1].partition(b",")
+    return frame(orjson.loads(event), data, str(position))
 
 
 def _chunk_head(kind: RecordKind) -> bytes:

@@ -28,6 +28,9 @@ class RecordKind(IntEnum):
     """The step's chunks since its last end are withdrawn."""
     PROGRESS = 4
     LOG = 5
+    VERBATIM = 6
+    """Frames of another SDK that are none of these, each as `["<event>",<data>]`. They are neither
+    committed nor withdrawn."""
 
     @property
     def is_end(self) -> bool:

@@ -146,6 +146,10 @@ class _Log:
         self.records: list[StreamRecord] = []
 
     def add(self, kind: RecordKind, step: str, attempt: int, values: list[bytes]) -> None:
+        if kind is RecordKind.VERBATIM:
+            position, data = self.stream.tail + 1, b"\n".join(values)
+            self._add(StreamRecord(position, len(values), kind, step, attempt, 0, data))
+            return
         if self.stream.is_wary and step not in self.stream.open:
             self._end(step, RecordKind.ROLLBACK, attempt, 0)
         stream, data = self.stream, b"\n".join(values)

@@ -23,9 +23,14 @@ _LAST = 253_402_300_799_999
 def run_id_of(request: Request) -> str:
     """The run id in the path. Raises `ApiError` 400 for what is no ULID."""
     given: str = request.path_params["run_id"]
-    if _ULID.fullmatch(given.upper()) is None:
+    if not is_ulid(given):
         raise ApiError(400, f"{given!r} is not the id of a run: those are ULIDs.", "invalid_id")
     return given.upper()
+
+
+def is_ulid(text: str) -> bool:
+    """Whether a text may be the id of a run."""
+    return _ULID.fullmatch(text.upper()) is not None
 
 
 def no_run(run_id: str) -> ApiError:
