@@ -27,6 +27,7 @@ from durable_endpoints.protocol.runs import Fail, NewRun
 from durable_endpoints.reply import Reply
 from durable_endpoints.requests import header, printable, store_request
 from durable_endpoints.stream_reply import StreamReply
+from durable_endpoints.unkept import UnkeptSession, degradation, telling
 from durable_endpoints.unwinding import Suspended
 
 if TYPE_CHECKING:
@@ -66,12 +67,13 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
     )
     body.in_run = True
     function_id = options.function_id or application.function_id(endpoint, door)
+    registered: Session | None = None
     session: Session | None = None
+    claim: Claim | None = None
     try:
         engine = application.running_engine() or await application.started_engine()
         if not engine.is_admitting:
             await engine.admit()
-        claim = None
         if (
             options.idempotency_key is not None
             or header(request.headers, b"idempotency-key") is not None
@@ -102,13 +104,20 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
         session = application.coding.wrap(registered)
         for value in door.remembered:
             session.record(StepDone(value.step, StepKind.REMEMBER, value.encoded))
-        if claim is not None or not engine.is_healthy:
+        proceeds = options.on_unavailable == "proceed"
+        if claim is not None or proceeds or not engine.is_healthy:
             await _acknowledge(door, session, claim, options)
+        if proceeds:
+            degradation.reset()
     except BadKeyError as error:
         reply = Reply(door, "")
         detail = str(error)
         raise _refuse(door, lambda: reply.problem(400, "bad_idempotency_key", detail)) from None
     except EngineError as error:
+        if options.on_unavailable == "proceed" and claim is None:
+            unkept = application.engine.proceed_without(registered, error)
+            if unkept is not None:
+                return _go_on_without(door, unkept, request, function_id, options)
         if session is not None:
             await session.abandon()
         detail = error.explanation
@@ -129,6 +138,21 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
         door.queue = application.queues.of(engine, options.respond_within)
         door.queue.add(door.ending)
     return execution
+
+
+def _go_on_without(
+    door: Door,
+    session: UnkeptSession,
+    request: StoredRequest,
+    function_id: str,
+    options: EndpointOptions,
+) -> Execution:
+    """The endpoint wants to answer rather than to be durable."""
+    degradation.tell(function_id, session.reason)
+    door.send_out = telling(door.send_out, session.reason)
+    for value in door.remembered:
+        session.record(StepDone(value.step, StepKind.REMEMBER, value.encoded))
+    return _execution(door, session, request, function_id, options, 0)
 
 
 async def _end_failed(session: Session, error: LimitError | ConfigurationError) -> None:
@@ -182,7 +206,11 @@ def _execution(
         unacknowledged,
     )
     door.execution = execution
-    streams = door.reentry is None and _wants_stream(door, options)
+    streams = (
+        door.reentry is None
+        and not isinstance(session, UnkeptSession)
+        and _wants_stream(door, options)
+    )
     reply = StreamReply(door, session, options) if streams else Reply(door, session.id)
     door.ending = Ending(door, execution, reply)
     application.entered(door)

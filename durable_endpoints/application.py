@@ -14,8 +14,9 @@ from durable_endpoints.client_module import CLIENT
 from durable_endpoints.coding import Coding, UndecodableError
 from durable_endpoints.door import Door, Outside
 from durable_endpoints.engines.base import Engine, Reentry
+from durable_endpoints.engines.select import engine_for, foreign_engine_for
 from durable_endpoints.engines.stand_in import follow_stand_in, stand_in
-from durable_endpoints.errors import EngineError
+from durable_endpoints.errors import EngineError, ForeignServerError
 from durable_endpoints.execution import Departure
 from durable_endpoints.hooks import Around, Hook
 from durable_endpoints.options import EndpointOptions
@@ -94,10 +95,20 @@ class Application:
         if self._engine is None:
             self._engine = stand_in()
         if self._engine is None:
-            from durable_endpoints.engines.embedded import embedded_engine
-
-            self._engine = embedded_engine(self.settings)
+            self._engine = engine_for(self.settings)
         return self._engine
+
+    async def _start_engine(self, for_good: bool = False) -> None:
+        try:
+            await self.engine.start(for_good)
+        except ForeignServerError:
+            self._engine = foreign_engine_for(self.settings)
+            await self._engine.start(for_good)
+            self._add_executors()
+
+    def _add_executors(self) -> None:
+        for root_path in self._root_paths:
+            self.engine.add_executor(root_path, self._execute, is_whole=False)
 
     def forget_engine(self) -> None:
         """Another engine may be the right one from the next request on."""
@@ -118,16 +129,16 @@ class Application:
     async def started_engine(self) -> Engine:
         """The engine, running. Where no lifespan started it, the first request does."""
         if self.running_engine() is None:
-            await self.engine.start()
-            for root_path in self._root_paths if self._started_on is None else ():
-                self.engine.add_executor(root_path, self._execute, is_whole=False)
+            await self._start_engine()
+            if self._started_on is None:
+                self._add_executors()
             self._started_on = asyncio.get_running_loop()
         return self.engine
 
     async def start(self) -> None:
         """Start the engine before the application starts: nothing is executed yet."""
         self._draining = False
-        await self.engine.start(for_good=True)
+        await self._start_engine(for_good=True)
         self._is_served = True
 
     def serve(self, state: Mapping[str, Any]) -> None:

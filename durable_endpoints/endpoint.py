@@ -26,6 +26,7 @@ from durable_endpoints.options import (
     EndpointOptions,
     IdempotencyKey,
     IdempotencyScope,
+    OnUnavailable,
     RedirectUrl,
     unknown_option,
 )
@@ -66,6 +67,7 @@ def endpoint(
     idempotency_key: IdempotencyKey | None = None,
     sse: bool | None = None,
     cancellable: bool | None = None,
+    on_unavailable: OnUnavailable | None = None,
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 def endpoint(handler: Callable[..., Any] | None = None, /, **given: Any) -> Any:
     """Make a Starlette or FastAPI handler durable.
@@ -96,6 +98,11 @@ def endpoint(handler: Callable[..., Any] | None = None, /, **given: Any) -> Any:
     - `sse` (True): a client that accepts `text/event-stream` gets the run's stream. False for an
       endpoint that answers with an event stream of its own.
     - `cancellable` (False): whoever holds the run's token may cancel it, by `DELETE` at `/wait`.
+    - `on_unavailable` (`"fail"`): a request for which no run can be begun, because the server
+      (`server_url`) is away, is answered with 503. `"proceed"`: it goes on without a run. Its steps
+      just run, once; what would have to wait, a failed step too, is answered with 503; nothing is
+      streamed; and its response says why in `Durable-Degraded`. One with an `Idempotency-Key` is
+      answered with 503 all the same: the key asks for what cannot be promised then.
 
     Raises `ConfigurationError` for a wrong option, and for what cannot be a durable handler: a
     generator, a class, a WebSocket handler.

@@ -11,6 +11,7 @@ DurableEndpointsError
 ├── EngineError             the engine could not do its part; the client gets a 503
 │   ├── StorageError        the store failed: full, read-only, damaged, locked
 │   ├── EngineClosedError   the engine is shutting down or was never started
+│   ├── ForeignServerError  the server is of another kind than was thought
 │   └── LostRunError        another execution holds the run, or it ended
 ├── StepError               a step failed for good: the one that a handler may want to catch
 ├── CompensationError       a `Saga` could not undo everything; never retried
@@ -39,6 +40,7 @@ from durable_endpoints.protocol.errors import (
     DurableEndpointsError,
     EngineClosedError,
     EngineError,
+    ForeignServerError,
     LimitError,
     LostRunError,
     StorageError,
@@ -51,6 +53,7 @@ __all__ = [
     "EngineClosedError",
     "EngineError",
     "FetchError",
+    "ForeignServerError",
     "LimitError",
     "LostRunError",
     "NestedStepError",

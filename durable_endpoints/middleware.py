@@ -24,6 +24,7 @@ from durable_endpoints.options import (
     EndpointOptions,
     IdempotencyKey,
     IdempotencyScope,
+    OnUnavailable,
     RedirectUrl,
 )
 from durable_endpoints.protocol.durations import Duration
@@ -53,8 +54,8 @@ class DurableEndpointsMiddleware:
     - `hooks`: objects whose methods run around executions and steps.
     - `retries`, `async_response`, `async_redirect_url`, `checkpoint`, `respond_within`,
       `max_runtime`, `omit_request_body`, `omit_response_body`, `idempotency_scope`,
-      `idempotency_key`, `sse`, `cancellable`: defaults for the endpoints of this application, as in
-      `@endpoint`.
+      `idempotency_key`, `sse`, `cancellable`, `on_unavailable`: defaults for the endpoints of this
+      application, as in `@endpoint`.
     - every field of `durable_endpoints.settings.Settings`: `database`, `public_url`,
       `track_all_endpoints` and so on, which else come from `DURABLE_ENDPOINTS_…` variables.
     - `reentry_app`: where requests are sent in again, if the middleware cannot find out.
@@ -83,6 +84,7 @@ class DurableEndpointsMiddleware:
         idempotency_key: IdempotencyKey | None = None,
         sse: bool | None = None,
         cancellable: bool | None = None,
+        on_unavailable: OnUnavailable | None = None,
         **settings: Unpack[SettingsArguments],
     ) -> None:
         self.app = app
@@ -103,6 +105,7 @@ class DurableEndpointsMiddleware:
                 idempotency_key=idempotency_key,
                 sse=sse,
                 cancellable=cancellable,
+                on_unavailable=on_unavailable,
             )
             _check_parts(engine, hooks)
         except ConfigurationError as error:

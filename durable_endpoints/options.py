@@ -27,6 +27,7 @@ IdempotencyKey = Callable[[Request], str | Awaitable[str | None] | None]
 """Tells requests apart: equal text means the same request, sent again. None: the header counts."""
 
 Checkpoint = Literal["each", "background"]
+OnUnavailable = Literal["fail", "proceed"]
 
 
 class Changes(TypedDict, total=False):
@@ -49,6 +50,7 @@ class Defaults(Changes, total=False):
     idempotency_key: IdempotencyKey | None
     sse: bool | None
     cancellable: bool | None
+    on_unavailable: OnUnavailable | None
 
 
 MAX_RETRIES = 20
@@ -72,6 +74,7 @@ class EndpointOptions:
     idempotency_key: IdempotencyKey | None = None
     sse: bool = True
     cancellable: bool = False
+    on_unavailable: OnUnavailable = "fail"
 
     def change(self, **changes: Any) -> EndpointOptions:
         """Return a copy with `changes`, checked. `None` means: as it is."""
@@ -130,6 +133,12 @@ def _check_checkpoint(name: str, value: Any) -> Checkpoint:
     raise ConfigurationError(f'checkpoint={value!r}: give "each" or "background"')
 
 
+def _check_on_unavailable(name: str, value: Any) -> OnUnavailable:
+    if value in get_args(OnUnavailable):
+        return value  # type: ignore[no-any-return]
+    raise ConfigurationError(f'on_unavailable={value!r}: give "fail" or "proceed"')
+
+
 def _check_flag(name: str, value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -172,4 +181,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "idempotency_key": _check_callable,
     "sse": _check_flag,
     "cancellable": _check_flag,
+    "on_unavailable": _check_on_unavailable,
 }

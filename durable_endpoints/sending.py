@@ -8,6 +8,7 @@ from typing import Any
 from durable_endpoints._context import current
 from durable_endpoints.door import Door, Outside
 from durable_endpoints.engines.base import Engine
+from durable_endpoints.engines.select import leave_event, running_engine
 from durable_endpoints.engines.stand_in import stand_in
 from durable_endpoints.events import new_event
 from durable_endpoints.settings import Settings
@@ -22,8 +23,9 @@ async def send_event(
     happened, in UTC epoch milliseconds; the deadlines of waits go by the time of receipt.
 
     In a process that runs an application with the middleware, the event goes to its engine. In any
-    other (a script, a cron job) it is left in the inbox of the database that
-    `DURABLE_ENDPOINTS_DATABASE` names. Returns when it is on disk.
+    other (a script, a cron job) it is sent to the server that `DURABLE_ENDPOINTS_SERVER_URL` names
+    (`DURABLE_ENDPOINTS_EVENT_KEY`, or the signing key, opens it), or without one, left in the inbox
+    of the database that `DURABLE_ENDPOINTS_DATABASE` names. Returns when it is on disk.
 
     Raises `StepValueError` for what cannot be an event, `StorageError` if it cannot be kept.
     """
@@ -37,9 +39,7 @@ async def send_event(
 def send_event_blocking(
     name: str, data: Any = None, *, id: str | None = None, ts: int | None = None
 ) -> str:
-    """`send_event` by way of the inbox, for code without an event loop."""
-    from durable_endpoints.engines.embedded import leave_event
-
+    """`send_event` from outside the application, for code without an event loop."""
     event = new_event(name, data, id, ts)
     if (substitute := stand_in()) is not None:
         asyncio.run(substitute.send_event(event))
@@ -57,6 +57,4 @@ async def engine_here() -> Engine | None:
         return engine
     if (substitute := stand_in()) is not None:
         return substitute
-    from durable_endpoints.engines.embedded import running_engine
-
     return running_engine(Settings.load({}))

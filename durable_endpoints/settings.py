@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
+from urllib.parse import urlsplit
 
 from durable_endpoints.errors import ConfigurationError
 from durable_endpoints.options import OPTIONS, unknown_option
@@ -21,10 +23,13 @@ class SettingsArguments(TypedDict, total=False):
 
     database: str
     server_url: str
+    app_name: str
     signing_key: str
     signing_key_fallback: str
     sealing_key: str
     sealing_key_fallback: str
+    event_key: str
+    server_timeout: Duration
     public_url: str
     synchronous: Literal["full", "normal"]
     retry_base: Duration
@@ -54,16 +59,28 @@ class Settings:
     """Where everything is kept: `sqlite:///` and a path relative to the working folder, or
     `sqlite:////` and an absolute one."""
     server_url: str | None = None
-    """For a server of its own, which this version does not have: setting it fails the start."""
+    """A server that keeps the runs, `http://127.0.0.1:8288` for instance, instead of a database of
+    this process: the companion server, or one that speaks Inngest's protocol."""
+    app_name: str = "default"
+    """The application's name at a server: its replicas share it, other applications do not. The
+    variable is `DURABLE_ENDPOINTS_APP`."""
     signing_key: str | None = None
-    """What the tokens of runs are made with: 16 characters at least. Else the key file is used,
-    which the first start makes beside the database."""
+    """What the tokens of runs are made with, and what opens a server: 16 characters at least. Else
+    the key file is used, which the first start makes beside the database; a server on this machine
+    may do without (`durable-endpoints dev`)."""
     signing_key_fallback: str | None = None
-    """The key before this one: its tokens are good, and no new ones are made with it."""
+    """The key before this one: its tokens are good, and no new ones are made with it. A server that
+    does not take the new one yet is shown it."""
     sealing_key: str | None = None
-    """What stored requests and responses are encrypted with. Else the key file is used."""
+    """What stored requests and responses are encrypted with. Else the key file is used; with a
+    server that is not on this machine, this key is needed, and the same one in each replica."""
     sealing_key_fallback: str | None = None
     """The key before this one: what it encrypted can be read."""
+    event_key: str | None = None
+    """What a server wants to see of a script that sends it events; else `signing_key` is shown."""
+    server_timeout: int = 10_000
+    """How long a request waits for a server that is away, or does not answer. See the option
+    `on_unavailable`."""
     public_url: str | None = None
     """How clients reach the application, where a proxy changes that: scheme, host and prefix."""
     synchronous: Literal["full", "normal"] = "full"
@@ -124,29 +141,29 @@ class Settings:
             if given.get(field.name) is not None:
                 values[field.name] = _parse(field.name, field.name, given[field.name])
                 continue
-            for variable in (PREFIX + field.name.upper(), *_SECOND_CHOICE.get(field.name, ())):
+            for variable in (variable_of(field.name), *_SECOND_CHOICE.get(field.name, ())):
                 if environ.get(variable, "").strip():
                     values[field.name] = _parse(field.name, variable, environ[variable].strip())
                     break
-        settings = cls(**values)
-        if settings.server_url is None and "://" in environ.get("INNGEST_DEV", ""):
-            settings = cls(**values, server_url=environ["INNGEST_DEV"])
-        if settings.server_url is not None:
-            raise ConfigurationError(
-                f"a server is configured ({without_credentials(settings.server_url)}), but this "
-                "version has the embedded engine only: unset DURABLE_ENDPOINTS_SERVER_URL, "
-                "INNGEST_BASE_URL, INNGEST_DEV"
-            )
-        return settings
+        if "server_url" not in values and "://" in environ.get("INNGEST_DEV", ""):
+            values["server_url"] = _parse("server_url", "INNGEST_DEV", environ["INNGEST_DEV"])
+        return cls(**values)
 
 
 SETTINGS = tuple(field.name for field in fields(Settings))
 """The names of the settings."""
 
+
+def variable_of(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + ("APP" if name == "app_name" else name.upper())
+
+
 _SECOND_CHOICE: dict[str, tuple[str, ...]] = {
     "server_url": ("INNGEST_BASE_URL", "INNGEST_API_BASE_URL"),
     "signing_key": ("INNGEST_SIGNING_KEY",),
     "signing_key_fallback": ("INNGEST_SIGNING_KEY_FALLBACK",),
+    "event_key": ("INNGEST_EVENT_KEY",),
 }
 
 
@@ -174,6 +191,22 @@ def _url(value: Any) -> str:
     if not _text(value).startswith(("http://", "https://")):
         raise ValueError("give a URL that begins with http:// or https://")
     return str(value).rstrip("/")
+
+
+def _server_url(value: Any) -> str:
+    parts = urlsplit(_url(value))
+    if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(
+            "give a server's URL, without user, password and query: what opens the server is the "
+            "signing key (DURABLE_ENDPOINTS_SIGNING_KEY)"
+        )
+    return _url(value)
+
+
+def _name(value: Any) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", _text(value)):
+        raise ValueError("give a name of letters, digits, dots, dashes and underscores")
+    return str(value)
 
 
 def _whole(value: Any) -> int:
@@ -219,11 +252,14 @@ def _origins(value: Any) -> tuple[str, ...]:
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "database": _text,
-    "server_url": _url,
+    "server_url": _server_url,
+    "app_name": _name,
     "signing_key": _key,
     "signing_key_fallback": _key,
     "sealing_key": _key,
     "sealing_key_fallback": _key,
+    "event_key": _text,
+    "server_timeout": _interval,
     "public_url": _url,
     "synchronous": _synchronous,
     "retry_base": parse_duration,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from durable_endpoints.bodies import begin, recall
 from durable_endpoints.engines.base import Engine
+from durable_endpoints.engines.select import leave_signal
 from durable_endpoints.errors import StepValueError, UsageError
 from durable_endpoints.execution import Execution
 from durable_endpoints.memo import rebuild
@@ -22,6 +24,7 @@ from durable_endpoints.protocol.ops import (
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.values import NotJsonError, decode, encode
 from durable_endpoints.sending import engine_here
+from durable_endpoints.settings import Settings
 
 OnConflict = Literal["fail", "replace"]
 """What a wait for a signal does if another run waits for it already."""
@@ -44,8 +47,9 @@ async def send_signal(signal: str, data: Any = None) -> bool:
     an answer to a person who clicks can be definite, which that of `send_event` cannot be. `data`
     is a JSON value.
 
-    It is for code in the process that runs the application: a handler, a background task. Inside a
-    handler, `step.send_signal` does it once, and not again in a replay.
+    It is for code in the process that runs the application: a handler, a background task. Where
+    `DURABLE_ENDPOINTS_SERVER_URL` names a server, any process may send one. Inside a handler,
+    `step.send_signal` does it once, and not again in a replay.
 
     Raises `StepValueError` for what cannot be a signal, `UsageError` where no application runs, and
     `StorageError` if it cannot be said whether a run has it.
@@ -53,6 +57,9 @@ async def send_signal(signal: str, data: Any = None) -> bool:
     encoded = encoded_signal(signal, data)
     engine = await engine_here()
     if engine is None:
+        taken = await asyncio.to_thread(leave_signal, Settings.load({}), signal, encoded)
+        if taken is not None:
+            return taken
         raise UsageError(
             f"send_signal({signal!r}) in a process that runs no application with the middleware: "
             "only the application knows who waits. Send an event from here, with send_event, and "

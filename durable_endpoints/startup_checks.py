@@ -21,7 +21,7 @@ from durable_endpoints.options import EndpointOptions
 from durable_endpoints.protocol.places import definition
 from durable_endpoints.proxy import EndpointProxy, endpoint_proxy
 from durable_endpoints.routes import RouteTable
-from durable_endpoints.settings import PREFIX, Settings
+from durable_endpoints.settings import PREFIX, Settings, variable_of
 
 logger = logging.getLogger("durable_endpoints")
 
@@ -80,7 +80,7 @@ def check_layers(middleware: object) -> None:
 
 def check_environment(environ: Mapping[str, str] = os.environ) -> None:
     """Name variables that look like settings, and are none."""
-    known = [PREFIX + field.name.upper() for field in fields(Settings)]
+    known = [variable_of(field.name) for field in fields(Settings)]
     options = [PREFIX + field.name.upper() for field in fields(EndpointOptions)]
     for name in sorted(environ):
         if not _LIKE_OURS.match(name) or name in (*known, *_OF_ENCRYPTION):

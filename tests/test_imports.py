@@ -19,6 +19,9 @@ SERVER = Path(durable_endpoints_server.__file__).parent
 MAY_IMPORT_THE_SERVER = {"engines/embedded.py"}
 """And the testing kit and the demo, which are drivers of both."""
 
+MIRRORS_THE_CORE = "engines/remote/"
+"""Decides what the server will decide, by the same rules: imports the pure core, and no more."""
+
 REACHES_OUTSIDE = {
     "aiofiles",
     "anyio",
@@ -91,6 +94,8 @@ def test_the_sdk_knows_the_server_in_two_places(path: Path) -> None:
     if place in MAY_IMPORT_THE_SERVER or place.startswith(("demo/", "testing/")):
         return
     found = [name for name, _ in imports(path) if is_in(name, "durable_endpoints_server")]
+    if place.startswith(MIRRORS_THE_CORE):
+        found = [name for name in found if not is_in(name, "durable_endpoints_server.engine")]
     assert found == []
 
 
@@ -102,6 +107,8 @@ def test_the_embedded_engine_is_imported_when_it_is_needed(path: Path) -> None:
         return
     eager = {name for name, at_top in imports(path) if at_top}
     assert not {name for name in eager if is_in(name, "durable_endpoints.engines.embedded")}
+    if not place.startswith(MIRRORS_THE_CORE):
+        assert not {name for name in eager if is_in(name, "durable_endpoints.engines.remote")}
     assert "durable_endpoints.testing" not in eager
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from durable_endpoints.protocol.errors import EngineError
 from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
 from durable_endpoints.protocol.ops import (
     NewEvent,
@@ -22,6 +23,9 @@ from durable_endpoints.protocol.runs import Complete, Fail, Listener, NewRun
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints.protocol.streams import RecordKind, Silence, StreamStart
 from durable_endpoints.protocol.tokens import Grant
+
+if TYPE_CHECKING:
+    from durable_endpoints.unkept import UnkeptSession
 
 
 class KeyHolder(NamedTuple):
@@ -294,6 +298,12 @@ class Engine(Protocol):
     def register(self, new: NewRun) -> Session:
         """Begin a run. `Session.acknowledge` says when it is on disk, and raises `LostRunError`
         if its idempotency key was taken meanwhile."""
+        ...
+
+    def proceed_without(self, session: Session | None, error: EngineError) -> UnkeptSession | None:
+        """The session of a request that goes on although its run could not be begun, because of
+        `error`; None if this engine does not allow that for such an error. `session` is what
+        `register` gave, if it was called: a run that exists all the same is ended."""
         ...
 
     def pack_request(self, run_id: str, request: StoredRequest) -> bytes:

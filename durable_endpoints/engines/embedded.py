@@ -25,7 +25,7 @@ from durable_endpoints.engines.base import (
     Session,
     StreamReader,
 )
-from durable_endpoints.errors import ConfigurationError, EngineClosedError
+from durable_endpoints.errors import ConfigurationError, EngineClosedError, EngineError
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
 from durable_endpoints.protocol.ops import NewEvent
@@ -208,6 +208,9 @@ class EmbeddedEngine:
 
     def register(self, new: NewRun) -> Session:
         return self.host.register(new)
+
+    def proceed_without(self, session: Session | None, error: EngineError) -> None:
+        """Never: a store that fails may hold the run, and executes it once it works again."""
 
     def pack_request(self, run_id: str, request: StoredRequest) -> bytes:
         return self.keyring.seal(run_id, "request", request.pack())

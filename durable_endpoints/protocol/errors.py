@@ -56,6 +56,11 @@ class EngineClosedError(EngineError):
     runs."""
 
 
+class ForeignServerError(EngineError):
+    """The server does not speak the wire that it was asked on: it is another kind of engine. The
+    SDK deals with it; a handler does not see it."""
+
+
 class LostRunError(EngineError):
     """This execution no longer holds its run: another one took it over, or the run has ended. The
     SDK deals with it; a handler does not see it."""

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from durable_endpoints import DurableEndpointsMiddleware, endpoint, step
 from durable_endpoints.errors import ConfigurationError
-from durable_endpoints.settings import PREFIX, Settings, SettingsArguments
+from durable_endpoints.settings import Settings, SettingsArguments, variable_of
 from durable_endpoints.testing import VirtualEngine
 from tests.durable_endpoints.helpers import one
 
@@ -37,6 +37,10 @@ EXAMPLES: dict[str, tuple[Any, Any, str, Any]] = {
     "signing_key_fallback": (KEY + "1", KEY + "1", KEY + "2", KEY + "2"),
     "sealing_key": (KEY + "1", KEY + "1", KEY + "2", KEY + "2"),
     "sealing_key_fallback": (KEY + "1", KEY + "1", KEY + "2", KEY + "2"),
+    "event_key": ("a", "a", "b", "b"),
+    "app_name": ("orders", "orders", "my-app.2", "my-app.2"),
+    "server_url": ("http://a:1/", "http://a:1", "https://b/p", "https://b/p"),
+    "server_timeout": ("1s", 1_000, "PT2S", 2_000),
     "public_url": ("https://a.example/", "https://a.example", "http://b/p/", "http://b/p"),
     "synchronous": ("normal", "normal", "normal", "normal"),
     "retry_base": (0.25, 250, "250ms", 250),
@@ -66,14 +70,14 @@ EXAMPLES: dict[str, tuple[Any, Any, str, Any]] = {
 
 def test_there_is_an_example_of_every_setting() -> None:
     names = {field.name for field in fields(Settings)}
-    assert names - {"server_url"} == set(EXAMPLES)
+    assert names == set(EXAMPLES)
     assert set(get_type_hints(SettingsArguments)) == names  # and a keyword argument
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_keyword_comes_before_the_environment_and_that_before_the_default(name: str) -> None:
     keyword, as_keyword, text, as_text = EXAMPLES[name]
-    environ = {PREFIX + name.upper(): text}
+    environ = {variable_of(name): text}
     assert getattr(load(environ, **{name: keyword}), name) == as_keyword
     assert getattr(load(environ), name) == as_text
     assert getattr(load(environ, **{name: None}), name) == as_text
@@ -82,7 +86,7 @@ def test_a_keyword_comes_before_the_environment_and_that_before_the_default(name
 
 @pytest.mark.parametrize("blank", ["", "  ", "\n"])
 def test_a_blank_variable_is_none(blank: str) -> None:
-    environ = {PREFIX + name.upper(): blank for name in EXAMPLES}
+    environ = {variable_of(name): blank for name in EXAMPLES}
     assert load(environ) == Settings()
 
 
@@ -132,11 +136,10 @@ def test_inngests_dev_mode_is_no_server(value: str) -> None:
     ],
     ids=lambda environ: next(iter(environ)),
 )
-def test_a_server_is_refused_rather_than_ignored(environ: dict[str, str]) -> None:
-    """This version has the embedded engine only; runs must not land in a local file instead."""
-    with pytest.raises(ConfigurationError, match="embedded engine only") as refusal:
-        load(environ)
-    assert "http://127.0.0.1:8288" in str(refusal.value)
+def test_a_url_of_inngests_names_the_server_too(environ: dict[str, str]) -> None:
+    assert load(environ).server_url == "http://127.0.0.1:8288"
+    ours = {**environ, "DURABLE_ENDPOINTS_SERVER_URL": "http://127.0.0.1:1"}
+    assert load(ours).server_url == "http://127.0.0.1:1"
 
 
 def test_no_other_name_of_inngests_changes_anything() -> None:
@@ -153,6 +156,11 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("sealing_key_fallback", "fifteen letters", "openssl rand -hex 32"),
     ("public_url", "api.example", "http:// or https://"),
     ("public_url", "ftp://api.example", "http:// or https://"),
+    ("server_url", "127.0.0.1:8288", "http:// or https://"),
+    ("server_url", "http://a:b@c:8288", "without user, password"),
+    ("server_url", "http://c:8288/?key=1", "without user, password"),
+    ("app_name", "my app", "letters, digits"),
+    ("server_timeout", 0, "longer than nothing"),
     ("synchronous", "off", '"full" or "normal"'),
     ("retry_base", "soon", "is not a duration"),
     ("retry_base", "5", "is not a duration"),
@@ -186,8 +194,8 @@ def test_a_wrong_keyword_is_an_error_that_names_it(name: str, value: Any, messag
 )
 def test_a_wrong_variable_is_an_error_that_names_it(name: str, value: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(message)) as refusal:
-        load({PREFIX + name.upper(): value})
-    assert str(refusal.value).startswith(f"DURABLE_ENDPOINTS_{name.upper()}=")
+        load({variable_of(name): value})
+    assert str(refusal.value).startswith(f"{variable_of(name)}=")
 
 
 def test_a_wrong_key_of_inngests_is_named_as_theirs() -> None:

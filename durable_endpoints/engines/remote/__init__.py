@@ -1,0 +1,1 @@
+"""An engine at the far end of a wire: the companion server."""

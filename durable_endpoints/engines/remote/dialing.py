@@ -1,0 +1,145 @@
+"""Opening a connection to a server: the WebSocket, what opens the server, and what its refusals
+mean."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal, Protocol
+from urllib.parse import urlsplit
+
+import websockets.exceptions
+from websockets.asyncio.client import ClientConnection, connect
+
+from durable_endpoints.errors import ForeignServerError
+from durable_endpoints.protocol import signing, wire
+from durable_endpoints.settings import Settings
+
+_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+_OPEN_TIMEOUT = 10.0
+"""Seconds in which a connection is open, or counts as refused."""
+_CLOSE_TIMEOUT = 1.0
+_REFUSED_KEY = (401, 403)
+_NO_SUCH_WIRE = (404, 405, 426)
+
+
+class LostConnectionError(Exception):
+    """The connection cannot be opened, or is gone: it may be opened again."""
+
+
+class Connection(Protocol):
+    """One open connection, which carries messages. Both methods raise `LostConnectionError`."""
+
+    async def send(self, message: bytes) -> None:
+        """Send one message. Returns when the connection takes more."""
+        ...
+
+    async def receive(self) -> bytes | str:
+        """The next message."""
+        ...
+
+    async def close(self) -> None:
+        """Nothing more is said. Messages that were sent arrive."""
+        ...
+
+
+class Dial(Protocol):
+    """Opens connections. Raises `LostConnectionError` and `ForeignServerError`."""
+
+    async def __call__(self) -> Connection: ...
+
+
+class Keys:
+    """The signing keys of an application, as it shows them to a server."""
+
+    def __init__(self, settings: Settings) -> None:
+        given = (settings.signing_key, settings.signing_key_fallback)
+        self._keys: Sequence[str] = [key for key in given if key] or [""]
+        self._current = 0
+
+    def headers(self) -> dict[str, str]:
+        """Those that open the server; none where no key is set."""
+        key = self._keys[self._current]
+        return {"Authorization": f"Bearer {signing.hashed(key)}"} if key else {}
+
+    def tries(self) -> range:
+        """As often as a refused key may be followed by the other one."""
+        return range(len(self._keys))
+
+    def turn(self) -> None:
+        """The key was refused: show the other one from now on. In the middle of a rotation, a
+        server may know one of them only."""
+        self._current = (self._current + 1) % len(self._keys)
+
+
+def is_local(url: str) -> bool:
+    """Whether a server is on this machine."""
+    host = urlsplit(url).hostname or ""
+    return host in _LOCAL or host.startswith("127.")
+
+
+class WebSocketDial:
+    """Dials the server at `url`, an `http://` or `https://` one."""
+
+    def __init__(self, url: str, keys: Keys) -> None:
+        self._url = f"ws{url.removeprefix('http')}{wire.PATH}"
+        self._keys = keys
+        # A proxy that the environment names for the world outside cannot reach this machine.
+        self._proxy: Literal[True] | None = None if is_local(url) else True
+
+    async def __call__(self) -> Connection:
+        for _ in self._keys.tries():
+            try:
+                return _WebSocket(await self._connect())
+            except websockets.exceptions.InvalidStatus as error:
+                status = error.response.status_code
+                if status in _NO_SUCH_WIRE:
+                    raise ForeignServerError(
+                        f"the server answers {status} at {wire.PATH}"
+                    ) from None
+                if status not in _REFUSED_KEY:
+                    raise LostConnectionError(f"the server answers {status}") from None
+                self._keys.turn()
+            except (OSError, TimeoutError, websockets.exceptions.WebSocketException) as error:
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                raise LostConnectionError(reason) from None
+        raise LostConnectionError(
+            "the server refuses the signing key: set DURABLE_ENDPOINTS_SIGNING_KEY to one of its "
+            "own"
+        )
+
+    async def _connect(self) -> ClientConnection:
+        return await connect(
+            self._url,
+            subprotocols=[wire.SUBPROTOCOL],  # type: ignore[list-item]
+            additional_headers=self._keys.headers(),
+            compression=None,
+            proxy=self._proxy,
+            open_timeout=_OPEN_TIMEOUT,
+            close_timeout=_CLOSE_TIMEOUT,
+            # Whether the process lives, its heartbeats tell; whether the server does, its answers.
+            ping_interval=None,
+            max_size=wire.MAX_MESSAGE,
+        )
+
+
+class _WebSocket:
+    """A WebSocket as a `Connection`."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+
+    async def send(self, message: bytes) -> None:
+        try:
+            await self._socket.send(message, text=True)
+        except websockets.exceptions.ConnectionClosed as error:
+            raise LostConnectionError(str(error)) from None
+
+    async def receive(self) -> bytes | str:
+        try:
+            return await self._socket.recv(decode=False)
+        except websockets.exceptions.ConnectionClosed as error:
+            raise LostConnectionError(str(error)) from None
+
+    async def close(self) -> None:
+        await asyncio.shield(self._socket.close())

@@ -1,0 +1,240 @@
+"""The link of one event loop to a server: one connection, opened again whenever it breaks.
+
+What is said within one turn of the event loop travels in one message. What is said while the link
+is down is not kept here: whoever says something that must arrive says it again when the link is
+`opened`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from durable_endpoints.engines.remote.dialing import Connection, Dial, LostConnectionError
+from durable_endpoints.errors import ForeignServerError
+from durable_endpoints.protocol import wire
+from durable_endpoints.protocol.wire import Frame, WireError
+
+logger = logging.getLogger("durable_endpoints")
+
+_FIRST_PAUSE = 0.05
+_LAST_PAUSE = 2.0
+"""Seconds between two attempts to connect, give or take a half."""
+_WELCOME = 10.0
+"""Seconds in which a server says welcome."""
+_FULL = 256 * 1024
+"""Bytes of a message, roughly, from which on the next frame begins another one."""
+
+Saying = Frame | Callable[[], Frame | None]
+"""A frame, or what makes it when its turn has come; None if it is not needed any more."""
+
+
+class Ends(Protocol):
+    """Who speaks over a link."""
+
+    def hello(self) -> dict[str, Any]:
+        """What the first frame says of this process."""
+        ...
+
+    def opened(self, welcome: dict[str, Any]) -> None:
+        """The link is up. What is said now is heard first."""
+        ...
+
+    def heard(self, frame: Frame) -> None:
+        """The server has said something. Raises `WireError` for what cannot be understood."""
+        ...
+
+    def lost(self) -> None:
+        """The link is down."""
+        ...
+
+
+class Link:
+    """One event loop's link. All methods are for that loop, but for `say`."""
+
+    def __init__(self, dial: Dial, ends: Ends) -> None:
+        self.is_open = False
+        self.trouble = "it was not asked yet"
+        """Why the link is down."""
+        self.is_foreign = False
+        """Whether the server has told that it does not know this wire."""
+        self._dial = dial
+        self._ends = ends
+        self._loop = asyncio.get_running_loop()
+        self._down_since = self._loop.time()
+        self._outgoing: deque[Saying] = deque()
+        self._has_news = asyncio.Event()
+        self._is_noted = False
+        self._guard = threading.Lock()
+        self._tried: asyncio.Future[None] = self._loop.create_future()
+        self._is_closing = False
+        self._task = self._loop.create_task(self._run(), name="link to the server")
+
+    @property
+    def down_for(self) -> float:
+        """Seconds since the link was lost; 0 while it is up."""
+        return 0.0 if self.is_open else self._loop.time() - self._down_since
+
+    async def tried(self, patience: float) -> None:
+        """Return once the first attempt to connect has ended, in whatever way, or after `patience`
+        seconds. Raises `ForeignServerError`."""
+        await asyncio.wait([self._tried], timeout=patience)
+        if self.is_foreign:
+            raise ForeignServerError(self.trouble)
+
+    def say(self, saying: Saying) -> None:
+        """Send a frame soon. Nothing, while the link is down. From any thread."""
+        if not self.is_open:
+            return
+        with self._guard:
+            self._outgoing.append(saying)
+            if self._is_noted:
+                return
+            self._is_noted = True
+        try:
+            on_loop = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            on_loop = False
+        if on_loop:
+            self._has_news.set()
+        else:
+            try:
+                self._loop.call_soon_threadsafe(self._has_news.set)
+            except RuntimeError:
+                pass  # the loop is closed, and nobody is there to say it
+
+    async def close(self) -> None:
+        """Send what was said, and nothing more."""
+        self._is_closing = True
+        self._has_news.set()
+        await asyncio.wait([self._task], timeout=2)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    # The connection
+
+    async def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        try:
+            while not (self._is_closing or self.is_foreign):
+                if await self._connect_and_serve():
+                    pause = _FIRST_PAUSE
+                if not (self._is_closing or self.is_foreign):
+                    await asyncio.sleep(pause * (0.5 + random.random()))
+                    pause = min(pause * 2, _LAST_PAUSE)
+        finally:
+            self._note_tried()
+
+    def _note_tried(self) -> None:
+        if not self._tried.done():
+            self._tried.set_result(None)
+
+    async def _connect_and_serve(self) -> bool:
+        """Serve one connection to its end. Whether there was one."""
+        was_open = False
+        connection: Connection | None = None
+        try:
+            connection = await self._dial()
+            await connection.send(wire.encode([["hello", self._ends.hello()]]))
+            rest = self._welcomed(await asyncio.wait_for(connection.receive(), _WELCOME))
+            was_open = True
+            for frame in rest:
+                self._ends.heard(frame)
+            await self._serve(connection)
+        except ForeignServerError as error:
+            self.is_foreign, self.trouble = True, error.explanation
+        except (LostConnectionError, TimeoutError) as error:
+            self._note_trouble(str(error) or "it does not say welcome")
+        except WireError as error:
+            logger.error("the server says what cannot be understood: %s", error)
+            self._note_trouble(f"it says what cannot be understood ({error})")
+        finally:
+            if was_open:
+                self.is_open = False
+                self._down_since = self._loop.time()
+                self._ends.lost()
+            self._note_tried()
+            if connection is not None:
+                await connection.close()
+        return was_open
+
+    def _note_trouble(self, trouble: str) -> None:
+        if trouble != self.trouble and not self._is_closing:
+            logger.warning("the server of durable endpoints is away: %s", trouble)
+        self.trouble = trouble
+
+    def _welcomed(self, message: bytes | str) -> list[Frame]:
+        """Open the link, and return what else was said in the first message."""
+        (name, *rest), *more = wire.decode(message)
+        if name != "welcome" or not rest or not isinstance(rest[0], dict):
+            raise WireError("no welcome")
+        if self._down_since and self.trouble:
+            logger.info("connected to the server of durable endpoints")
+        self.trouble = ""
+        with self._guard:
+            self._outgoing.clear()
+            self._is_noted = False
+        self.is_open = True
+        self._ends.opened(rest[0])
+        self._note_tried()
+        return more
+
+    async def _serve(self, connection: Connection) -> None:
+        """Speak and listen, until either ends."""
+        speaks = asyncio.ensure_future(self._speak(connection))
+        listens = asyncio.ensure_future(self._listen(connection))
+        try:
+            await asyncio.wait({speaks, listens}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.is_open = False
+            for task in (speaks, listens):
+                task.cancel()
+            ended = await asyncio.gather(speaks, listens, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, Exception):
+                raise error
+
+    async def _listen(self, connection: Connection) -> None:
+        while True:
+            for frame in wire.decode(await connection.receive()):
+                self._ends.heard(frame)
+
+    async def _speak(self, connection: Connection) -> None:
+        while True:
+            await self._has_news.wait()
+            self._has_news.clear()
+            while frames := self._take():
+                await connection.send(wire.encode(frames))
+            if self._is_closing:
+                return
+
+    def _take(self) -> list[Frame]:
+        """The frames of the next message."""
+        frames: list[Frame] = []
+        size = 0
+        while size < _FULL:
+            with self._guard:
+                if not self._outgoing:
+                    self._is_noted = False
+                    break
+                saying = self._outgoing.popleft()
+            frame = saying if isinstance(saying, list) else saying()
+            if frame is not None:
+                frames.append(frame)
+                size += _size_of(frame)
+        return frames
+
+
+def _size_of(frame: Frame) -> int:
+    return sum(len(part) for part in frame if isinstance(part, str | list)) + sum(
+        len(item)
+        for part in frame
+        if isinstance(part, list)
+        for item in part
+        if isinstance(item, str)
+    )

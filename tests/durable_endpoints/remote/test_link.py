@@ -1,0 +1,256 @@
+"""The link of an application to a server: what it says, and says again when a connection broke."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from durable_endpoints import endpoint, step, stream
+from durable_endpoints.asgi_transport import AppTransport
+from durable_endpoints.engines.remote.dialing import LostConnectionError
+from durable_endpoints.engines.remote.engine import RemoteEngine
+from durable_endpoints.settings import Settings
+from tests.durable_endpoints.helpers import fast
+from tests.durable_endpoints.remote.peer import Peer
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def connected(
+    peer: Peer, tmp_path: Any, **settings: Any
+) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    given = {
+        "server_url": "http://127.0.0.1:1",
+        "signing_key": "a key for tests, and for nothing else",
+        "sealing_key": "a key for tests, and for nothing else",
+        "server_timeout": 1,
+        **settings,
+    }
+    engine = RemoteEngine(Settings.load(given, {}), peer)
+    app = fast(None)
+    app.user_middleware[0].kwargs["engine"] = engine
+    await engine.start(for_good=True)
+    transport = AppTransport(app)
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield app, client
+    finally:
+        await engine.stop()
+
+
+async def answer_all(peer: Peer) -> None:
+    """Acknowledge whatever has a number, as a server with a quick disk does."""
+    while True:
+        await peer.news.wait()
+        while peer.heard:
+            name, *parts = peer.heard.popleft()
+            if name in ("register", "record", "leave", "withdraw"):
+                peer.say("ack", parts[0], parts[1])
+        peer.news.clear()
+
+
+async def test_a_request_is_a_run_at_the_server(tmp_path: Any) -> None:
+    peer = Peer()
+    async with connected(peer, tmp_path) as (app, client):
+
+        @app.post("/double/{n}")
+        @endpoint
+        async def double(n: int) -> int:
+            return await step.run("double", lambda: n * 2)
+
+        asking = asyncio.create_task(client.post("/double/4"))
+        hello = await peer.hear("hello")
+        assert hello[0]["app"] == "default"
+        run, number, new = await peer.hear("register")
+        assert (number, new[1]) == (1, "POST /double/{n}")
+        assert await peer.hear("record") == [run, 2, ["done", *_step("double"), "8", 1, _any]]
+        _, number, how, end = await peer.hear("leave")
+        assert (number, how, end[:2]) == (3, "end", ["complete", 200])
+        assert not asking.done()
+        peer.say("ack", run, 3)
+        assert (await asking).json() == 8
+
+
+async def test_what_one_turn_says_travels_in_one_message(tmp_path: Any) -> None:
+    peer = Peer()
+    async with connected(peer, tmp_path) as (app, client):
+
+        @app.get("/")
+        @endpoint
+        async def handle() -> str:
+            async def a() -> str:
+                return "b"
+
+            return await step.run("a", a)
+
+        await peer.hear("executors")
+        asking = asyncio.create_task(client.get("/"))
+        run = (await peer.hear("register"))[0]
+        await peer.hear("leave")
+        peer.say("ack", run, 3)
+        await asking
+        told = [[frame[0] for frame in message] for message in peer.messages]
+        assert any(message[-3:] == ["register", "record", "leave"] for message in told)
+
+
+async def test_what_was_not_acknowledged_is_said_again_on_a_new_connection(tmp_path: Any) -> None:
+    peer = Peer()
+    async with connected(peer, tmp_path) as (app, client):
+
+        @app.get("/")
+        @endpoint
+        async def handle() -> str:
+            first = await step.run("a", lambda: "1")
+            return first + await step.run("b", lambda: "2")
+
+        asking = asyncio.create_task(client.get("/"))
+        run = (await peer.hear("record"))[0]
+        peer.say("ack", run, 2)
+        b = await peer.hear("record")
+        peer.cut()
+        assert (await peer.hear("resume"))[:3] == [run, 1, 2]
+        assert await peer.hear("record") == b
+        peer.say("ack", run, 3)
+        _, number, *_ = await peer.hear("leave")
+        peer.say("ack", run, number)
+        assert (await asking).json() == "12"
+        assert [frame for frame in peer.heard if frame[0] == "register"] == []
+
+
+async def test_chunks_that_are_not_written_are_pushed_again(tmp_path: Any) -> None:
+    peer = Peer()
+    async with connected(peer, tmp_path) as (app, client):
+
+        @app.get("/")
+        @endpoint
+        async def handle() -> None:
+            async def write() -> None:
+                for n in range(3):
+                    stream.push(n)
+                    await asyncio.sleep(0.02)
+
+            await step.run("write", write)
+
+        asking = asyncio.create_task(client.get("/"))
+        run, step_hash, attempt, kind, ordinal, values = await peer.hear("push")
+        assert (attempt, kind, ordinal, values) == (1, 1, 0, ["0"])
+        second = await peer.hear("push")
+        assert second[4:] == [1, ["1"]]
+        peer.say("written", run, 1, [[step_hash, 1, 1, 1]])
+        third = await peer.hear("push")
+        peer.cut()
+        assert (await peer.hear("resume"))[:3] == [run, 1, 0]
+        await peer.hear("register")
+        assert [await peer.hear("push"), await peer.hear("push")] == [second, third]
+        number = (await peer.hear("leave"))[1]
+        peer.say("ack", run, number)
+        assert (await asking).status_code == 200
+
+
+async def test_a_run_that_another_execution_has_is_given_up(tmp_path: Any) -> None:
+    peer = Peer()
+    async with connected(peer, tmp_path) as (app, client):
+        ran: list[str] = []
+
+        @app.get("/")
+        @endpoint
+        async def handle() -> str:
+            await step.run("a", lambda: ran.append("a"))
+            await step.run("b", lambda: ran.append("b"))
+            return "never"
+
+        asking = asyncio.create_task(client.get("/", follow_redirects=False))
+        run = (await peer.hear("record"))[0]
+        peer.say("refused", run, 2, "lost", "")
+        response = await asking
+        assert response.status_code == 303
+        assert f"runId={run}" in response.headers["location"]
+        assert ran == ["a"]
+
+
+async def test_a_server_that_is_away_is_waited_for(tmp_path: Any) -> None:
+    peer = Peer()
+    peer.trouble = LostConnectionError("refused")
+    async with connected(peer, tmp_path, server_timeout=5) as (app, client):
+
+        @app.get("/")
+        @endpoint
+        async def handle() -> str:
+            return await step.run("a", lambda: "b")
+
+        asking = asyncio.create_task(client.get("/"))
+        await asyncio.sleep(0.1)
+        peer.trouble = None
+        answering = asyncio.create_task(answer_all(peer))
+        assert (await asking).json() == "b"
+        answering.cancel()
+
+
+async def test_a_server_that_stays_away_is_a_503_and_no_run_begins_later(tmp_path: Any) -> None:
+    peer = Peer()
+    peer.trouble = LostConnectionError("connection refused")
+    async with connected(peer, tmp_path, server_timeout=0.2) as (app, client):
+
+        @app.get("/")
+        @endpoint
+        async def handle() -> str:
+            return await step.run("a", lambda: "b")
+
+        response = await client.get("/")
+        assert response.status_code == 503
+        assert "connection refused" in response.json()["detail"]
+        assert response.headers["retry-after"] == "1"
+        peer.trouble = None
+        run, generation, confirmed, state = await peer.hear("resume")
+        assert (generation, confirmed, state["only"]) == (1, 0, ["abandon"])
+        peer.say("refused", run, 0, "lost", "")
+        await peer.hear("executors")
+        assert not [frame for message in peer.messages for frame in message if "register" in frame]
+
+
+async def test_an_endpoint_that_proceeds_answers_without_a_run_and_says_so(tmp_path: Any) -> None:
+    peer = Peer()
+    peer.trouble = LostConnectionError("connection refused")
+    async with connected(peer, tmp_path, server_timeout=0.2) as (app, client):
+
+        @app.get("/work")
+        @endpoint(on_unavailable="proceed")
+        async def work() -> str:
+            return await step.run("a", lambda: "b")
+
+        @app.get("/wait-a-while")
+        @endpoint(on_unavailable="proceed")
+        async def sleep() -> None:
+            await step.sleep("s", "1h")
+
+        response = await client.get("/work")
+        assert (response.status_code, response.json()) == (200, "b")
+        assert "connection refused" in response.headers["durable-degraded"]
+        assert "durable-run-id" not in response.headers
+        assert (await client.get("/wait-a-while")).status_code == 503
+        keyed = await client.get("/work", headers={"Idempotency-Key": "k"})
+        assert keyed.status_code == 503
+        peer.trouble = None
+        [_, _, _, state] = await peer.hear("resume")
+        assert state["only"][0] == "end"
+
+
+class _Any:
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_any: Any = _Any()
+
+
+def _step(name: str) -> list[Any]:
+    return [[_any, name, 0], "run"]
