@@ -78,21 +78,25 @@ class CallSites:
         cannot be told from a call that was forgotten in a variable, it is only logged.
         """
         for key, step in self._unawaited.items():
-            call = self._calls[key]() if key in self._calls else None
-            if key in self._dropped or (call is not None and _is_new(call)):
+            # No variable holds the call here: with the error's traceback it would live on.
+            if key in self._dropped or _is_new(self._call(key)):
                 raise UsageError(
                     f"step {str(step)!r} was called but never awaited, so it has not run: write "
                     "`await` before it, or await the task or the gather that it was given to, "
                     "before the handler returns",
                     where=self.where(step),
                 )
-            if call is None:
+            if self._call(key) is None:
                 logger.warning(
                     "step %r was called and has not run: nobody has awaited it, or its task was "
                     "cancelled before it began (at %s)",
                     str(step),
                     self.where(step),
                 )
+
+    def _call(self, key: str) -> Any:
+        """What the call of a step gave, while anybody holds it."""
+        return self._calls[key]() if key in self._calls else None
 
 
 def _gone(dropped: set[str], key: str, site: CallSite | None, _: ref[Any]) -> None:

@@ -1,13 +1,25 @@
-"""What all tests share: asyncio under anyio's plugin, and a virtual engine."""
+"""What all tests share: asyncio under anyio's plugin, a virtual engine, and how they are spread
+over processes."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from durable_endpoints.testing import VirtualEngine
 from tests.requirements import missing
+
+FOLDER = Path(__file__).parent
+
+TOGETHER = ("browser", "interop", "llm")
+"""Folders whose tests share what takes long to start: browsers, Node, servers."""
+
+BEGUN_FIRST = ("chaos", "server", "examples", "docs", "typing", "durable_endpoints/demo")
+"""Folders whose tests take seconds each, most of which they wait for other processes: what is short
+fills the gaps that they leave at the end."""
 
 
 @pytest.fixture
@@ -18,6 +30,38 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 @pytest.fixture
 def engine() -> VirtualEngine:
     return VirtualEngine()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Folders are tested by several processes, and tests of named files by this one, where a
+    debugger and prints work."""
+    named = [Path(argument.partition("::")[0]) for argument in config.args]
+    return 0 if all(path.is_file() for path in named) else (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist writes the groups down
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def is_in(item: pytest.Item, folder: str) -> bool:
+        return item.path.is_relative_to(FOLDER / folder)
+
+    for item in items:
+        for folder in TOGETHER:
+            if is_in(item, folder):
+                item.add_marker(pytest.mark.xdist_group(folder))
+    items.sort(key=lambda item: not any(is_in(item, folder) for folder in BEGUN_FIRST))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Of a process that tests for another one: tell it what this machine lacks."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["missing"] = sorted(missing)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process that tested for this one has ended."""
+    missing.update(getattr(node, "workeroutput", {}).get("missing", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
