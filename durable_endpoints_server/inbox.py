@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from durable_endpoints.protocol.errors import EngineError
-from durable_endpoints.protocol.events import check_event
+from durable_endpoints.protocol.events import check_event, check_signal
 from durable_endpoints.protocol.ops import NewEvent
 from durable_endpoints_server.engine.facts import Change, InboxTaken
 from durable_endpoints_server.store.base import InboxMessage
@@ -70,9 +70,16 @@ class Inbox:
                 raise ValueError("an event in the inbox needs an id")
             check_event(event.name, event.id, event.ts, event.data)
             await self._host.events.publish(event, received_at=message.at)
+        elif message.kind == "signal":
+            await self._give_signal(data["name"], orjson.dumps(data["data"]))
         elif message.kind == "cancel":
             await self._host.cancel(data["run_id"], data.get("reason", "cancelled"))
         elif message.kind == "retry":
             await self._host.retry(data["run_id"])
         else:
             raise ValueError(f"unknown kind {message.kind!r}")
+
+    async def _give_signal(self, name: str, data: bytes) -> None:
+        check_signal(name, data)
+        if not await self._host.signals.send(name, data):
+            logger.warning("signal %s was left in the inbox, and no run waits for it", name)

@@ -35,15 +35,15 @@ def summary(line: RunSummary) -> dict[str, Any]:
     }
 
 
-def table_of_runs(lines: Sequence[RunSummary], now: int) -> str:
+def table_of_runs(lines: Sequence[dict[str, Any]], now: int) -> str:
     """The listing, as text."""
     rows = [
         (
-            line.run.id,
-            line.run.status.label + (f" ({line.run.reason})" if line.run.reason else ""),
-            str(line.status_code or ""),
-            line.run.function_id,
-            f"{_span(now - line.run.began_at)} ago",
+            line["id"],
+            line["status"] + (f" ({line['reason']})" if line["reason"] else ""),
+            str(line["status_code"] or ""),
+            line["function_id"],
+            f"{_span(now - _instant(line['began_at']))} ago",
             _due(line, now),
         )
         for line in lines
@@ -195,16 +195,21 @@ def _escaped(text: str) -> str:
     return orjson.dumps(text).decode()[1:-1]
 
 
-def table_of_requests(lines: Sequence[RequestRecord]) -> str:
+def request(line: RequestRecord) -> dict[str, Any]:
+    """A tracked request, as JSON."""
+    return line._asdict()
+
+
+def table_of_requests(lines: Sequence[dict[str, Any]]) -> str:
     """Tracked requests, as text."""
     rows = [
         (
-            _time(line.at) or "",
-            line.method,
-            line.route,
-            str(line.status),
-            f"{line.elapsed / 1_000:.1f} ms",
-            line.run_id or "",
+            _time(line["at"]) or "",
+            line["method"],
+            line["route"],
+            str(line["status"]),
+            f"{line['elapsed'] / 1_000:.1f} ms",
+            line["run_id"] or "",
         )
         for line in lines
     ]
@@ -241,10 +246,11 @@ def _by_completion(step: StepRecord) -> tuple[int, int]:
     return (step.order or 2**62, step.began_at)
 
 
-def _due(line: RunSummary, now: int) -> str:
-    if line.next_due is None or line.run.status.is_final:
+def _due(line: dict[str, Any], now: int) -> str:
+    if line["next_due"] is None or line["ended_at"] is not None:
         return ""
-    return f"in {_span(line.next_due - now)}" if line.next_due > now else "now"
+    due = _instant(line["next_due"])
+    return f"in {_span(due - now)}" if due > now else "now"
 
 
 def _preview(value: bytes | None) -> str | None:
@@ -265,6 +271,11 @@ def _time(instant: int | None) -> str | None:
     if instant is None:
         return None
     return datetime.fromtimestamp(instant / 1_000, UTC).isoformat(" ", "milliseconds")[:23] + "Z"
+
+
+def _instant(text: str) -> int:
+    """Epoch milliseconds, from what `_time` wrote."""
+    return round(datetime.fromisoformat(text).timestamp() * 1_000)
 
 
 def _span(milliseconds: int) -> str:

@@ -149,7 +149,8 @@ class Arrival(NamedTuple):
 
 
 class InboxMessage(NamedTuple):
-    """A command that another process left: `event`, `cancel` or `retry`, with JSON."""
+    """A command that another process left: `event`, `signal`, `cancel` or `retry`, with
+    JSON."""
 
     id: int
     at: int
