@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from durable_endpoints.protocol.errors import EngineError
-from durable_endpoints_server.routes import events, health, realtime
+from durable_endpoints_server.guard import Guard
+from durable_endpoints_server.routes import (
+    events,
+    health,
+    realtime,
+    runs,
+)
 from durable_endpoints_server.routes.answers import ApiError, refusal
 from durable_endpoints_server.server import Server
 
-logger = logging.getLogger("durable_endpoints")
-
-_ROUTES = (health.routes, events.routes, realtime.routes)
+_ROUTES = (
+    events.routes,
+    health.routes,
+    realtime.routes,
+    runs.routes,
+)
 
 
 def create_app(server: Server) -> Starlette:
@@ -32,15 +41,18 @@ def create_app(server: Server) -> Starlette:
         finally:
             await server.stop()
 
-    return Starlette(
+    app = Starlette(
         routes=[route for routes in _ROUTES for route in routes(server)],
+        middleware=[Middleware(Guard, settings=server.settings)],
         lifespan=lifespan,
         exception_handlers={
             HTTPException: _refused,
             EngineError: _unavailable,
-            Exception: _failed,
         },
     )
+    # A redirect to the path with a slash would go to the host that the request names.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -51,8 +63,3 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _unavailable(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
     return refusal(ApiError(503, error.explanation, "unavailable", {"Retry-After": "1"}))
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    # Starlette raises it again after this answer, so that it is logged; it says nothing of it.
-    return refusal(ApiError(500, "The server failed, and has logged why.", "internal"))

@@ -1,4 +1,4 @@
-"""Runs as text and as JSON, for the command line."""
+"""Runs as JSON, for programs and the command line, and as text that is made from it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import orjson
 from durable_endpoints.protocol import failures
 from durable_endpoints.protocol.ops import StepRecord
 from durable_endpoints_server.engine.model import Run
-from durable_endpoints_server.store.base import RequestRecord, RunSummary
-from durable_endpoints_server.store.sqlite_reader import SqliteReader
+from durable_endpoints_server.store.base import Reads, RequestRecord, RunSummary
 
 _PAGE = 1024 * 1024
 """Bytes of a stream that are read at once."""
@@ -51,17 +50,18 @@ def table_of_runs(lines: Sequence[dict[str, Any]], now: int) -> str:
     return _table(("RUN", "STATUS", "CODE", "ENDPOINT", "BEGAN", "NEXT"), rows, "No runs.")
 
 
-async def run_in_full(reader: SqliteReader, run_id: str) -> dict[str, Any] | None:
+async def run_in_full(store: Reads, run_id: str) -> dict[str, Any] | None:
     """Everything that may be shown of a run; None for an unknown one."""
-    entry, ended = await reader.entry(run_id), await reader.ended(run_id)
+    entry, ended = await store.entry(run_id), await store.ended(run_id)
     if entry is None or ended is None:
         return None
-    progress = await reader.last_progress(run_id)
+    progress = await store.last_progress(run_id)
     return {
         **_run(entry.run),
         "method": ended.method,
         "path": ended.path,
-        "version": await reader.version(run_id),
+        "app": entry.app,
+        "version": await store.version(run_id),
         "status_code": ended.status_code,
         "error": _failure(ended.error),
         "deadline": _time(entry.run.deadline),
@@ -69,7 +69,7 @@ async def run_in_full(reader: SqliteReader, run_id: str) -> dict[str, Any] | Non
         "interruptions": entry.run.interruptions,
         "progress": orjson.loads(progress.chunks()[-1]) if progress is not None else None,
         "parent": entry.run.parent_run,
-        "children": [_run(child) for child in await reader.children(run_id)],
+        "children": [_run(child) for child in await store.children(run_id)],
         "steps": [_step(step) for step in sorted(entry.memo, key=_by_completion)],
         "attempts": [
             {
@@ -78,11 +78,11 @@ async def run_in_full(reader: SqliteReader, run_id: str) -> dict[str, Any] | Non
                 "began_at": _time(line.began_at),
                 "error": _failure(line.error),
             }
-            for line in await reader.attempts(run_id)
+            for line in await store.attempts(run_id)
         ],
         "waits": [
             {"step": str(match.step.id), "event": match.wait.alternative.event}
-            for match in await reader.waits_of(run_id)
+            for match in await store.waits_of(run_id)
         ],
     }
 
@@ -97,7 +97,7 @@ def page_of_run(full: dict[str, Any]) -> str:
     if full["status_code"]:
         lines.append(f"  answered    {full['status_code']}")
     lines.append(f"  began       {full['began_at']}")
-    for name in ("ended_at", "version", "deadline", "parent", "error"):
+    for name in ("ended_at", "app", "version", "deadline", "parent", "error"):
         if full[name]:
             lines.append(f"  {name.removesuffix('_at'):<11} {full[name]}")
     if full["progress"]:
@@ -132,15 +132,15 @@ def page_of_run(full: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-async def stream_of_run(reader: SqliteReader, run_id: str) -> list[dict[str, Any]] | None:
+async def stream_of_run(store: Reads, run_id: str) -> list[dict[str, Any]] | None:
     """A run's stream log, chunk by chunk. None for an unknown run."""
-    entry = await reader.entry(run_id)
+    entry = await store.entry(run_id)
     if entry is None:
         return None
     names = {step.id.hash: str(step.id) for step in entry.memo}
     lines: list[dict[str, Any]] = []
     after = 0
-    while (page := await reader.stream_page(run_id, after, _PAGE)) and page.records:
+    while (page := await store.stream_page(run_id, after, _PAGE)) and page.records:
         for record in page.records:
             line = {
                 "event": record.kind.name.lower(),

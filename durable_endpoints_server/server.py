@@ -35,7 +35,17 @@ class Server:
     def __init__(self, settings: ServerSettings, store: Store, clock: Clock | None = None) -> None:
         self.settings = settings
         self.keys = Keys(settings)
-        policy = Policy(run_retention=settings.retention, event_retention=settings.event_retention)
+        policy = Policy(
+            max_steps=settings.max_steps,
+            max_result=settings.max_result,
+            max_memo=settings.max_memo,
+            max_stream=settings.max_stream,
+            retry_base=settings.retry_base,
+            retry_factor=settings.retry_factor,
+            retry_cap=settings.retry_cap,
+            run_retention=settings.retention,
+            event_retention=settings.event_retention,
+        )
         options = HostOptions(new_owner(), policy, settings.max_executions, executes_runs=False)
         self.host = Host(store, options, clock)
         self.host.is_executed_elsewhere = self._is_executed_elsewhere
@@ -52,6 +62,10 @@ class Server:
     async def start(self) -> None:
         """Serve on this event loop: what an earlier process left goes on."""
         await self.host.attach()
+
+    def begin_drain(self) -> None:
+        """Start nothing new, and let go of whoever waits: they ask the next process."""
+        self.host.begin_drain()
 
     async def stop(self) -> None:
         """Write what was recorded, and let go of the store."""

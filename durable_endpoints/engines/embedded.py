@@ -7,7 +7,6 @@ first application needs it.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
 import threading
 from collections.abc import Callable, Coroutine
@@ -34,17 +33,15 @@ from durable_endpoints.protocol.streams import Silence, StreamStart
 from durable_endpoints.protocol.tokens import Grant
 from durable_endpoints.sealing import Keyring, UnsealError, key_file
 from durable_endpoints.settings import Settings
-from durable_endpoints.startup_checks import check_database
 from durable_endpoints_server.clock import Clock, SystemClock
 from durable_endpoints_server.engine.facts import RequestSeen
 from durable_endpoints_server.engine.model import Policy
 from durable_endpoints_server.host import Host, HostOptions
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.owner import new_owner
-from durable_endpoints_server.store import ownership
 from durable_endpoints_server.store.base import NO_RECORDS, Ended, Entry, Store
 from durable_endpoints_server.store.location import sqlite_path
-from durable_endpoints_server.store.sqlite import SqliteStore
+from durable_endpoints_server.store.opening import open_database
 from durable_endpoints_server.store.sqlite_inbox import leave_message
 from durable_endpoints_server.stream_reader import Reader
 from durable_endpoints_server.waiters import is_settled
@@ -122,27 +119,14 @@ class EmbeddedEngine:
                 return
 
             path = sqlite_path(self._settings.database)
-            if path.is_dir():
-                raise ConfigurationError(f"the database {path} is a folder: name a file in it")
-            _make_folder(path.parent)
-            role = ownership.DispatcherRole(path)
-            role.acquire(ownership.GRACE + self._settings.drain_timeout / 1_000)
+            database = open_database(path, self._settings.synchronous, self._settings.drain_timeout)
             try:
                 self._keyring = _keyring(self._settings, path)
-                store = SqliteStore(path, self._settings.synchronous)
             except BaseException:
-                role.release()
+                database.close()
                 raise
-            check_database(path)
-            self._host = self._new_host(store)
-
-            def close() -> None:
-                atexit.unregister(close)
-                store.close_now()
-                role.release()
-
-            self._close = close
-            atexit.register(close)
+            self._host = self._new_host(database.store)
+            self._close = database.close
 
     def _new_host(self, store: Store, clock: Clock | None = None) -> Host:
         settings = self._settings
@@ -386,17 +370,3 @@ def _keyring(settings: Settings, database: Path) -> Keyring:
         secret = key_file(Path(f"{database}.key"))
         signing, sealing = signing or [secret], sealing or [secret]
     return Keyring(signing, sealing)
-
-
-def _make_folder(folder: Path) -> None:
-    if folder.exists():
-        return
-    try:
-        folder.mkdir(parents=True)
-        if folder.name == ".durable":
-            (folder / ".gitignore").write_text("*\n", "utf-8")
-    except OSError as error:
-        raise ConfigurationError(
-            f"the folder {folder} of the database cannot be made: {error.strerror}. Make it, or "
-            "name another database (DURABLE_ENDPOINTS_DATABASE)"
-        ) from error

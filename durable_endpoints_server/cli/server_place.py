@@ -16,6 +16,7 @@ from durable_endpoints.protocol.urls import without_credentials
 from durable_endpoints_server.engine.model import Status
 
 _TIMEOUT = 30.0
+_EVENT_KEYS = ("DURABLE_ENDPOINTS_EVENT_KEY", "INNGEST_EVENT_KEY")
 _KEYS = ("DURABLE_ENDPOINTS_SIGNING_KEY", "INNGEST_SIGNING_KEY")
 
 
@@ -35,6 +36,7 @@ class ServerPlace:
         self._url = url.rstrip("/")
         self.name = without_credentials(self._url)
         names = [name + suffix for suffix in ("", "_FALLBACK") for name in _KEYS]
+        self._event_key = next((environ[name] for name in _EVENT_KEYS if environ.get(name)), "-")
         self._keys = [environ[name].strip() for name in names if environ.get(name, "").strip()]
 
     def list_runs(
@@ -71,7 +73,7 @@ class ServerPlace:
     def send_event(self, event: NewEvent) -> str:
         data = orjson.Fragment(event.data)
         body = {"id": event.id, "name": event.name, "data": data}
-        self._ask("POST", f"/e/{self._event_key}", body=body)
+        self._ask("POST", f"/e/{quote(self._event_key, safe='')}", body=body)
         return event.id
 
     def send_signal(self, name: str, data: bytes) -> str:
@@ -88,6 +90,8 @@ class ServerPlace:
 
     def _ask_of_run(self, method: str, run_id: str, rest: str = "") -> Any:
         """What the server answers about a run. None if it has none with this id."""
+        if "/" in run_id:  # no run's id, and another path for the server
+            return None
         try:
             return self._ask(method, f"/v1/durable/runs/{quote(run_id, safe='')}{rest}")
         except _UnknownError:

@@ -189,17 +189,8 @@ class RequestRecord(NamedTuple):
     run_id: str | None
 
 
-class Store(Protocol):
-    """Facts in, facts out. Reads see every change that was acknowledged before they began."""
-
-    def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
-        """Queue `change`. Cheap, and never waits; the order of submission is kept."""
-        ...
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether the last write succeeded, a few seconds ago at the most."""
-        ...
+class Reads(Protocol):
+    """Facts out. They see every change that was acknowledged before they began."""
 
     async def run(self, run_id: str) -> Run | None:
         """The run as it was last written. While it is RUNNING, its usage is out of date."""
@@ -320,6 +311,14 @@ class Store(Protocol):
         """The newest runs first."""
         ...
 
+    async def version(self, run_id: str) -> str:
+        """The application's version under which the run began; empty if it has none."""
+        ...
+
+    async def last_progress(self, run_id: str) -> StreamRecord | None:
+        """What the run has last said about its progress, withdrawn or not."""
+        ...
+
     async def attempts(self, run_id: str) -> list[AttemptRecord]:
         """The failed tries of a run's steps, in the order in which they failed."""
         ...
@@ -332,6 +331,19 @@ class Store(Protocol):
         self, runs_before: int, events_before: int, responses_before: int
     ) -> bool:
         """Whether a `Sweep` with these instants would find something."""
+        ...
+
+
+class Store(Reads, Protocol):
+    """Facts in, facts out."""
+
+    def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
+        """Queue `change`. Cheap, and never waits; the order of submission is kept."""
+        ...
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the last write succeeded, a few seconds ago at the most."""
         ...
 
     async def close(self) -> None:

@@ -423,6 +423,14 @@ class MemoryStore:
                 )
         return summaries[:limit]
 
+    async def version(self, run_id: str) -> str:
+        row = self._rows.get(run_id)
+        return "" if row is None else row.new.version
+
+    async def last_progress(self, run_id: str) -> StreamRecord | None:
+        said = [one for one in self._records(run_id) if one.kind is RecordKind.PROGRESS]
+        return said[-1] if said else None
+
     async def attempts(self, run_id: str) -> list[AttemptRecord]:
         row = self._rows.get(run_id)
         return [] if row is None else list(row.attempts)

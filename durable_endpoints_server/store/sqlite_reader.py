@@ -94,12 +94,10 @@ class SqliteReader:
         return read_stream(orjson.loads(row[0])) if row and row[0] is not None else None
 
     async def version(self, run_id: str) -> str:
-        """The application's version under which the run began; empty if it has none."""
         row = await self._ask("version", run_id=run_id)
         return str(row[0]) if row else ""
 
     async def last_progress(self, run_id: str) -> StreamRecord | None:
-        """What the run has last said about its progress, withdrawn or not."""
         row = await self._ask("last_progress", run_id=run_id)
         return read_record(orjson.loads(row[0])) if row else None
 

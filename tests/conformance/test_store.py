@@ -929,3 +929,21 @@ async def test_a_stream_goes_with_its_run_portion_by_portion(store: Store) -> No
     assert await store.stream_page("run-1", 0, 1_000) is None
     assert await store.rollbacks("run-1") == []
     assert not await store.is_sweepable(T0 + 1, T0 + 1, T0 + 1)
+
+
+async def test_what_is_shown_of_a_run_beside_its_steps(store: Store) -> None:
+    run = (await History(store).begin()).run
+    assert await store.version("run-1") == "v1"
+    assert await store.version("nobody") == ""
+    assert await store.last_progress("run-1") is None
+    records = [
+        StreamRecord(1, 1, RecordKind.DATA, "", 0, 1, b"1"),
+        StreamRecord(2, 1, RecordKind.PROGRESS, "", 0, 2, b'{"current":1}'),
+        StreamRecord(3, 1, RecordKind.PROGRESS, "", 0, 3, b'{"current":2}'),
+        StreamRecord(4, 1, RecordKind.LOG, "", 0, 4, b"{}"),
+    ]
+    streamed = Streamed(tuple(records), Stream(tail=4))
+    await store.submit(Change((streamed,), run.id, run.generation, states(run.status))).wait()
+    progress = await store.last_progress("run-1")
+    assert progress is not None
+    assert progress.chunks() == [b'{"current":2}']

@@ -14,8 +14,9 @@ from starlette.testclient import TestClient
 from durable_endpoints import DurableEndpointsMiddleware, Hook, endpoint, endpoint_proxy
 from durable_endpoints.application import _applications
 from durable_endpoints.encryption import StepEncryption
-from durable_endpoints.startup_checks import check_database, check_encryption, check_environment
+from durable_endpoints.startup_checks import check_encryption, check_environment
 from durable_endpoints.testing import VirtualEngine
+from durable_endpoints_server.store.file_system import check_file_system
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +225,7 @@ def test_a_file_system_that_loses_runs(
 ) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
-    check_database(Path(path), mounts, in_container=[])
+    check_file_system(Path(path), mounts, in_container=[])
     warnings = told(caplog)
     assert len(warnings) == bool(says)
     if says:
@@ -242,16 +243,16 @@ def test_a_containers_own_file_system(
     )
     if in_container:
         mark.touch()
-    check_database(Path("/data/runs.db"), mounts, [mark])
+    check_file_system(Path("/data/runs.db"), mounts, [mark])
     assert told(caplog) == []
-    check_database(Path("/app/.durable/endpoints.db"), mounts, [mark])
+    check_file_system(Path("/app/.durable/endpoints.db"), mounts, [mark])
     assert len(told(caplog)) == in_container
     if in_container:
         assert "mount a volume" in told(caplog)[0]
 
 
 def test_a_machine_without_mountinfo(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    check_database(Path("/srv/runs.db"), tmp_path / "none")
+    check_file_system(Path("/srv/runs.db"), tmp_path / "none")
     assert told(caplog) == []
 
 
