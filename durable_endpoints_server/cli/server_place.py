@@ -45,7 +45,7 @@ class ServerPlace:
         query: dict[str, Any] = {"status": list(statuses), "limit": limit}
         if function_id is not None:
             query["function"] = function_id
-        found: list[dict[str, Any]] = self._ask("GET", "/v1/durable/runs", query)
+        found: list[dict[str, Any]] = self._ask("GET", "/v1/durable/runs", query)["data"]
         return found
 
     def run(self, run_id: str) -> dict[str, Any] | None:
@@ -61,7 +61,9 @@ class ServerPlace:
         return lines
 
     def requests(self, limit: int) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._ask("GET", "/v1/durable/requests", {"limit": limit})
+        found: list[dict[str, Any]] = self._ask("GET", "/v1/durable/requests", {"limit": limit})[
+            "data"
+        ]
         return found
 
     def retry(self, run_id: str) -> str:
@@ -93,14 +95,15 @@ class ServerPlace:
         if "/" in run_id:  # no run's id, and another path for the server
             return None
         try:
-            return self._ask(method, f"/v1/durable/runs/{quote(run_id, safe='')}{rest}")
+            path = f"/v1/durable/runs/{quote(run_id, safe='')}{rest}"
+            return self._ask(method, path)["data"]
         except _UnknownError:
             return None
 
     def _ask(
         self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None
     ) -> Any:
-        """The `data` of the answer."""
+        """The answer's JSON."""
         for key in self._keys or [""]:
             response = self._send(method, path, query, body, key)
             if response.status_code not in (401, 403):
@@ -115,7 +118,7 @@ class ServerPlace:
             )
         answer = self._read(response)
         if response.is_success:
-            return answer["data"]
+            return answer
         if answer.get("code") == "unknown_run":
             raise _UnknownError(answer["error"])
         raise EngineError(str(answer["error"]))
@@ -146,10 +149,8 @@ class ServerPlace:
             answer = orjson.loads(response.content)
         except ValueError:
             answer = None
-        if (
-            not isinstance(answer, dict)
-            or ("data" if response.is_success else "error") not in answer
-        ):
+        expected = {"data", "ids"} if response.is_success else {"error"}
+        if not isinstance(answer, dict) or not expected & answer.keys():
             raise EngineError(
                 f"what answers at {self.name} is no server of durable-endpoints of this version "
                 f"(it said {response.status_code} in another form): name the one that your "

@@ -22,6 +22,7 @@ from durable_endpoints_server.store.memory import MemoryStore
 
 KEY = "signkey-prod-0123456789abcdef0123456789abcdef"
 OLD_KEY = "fedcba9876543210fedcba9876543210"
+EVENT_KEY = "events from the shop"
 URL = "http://server:8288"
 
 
@@ -32,7 +33,9 @@ def step(name: str) -> StepId:
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A server with a run that is done and one that sleeps, which `httpx.request` reaches."""
-    server = Server(ServerSettings(signing_keys=(KEY, OLD_KEY)), MemoryStore())
+    server = Server(
+        ServerSettings(signing_keys=(KEY, OLD_KEY), event_keys=(EVENT_KEY,)), MemoryStore()
+    )
 
     async def fill() -> None:
         done = server.host.register(NewRun("done", "GET /a", "v1", "GET", "/a", b"", app="shop"))
@@ -85,6 +88,20 @@ def test_a_run_is_cancelled_once(client: TestClient) -> None:
     assert (retried.exit_code, "only a parked run can be retried" in retried.stderr) == (1, True)
 
 
+def test_an_event_is_sent_with_either_key(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = call("events", "send", "paid", '{"n": 1}', "--id", "first")
+    assert sent.stdout == "first\n", sent.output
+    monkeypatch.setenv("DURABLE_ENDPOINTS_SIGNING_KEY", "not the key of the server")
+    monkeypatch.setenv("DURABLE_ENDPOINTS_EVENT_KEY", EVENT_KEY)
+    assert call("events", "send", "paid", "--id", "second").stdout == "second\n"
+    monkeypatch.setenv("DURABLE_ENDPOINTS_EVENT_KEY", "not/the key of the server")
+    assert call("events", "send", "paid").exit_code == 1
+    answer = client.get("/v1/events?name=paid", headers={"Authorization": f"Bearer {KEY}"}).json()
+    assert [event["id"] for event in answer["data"]] == ["second", "first"]
+
+
 @pytest.mark.parametrize("run_id", ["nobody", "../../health", "a b", "ü"])
 @pytest.mark.parametrize("command", ["show", "stream", "retry", "cancel"])
 def test_an_unknown_run_is_an_error(client: TestClient, command: str, run_id: str) -> None:
@@ -132,7 +149,11 @@ def test_a_server_comes_before_a_database_in_the_environment_only(
 
 @pytest.mark.parametrize(
     ("query", "message"),
-    [("status=asleep", "there are running, waiting"), ("limit=0", "from 1 to"), ("limit=x", "from")],
+    [
+        ("status=asleep", "there are running, waiting"),
+        ("limit=0", "from 1 to"),
+        ("limit=x", "from"),
+    ],
 )
 def test_a_wrong_query_is_refused(client: TestClient, query: str, message: str) -> None:
     answer = client.get(f"/v1/durable/runs?{query}", headers={"Authorization": f"Bearer {KEY}"})
