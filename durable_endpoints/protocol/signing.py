@@ -11,6 +11,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -22,6 +23,8 @@ TOLERANCE: Final = 300
 SIGNATURE_HEADER: Final = "x-inngest-signature"
 REQUEST_SIGNATURE_HEADER: Final = "x-durable-signature"
 
+_EXACT: Final = 2**53
+"""Integers beyond it have gaps where all numbers are floating point."""
 _PREFIX = re.compile(r"^signkey-\w+-")
 
 
@@ -111,23 +114,38 @@ def _read(signature: str, field: str) -> tuple[int | None, bytes]:
     return int(at), digest.encode("utf-8", "replace")
 
 
+def canonical(body: bytes) -> bytes:
+    """A body that is JSON in the one form that every SDK makes of it (RFC 8785); any other as it
+    is."""
+    try:
+        return orjson.dumps(_canonical(orjson.loads(body))) if body else b""
+    except (ValueError, TypeError, RecursionError):
+        return body
+
+
 def _forms(body: bytes) -> Iterator[bytes]:
     """The body, and its canonical form if it is JSON: other SDKs sign that."""
     yield body
-    if body:
-        try:
-            canonical = orjson.dumps(_sorted(orjson.loads(body)))
-        except (ValueError, TypeError, RecursionError):
-            return
-        if canonical != body:
-            yield canonical
+    if (form := canonical(body)) != body:
+        yield form
 
 
-def _sorted(value: Any) -> Any:
-    """JSON with its keys in the order of their UTF-16 code units (RFC 8785 §3.2.3)."""
+def _canonical(value: Any) -> Any:
+    """JSON with its keys in the order of their UTF-16 code units, and numbers as ECMAScript writes
+    them (RFC 8785 §3.2)."""
     if isinstance(value, dict):
         keys = sorted(value, key=lambda key: key.encode("utf-16-be"))
-        return {key: _sorted(value[key]) for key in keys}
+        return {key: _canonical(value[key]) for key in keys}
     if isinstance(value, list):
-        return [_sorted(item) for item in value]
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) or (type(value) is int and abs(value) > _EXACT):
+        return _number(float(value))
+    return value
+
+
+def _number(value: float) -> float | orjson.Fragment:
+    if value == 0:
+        return orjson.Fragment("0")
+    if 1e-6 <= abs(value) < 1 or (value.is_integer() and abs(value) < 1e21):
+        return orjson.Fragment(format(Decimal(repr(value)).normalize(), "f"))
     return value
