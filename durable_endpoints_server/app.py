@@ -14,19 +14,27 @@ from starlette.responses import Response
 from durable_endpoints.protocol.errors import EngineError
 from durable_endpoints_server.guard import Guard
 from durable_endpoints_server.routes import (
+    apps,
+    checkpoint,
     events,
     health,
+    output,
     realtime,
     runs,
+    state,
 )
 from durable_endpoints_server.routes.answers import ApiError, refusal
 from durable_endpoints_server.server import Server
 
 _ROUTES = (
+    apps.routes,
+    checkpoint.routes,
     events.routes,
     health.routes,
+    output.routes,
     realtime.routes,
     runs.routes,
+    state.routes,
 )
 
 

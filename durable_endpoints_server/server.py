@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import httpx
+
 from durable_endpoints_server.auth import Keys
 from durable_endpoints_server.clock import Clock
 from durable_endpoints_server.dispatcher import Nobody, Place
 from durable_endpoints_server.engine.model import Policy, Run
 from durable_endpoints_server.host import Host, HostOptions
+from durable_endpoints_server.inngest.runs import InngestRuns
 from durable_endpoints_server.owner import new_owner
 from durable_endpoints_server.realtime import Topics
 from durable_endpoints_server.settings import ServerSettings
@@ -32,7 +35,14 @@ class Executor(Protocol):
 class Server:
     """One server. Its routes parse, ask something of this, and render."""
 
-    def __init__(self, settings: ServerSettings, store: Store, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        store: Store,
+        clock: Clock | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """`transport` replaces the network in calls of applications."""
         self.settings = settings
         self.keys = Keys(settings)
         policy = Policy(
@@ -52,6 +62,8 @@ class Server:
         self.tees = Tees(self.host.streams)
         self.topics = Topics()
         self._executors: list[Executor] = []
+        self.inngest = InngestRuns(self.host, settings, self.tees, transport)
+        self.inngest.apps.changed = lambda: self.add_executor(self.inngest.reentries)
 
     def add_executor(self, executor: Executor) -> None:
         """Runs may be executed in one more way, or by more applications, from now on."""
@@ -61,7 +73,9 @@ class Server:
 
     async def start(self) -> None:
         """Serve on this event loop: what an earlier process left goes on."""
+        self.add_executor(self.inngest.reentries)
         await self.host.attach()
+        self.inngest.start()
 
     def begin_drain(self) -> None:
         """Start nothing new, and let go of whoever waits: they ask the next process."""
@@ -69,8 +83,11 @@ class Server:
 
     async def stop(self) -> None:
         """Write what was recorded, and let go of the store."""
+        self.host.begin_drain()
+        await self.inngest.stop()
         self.topics.release_all()
         await self.host.stop()
+        await self.inngest.close()
 
     def _place(self, entry: Entry) -> Place | Nobody:
         why = Nobody.HERE

@@ -22,9 +22,15 @@ _LAST = 253_402_300_799_999
 
 def run_id_of(request: Request) -> str:
     """The run id in the path. Raises `ApiError` 400 for what is no ULID."""
-    given: str = request.path_params["run_id"]
-    if not is_ulid(given):
-        raise ApiError(400, f"{given!r} is not the id of a run: those are ULIDs.", "invalid_id")
+    return checked_run_id(request.path_params["run_id"])
+
+
+def checked_run_id(given: object) -> str:
+    """A run id in its usual form. Raises `ApiError` 400 for what is no ULID."""
+    if not isinstance(given, str) or not is_ulid(given):
+        raise ApiError(
+            400, f"{given!r:.100} is not the id of a run: those are ULIDs.", "invalid_id"
+        )
     return given.upper()
 
 
