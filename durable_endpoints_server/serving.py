@@ -39,12 +39,13 @@ def serve(settings: ServerSettings, announce: Callable[[int], None]) -> None:
     try:
         server = Server(settings, database.store)
         sockets = listen(settings.host, settings.port)
-        _HttpServer(_config(server), server, announce).run(sockets)
+        _HttpServer(http_config(server), server, announce).run(sockets)
     finally:
         database.close()
 
 
-def _config(server: Server) -> uvicorn.Config:
+def http_config(server: Server) -> uvicorn.Config:
+    """How uvicorn serves it: everything bounded, nothing compressed, and no header trusted."""
     settings = server.settings
     app = create_app(server)
     return uvicorn.Config(

@@ -3,10 +3,11 @@ defaults."""
 
 from __future__ import annotations
 
+import logging
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,6 +17,8 @@ from durable_endpoints.protocol import setting_values as values
 from durable_endpoints.protocol.durations import parse_duration
 from durable_endpoints.protocol.errors import ConfigurationError
 from durable_endpoints.protocol.urls import without_credentials
+
+logger = logging.getLogger("durable_endpoints")
 
 PREFIX = "DURABLE_ENDPOINTS_"
 
@@ -34,9 +37,9 @@ class ServerSettings:
     synchronous: Literal["full", "normal"] = "full"
     dev: bool = False
     """For development: no keys, and callers from this machine only."""
-    signing_keys: tuple[str, ...] = ()
+    signing_keys: tuple[str, ...] = field(default=(), repr=False)
     """The first one signs, all are accepted."""
-    event_keys: tuple[str, ...] = ()
+    event_keys: tuple[str, ...] = field(default=(), repr=False)
     """Who may send events at `/e/{key}`."""
     app_origins: tuple[str, ...] = ()
     """Origins of applications that may be called back over HTTP: `https://api.example.com`."""
@@ -260,7 +263,14 @@ def _read(file: Path) -> dict[str, Any]:
             close = get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             raise ConfigurationError(f"{file}: unknown setting {name}: {hint}")
+    if any(setting.is_key and setting.name in written for setting in SETTINGS):
+        _check_mode(file)
     return written
+
+
+def _check_mode(file: Path) -> None:
+    if os.name == "posix" and file.stat().st_mode & 0o077:
+        logger.warning("%s holds keys, and others may read it: chmod 600 %s", file, file)
 
 
 def _check_loopback(host: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -9,6 +11,8 @@ from starlette.routing import BaseRoute, Route
 from durable_endpoints.protocol.errors import EngineError
 from durable_endpoints_server.routes.answers import ApiError, as_json
 from durable_endpoints_server.server import Server
+
+logger = logging.getLogger("durable_endpoints")
 
 
 def routes(server: Server) -> list[BaseRoute]:
@@ -19,7 +23,9 @@ def routes(server: Server) -> list[BaseRoute]:
         try:
             await server.host.store.next_due()
         except EngineError as error:
-            raise ApiError(503, error.explanation, "not_ready") from None
+            # Who asks needs no key, and should not learn where the database is.
+            logger.warning("the server is not ready: %s", error.explanation)
+            raise ApiError(503, "The store does not answer.", "not_ready") from None
         if server.host.draining:
             raise ApiError(503, "The server is shutting down.", "not_ready")
         return as_json({"status": "ready"})

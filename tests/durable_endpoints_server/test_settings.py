@@ -124,3 +124,16 @@ def test_a_wrong_file_is_named_with_what_is_right(tmp_path: Path, text: str, mes
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"none\.toml cannot be read: No such file"):
         load(file=tmp_path / "none.toml")
+
+
+def test_keys_in_a_file_that_others_may_read_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "durable.toml"
+    file.write_text(f'signing_keys = "{KEY}"\n')
+    file.chmod(0o600)
+    assert KEY not in repr(ServerSettings.load(False, {}, {}, file))
+    assert caplog.messages == []
+    file.chmod(0o644)
+    ServerSettings.load(False, {}, {}, file)
+    assert [f"chmod 600 {file}" in message for message in caplog.messages] == [True]
