@@ -17,10 +17,14 @@ from durable_endpoints_server.routes import (
     apps,
     checkpoint,
     events,
+    gql,
     health,
+    openapi,
     output,
+    reads,
     realtime,
     runs,
+    signals,
     state,
 )
 from durable_endpoints_server.routes.answers import ApiError, refusal
@@ -30,10 +34,14 @@ _ROUTES = (
     apps.routes,
     checkpoint.routes,
     events.routes,
+    gql.routes,
     health.routes,
+    openapi.routes,
     output.routes,
+    reads.routes,
     realtime.routes,
     runs.routes,
+    signals.routes,
     state.routes,
 )
 

@@ -68,8 +68,12 @@ class Signals:
     # Sending
 
     async def send(self, name: str, data: bytes) -> bool:
-        """Give the signal to the run that waits for it. Returns True once that is on disk, and
-        False if no run waits. A caller that gives up does not stop it.
+        """Give the signal to the run that waits for it: whether there is one. See `deliver`."""
+        return await self.deliver(name, data) is not None
+
+    async def deliver(self, name: str, data: bytes) -> str | None:
+        """Give the signal to the run that waits for it. Returns that one's id once it is on disk,
+        and None if no run waits. A caller that gives up does not stop it.
 
         Raises `StorageError` if neither can be said.
         """
@@ -79,13 +83,13 @@ class Signals:
             return await on_loop(home, self._send(name, data, received_at))
         return await self._send(name, data, received_at)
 
-    async def _send(self, name: str, data: bytes, received_at: int) -> bool:
+    async def _send(self, name: str, data: bytes, received_at: int) -> str | None:
         head = orjson.dumps({"name": name, "ts": received_at})
         value = head[:-1] + b',"data":' + data + b"}"
         giving = self._give(SIGNAL + name, value, received_at)
         return await asyncio.shield(self._host.tasks.spawn(giving, f"send signal {name}"))
 
-    async def _give(self, event: str, value: bytes, received_at: int) -> bool:
+    async def _give(self, event: str, value: bytes, received_at: int) -> str | None:
         with self._noted():
             give_up_at = time.monotonic() + _PATIENCE
             while True:
@@ -93,9 +97,9 @@ class Signals:
                     await asyncio.sleep(_PAUSE)
                 waiter = await self._waiter(event, received_at)
                 if waiter is None:
-                    return False
+                    return None
                 if await self._resolve(waiter, value):
-                    return True
+                    return waiter.run.id
                 if time.monotonic() > give_up_at:
                     raise StorageError(f"run {waiter.run.id}, which waits for it, is stuck")
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 from typing import Any, Final
-from uuid import NAMESPACE_OID, UUID, uuid5
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,9 +17,15 @@ from durable_endpoints_server.inngest.checkpoints import Opening
 from durable_endpoints_server.inngest.ops import read_ops
 from durable_endpoints_server.inngest.refusals import MalformedError, Refusal
 from durable_endpoints_server.inngest.trigger import Trigger, read_trigger
+from durable_endpoints_server.realtime import run_token
 from durable_endpoints_server.routes.answers import ApiError, as_json, authorise, data
 from durable_endpoints_server.routes.bodies import read_body
-from durable_endpoints_server.routes.reading import ENVIRONMENT_ID, checked_run_id, run_id_of
+from durable_endpoints_server.routes.reading import (
+    application_id,
+    checked_run_id,
+    endpoint_id,
+    run_id_of,
+)
 from durable_endpoints_server.server import Server
 
 PREFIXES: Final = ("/v1/checkpoint", "/v1/http/runs")
@@ -141,16 +146,13 @@ def _key(value: Any, trigger: Trigger) -> str | None:
 
 
 def _ids(trigger: Trigger) -> dict[str, str]:
-    """The ids of application and endpoint (UUIDs as Inngest's server makes them)."""
-    app = uuid5(NAMESPACE_OID, _text(UUID(ENVIRONMENT_ID).bytes) + trigger.origin)
-    endpoint = uuid5(NAMESPACE_OID, _text(app.bytes) + trigger.function_id)
-    return {"app_id": str(app), "fn_id": str(endpoint)}
+    """The ids of application and endpoint."""
+    endpoint = endpoint_id(trigger.origin, trigger.function_id)
+    return {"app_id": str(application_id(trigger.origin)), "fn_id": endpoint}
 
 
 def _tokens(server: Server, run_id: str) -> Mapping[str, str]:
-    sign = server.keys.sign_run
-    return {"token": sign("output", run_id), "realtime_token": sign("realtime", run_id)}
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("latin-1")
+    return {
+        "token": server.keys.sign_run("output", run_id),
+        "realtime_token": run_token(server.keys, run_id),
+    }

@@ -11,6 +11,9 @@ from starlette.routing import BaseRoute, Route
 
 from durable_endpoints_server.engine.model import Event
 from durable_endpoints_server.ingestion import read_events, read_seed
+from durable_endpoints_server.inngest import loose_json
+from durable_endpoints_server.inngest.apps import is_called_back
+from durable_endpoints_server.inngest.trigger import Trigger
 from durable_endpoints_server.routes.answers import ApiError, as_json, authorise, data
 from durable_endpoints_server.routes.bodies import read_body
 from durable_endpoints_server.routes.cross_origin import OPEN, preflight
@@ -18,10 +21,13 @@ from durable_endpoints_server.routes.reading import (
     ACCOUNT_ID,
     ENVIRONMENT_ID,
     instant_of,
+    is_ulid,
     number_of,
     time_of,
 )
+from durable_endpoints_server.routes.reads import told_of
 from durable_endpoints_server.server import Server
+from durable_endpoints_server.store.base import Entry
 
 MAX_REQUEST: Final = 16 * 1024 * 1024
 """Bytes of one request with events."""
@@ -74,20 +80,26 @@ def routes(server: Server) -> list[BaseRoute]:
             [_told(event) for event in await host.store.list_events(name, since, before, limit)]
         )
 
-    async def event_of(request: Request) -> Event:
+    async def event_or_run(request: Request) -> Event | Entry:
+        """The event with the id in the path, or the run that began with that event: a request of
+        another SDK, whose id is the run's."""
         authorise(server, request)
-        event = await host.store.event(request.path_params["event_id"])
-        if event is None:
+        event_id = request.path_params["event_id"]
+        if (event := await host.store.event(event_id)) is not None:
+            return event
+        entry = await host.store.entry(event_id) if is_ulid(event_id) else None
+        if entry is None or not is_called_back(entry.app):
             raise ApiError(404, "No such event is kept.", "not_found")
-        return event
+        return entry
 
     async def read(request: Request) -> Response:
-        return data(_told(await event_of(request)))
+        found = await event_or_run(request)
+        return data(_told(found)) if isinstance(found, Event) else _first_event(found)
 
     async def runs(request: Request) -> Response:
-        # An event here resumes runs; it never begins one, which is what this route tells of.
-        await event_of(request)
-        return data([])
+        found = await event_or_run(request)
+        # Any other event resumes runs, and begins none.
+        return data([] if isinstance(found, Event) else [told_of(found)])
 
     return [
         Route("/e/{key}", receive, methods=["POST", "OPTIONS"]),
@@ -95,6 +107,22 @@ def routes(server: Server) -> list[BaseRoute]:
         Route("/v1/events/{event_id}", read),
         Route("/v1/events/{event_id}/runs", runs),
     ]
+
+
+def _first_event(entry: Entry) -> Response:
+    """The request that began a run, unless it is kept no more."""
+    if entry.request is None:
+        raise ApiError(404, "The request that began this run is not kept.", "not_found")
+    event = Trigger.unpack(entry.request).event
+    form = {
+        "internal_id": entry.run.id,
+        "account_id": ACCOUNT_ID,
+        "environment_id": ENVIRONMENT_ID,
+        "source": "",
+        "received_at": time_of(entry.run.began_at),
+        **event,
+    }
+    return Response(loose_json.write({"data": form}), media_type="application/json")
 
 
 def _told(event: Event) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 from starlette.requests import Request
 
@@ -42,6 +43,17 @@ def is_ulid(text: str) -> bool:
 def no_run(run_id: str) -> ApiError:
     """The refusal for a run that is unknown, or past its retention."""
     return ApiError(404, f"There is no run {run_id}.", "not_found")
+
+
+def application_id(app: str) -> UUID:
+    """The id of an application, as Inngest's server makes it."""
+    return uuid5(NAMESPACE_OID, UUID(ENVIRONMENT_ID).bytes.decode("latin-1") + app)
+
+
+def endpoint_id(app: str, function_id: str) -> str:
+    """The id of one of its endpoints, as Inngest's server makes it."""
+    parent = application_id(app).bytes.decode("latin-1")
+    return str(uuid5(NAMESPACE_OID, parent + function_id))
 
 
 def number_of(query: Mapping[str, str], name: str, default: int, most: int) -> int:

@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 from ulid import ULID
 
+from durable_endpoints.ids import new_run_id
 from durable_endpoints_server.app import create_app
 from durable_endpoints_server.server import Server
 from durable_endpoints_server.settings import ServerSettings
@@ -170,3 +171,14 @@ def test_a_page_of_any_origin_may_send_events(client: TestClient) -> None:
     assert preflight.headers["access-control-allow-headers"] == "x-a"
     answer = client.post("/e/k", json={"name": "e"}, headers={"Origin": "https://a.example"})
     assert answer.headers["access-control-allow-origin"] == "*"
+
+
+def test_the_request_that_began_a_run_is_an_event_too(client: TestClient) -> None:
+    run_id = new_run_id()
+    request = {"domain": "http://localhost:3000", "method": "GET", "path": "/x"}
+    event = {"name": "inngest/http.request", "data": request}
+    begun = client.post("/v1/checkpoint", json={"run_id": run_id, "event": event}).json()["data"]
+    told = client.get(f"/v1/events/{run_id}").json()["data"]
+    assert (told["id"], told["name"], told["data"]) == (run_id, event["name"], request)
+    (run,) = client.get(f"/v1/events/{run_id}/runs").json()["data"]
+    assert (run["run_id"], run["function_id"]) == (run_id, begun["fn_id"])
