@@ -16,6 +16,7 @@ from durable_endpoints_server.guard import Guard
 from durable_endpoints_server.routes import (
     apps,
     checkpoint,
+    connect,
     events,
     gql,
     health,
@@ -33,6 +34,7 @@ from durable_endpoints_server.server import Server
 _ROUTES = (
     apps.routes,
     checkpoint.routes,
+    connect.routes,
     events.routes,
     gql.routes,
     health.routes,

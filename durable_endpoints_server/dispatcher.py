@@ -88,9 +88,12 @@ class Dispatcher:
         self.place_by(lambda entry: here if can_execute(entry) else Nobody.HERE)
 
     def place_by(self, placement: Placement) -> None:
-        """Runs may be executed from now on, where `placement` says. To be called again when it
-        finds a place for runs that had none."""
+        """Runs may be executed from now on, where `placement` says."""
         self._place = placement
+        self.look_again()
+
+    def look_again(self) -> None:
+        """There may be a place for runs that had none."""
         self._unclaimed.clear()
         for held in self._held.values():
             self._queue.extend(held)

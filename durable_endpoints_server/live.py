@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 
 _opening_streams = threading.Lock()
+_FROM_THE_BEGINNING = StreamStart()
 
 
 class LiveRun:
@@ -248,14 +249,17 @@ class LiveRun:
         """The last of these positions that is known to be written."""
         return 0 if self._stream is None else self._stream.written
 
-    def read_stream(self) -> Reader:
+    @property
+    def stream(self) -> Stream | None:
+        """The state of the run's stream log, if it has one."""
+        return None if self._stream is None else self._stream.stream
+
+    def read_stream(self, start: StreamStart = _FROM_THE_BEGINNING) -> Reader:
         """Read what this execution streams, and no later one."""
         self.open_stream()
         assert self._stream is not None
         stream = self._stream
-        return Reader(
-            self._host.streams, self.id, StreamStart(), limit=lambda: stream.stream.handed_over
-        )
+        return Reader(self._host.streams, self.id, start, limit=lambda: stream.stream.handed_over)
 
     def submit(self, change: Change) -> Ticket:
         """Queue a change in this execution's lane."""

@@ -14,6 +14,7 @@ from durable_endpoints_server.host import Host, HostOptions
 from durable_endpoints_server.inngest.runs import InngestRuns
 from durable_endpoints_server.owner import new_owner
 from durable_endpoints_server.realtime import Topics
+from durable_endpoints_server.remote.hub import Hub, HubOptions
 from durable_endpoints_server.settings import ServerSettings
 from durable_endpoints_server.store.base import Entry, Store
 from durable_endpoints_server.tees import Tees
@@ -64,6 +65,8 @@ class Server:
         self._executors: list[Executor] = []
         self.inngest = InngestRuns(self.host, settings, self.tees, transport)
         self.inngest.apps.changed = lambda: self.add_executor(self.inngest.reentries)
+        self.hub = Hub(self.host, HubOptions(settings.lease, settings.heartbeat, settings.dev))
+        self.add_executor(self.hub)
 
     def add_executor(self, executor: Executor) -> None:
         """Runs may be executed in one more way, or by more applications, from now on."""
@@ -86,6 +89,7 @@ class Server:
         self.host.begin_drain()
         await self.inngest.stop()
         self.topics.release_all()
+        self.hub.close()
         await self.host.stop()
         await self.inngest.close()
 

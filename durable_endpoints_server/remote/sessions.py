@@ -1,0 +1,404 @@
+"""A session: one execution at the far end of a wire, and the run that this server holds for it.
+
+Its frames are numbered, and taken strictly in order. What came before a connection broke is sent
+again after it, and passed over here by its number; a session that was found again in the store,
+after a new start of the server, knows from the store what of it is on disk (`repeats.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from durable_endpoints.protocol import wire
+from durable_endpoints.protocol.errors import EngineError, LimitError, LostRunError
+from durable_endpoints.protocol.ops import Invoke, StepOp, StepRecord, WaitForEvent
+from durable_endpoints.protocol.streams import RecordKind, StreamRecord
+from durable_endpoints.protocol.wire import Frame, WireError
+from durable_endpoints_server.engine.transitions import Command, Park, Release, Suspend
+from durable_endpoints_server.live import LiveRun
+from durable_endpoints_server.remote.acknowledging import reason_of
+from durable_endpoints_server.remote.repeats import Repeats
+
+if TYPE_CHECKING:
+    from durable_endpoints_server.remote.process import RemoteProcess
+    from durable_endpoints_server.store.base import Entry
+
+Chunks = tuple[str, int, RecordKind]
+"""Chunks that are counted together: of one step, one try and one kind."""
+
+_CHUNKS: Final = (RecordKind.DATA, RecordKind.PROGRESS, RecordKind.LOG)
+
+
+class RemoteSession:
+    """One execution's hold on a run, as seen from the server. It listens to the run."""
+
+    def __init__(
+        self,
+        process: RemoteProcess,
+        live: LiveRun,
+        is_known: bool,
+        taken: int = 0,
+        repeats: Repeats | None = None,
+    ) -> None:
+        """`is_known` says that the process has the run already. `taken` is the number of the last
+        frame that was taken and acknowledged; `repeats` knows what of the next ones was on disk
+        before this server started."""
+        self.process = process
+        self.live = live
+        self.connection = process.connection
+        """The last connection on which the process has spoken of it."""
+        self.has_begun = is_known
+        """Whether the process has said that it has the run: frames before are about an earlier
+        execution."""
+        self.taken = taken
+        self.left = asyncio.Event()
+        """Set when this execution is over, in whatever way."""
+        self._repeats = repeats if repeats is not None else Repeats()
+        self._is_handed_over = is_known
+        self._acked = taken
+        self._told = 0
+        """How many resolved steps the process was told of, or will be once they are on disk."""
+        self._resolved: dict[str, StepRecord] = dict(self._repeats.resolved)
+        """Steps that were resolved from outside, as they are now."""
+        self._received: dict[Chunks, int] = dict(self._repeats.chunks)
+        self._written: dict[Chunks, int] = dict(self._repeats.chunks)
+        self._answers: dict[int, Frame] = {}
+        """Answers about signals, by the numbers of the questions, as long as they may be lost."""
+        self._backlog: list[Frame] | None = None
+        """Frames that wait for the one before them."""
+        self._is_leaving = False
+        live.listener = self
+        live.on_written = self.wrote
+
+    @property
+    def id(self) -> str:
+        return self.live.id
+
+    @property
+    def is_over(self) -> bool:
+        return self.left.is_set()
+
+    def send(self, name: str, *parts: Any) -> None:
+        """Tell the process something about this run. What is lost, `resume` tells again."""
+        self.process.send([name, self.id, *parts])
+
+    # What the process says
+
+    def take(self, frame: Frame) -> None:
+        """Take in a frame. Raises `WireError`."""
+        if self.is_over or not (self.has_begun or frame[0] == "begin"):
+            return
+        if self._backlog is not None:
+            self._backlog.append(frame)
+            return
+        read = _READ.get(frame[0])
+        if read is None:
+            raise WireError(f"there is no frame {frame[0]!r} of a session")
+        try:
+            read(self, frame)
+        except LostRunError:
+            pass  # it is told that the run was taken from it
+        except LimitError as error:
+            self._pass_limit(error)
+
+    def _is_new(self, frame: Frame) -> bool:
+        """Whether a numbered frame is the next one, and not sent again."""
+        number = wire.whole(frame[2])
+        if number <= self.taken:
+            if number in self._answers:
+                self.process.send(self._answers[number])
+            return False
+        if number != self.taken + 1:
+            raise WireError(f"frame {number} of run {self.id} follows frame {self.taken}")
+        self.taken = number
+        return True
+
+    def acknowledge_later(self) -> None:
+        """Tell the process when what was taken until now is on disk."""
+        hub = self.process.hub
+        hub.acknowledger.add(self, self.taken, self.live, hub.host.tasks)
+
+    def _begin(self, frame: Frame) -> None:
+        _, _, generation = wire.array_of(frame, 3)
+        if generation != self.live.generation:
+            raise WireError(f"run {self.id} is at generation {self.live.generation}")
+        self.has_begun = True
+
+    def _register(self, frame: Frame) -> None:
+        self._is_new(frame)  # the first one has made this session
+
+    def _record(self, frame: Frame) -> None:
+        if not self._is_new(frame):
+            return
+        op = self._own(wire.unpack_op(wire.array_of(frame, 4)[3]))
+        if not self._repeats.knows(op):
+            self._resolved.pop(op.step.hash, None)
+            self.live.record(op)
+        self.acknowledge_later()
+
+    def _own(self, op: StepOp) -> StepOp:
+        """What this run invokes belongs to the same application."""
+        if isinstance(op, Invoke):
+            return op._replace(child=op.child._replace(app=self.process.app, key=None))
+        return op
+
+    def _signal(self, frame: Frame) -> None:
+        if not self._is_new(frame):
+            return
+        _, _, number, packed, replace = wire.array_of(frame, 5)
+        op = wire.unpack_op(packed)
+        if not isinstance(op, WaitForEvent):
+            raise WireError("a signal is waited for as for an event")
+        known = self._repeats.step(op.step.hash)
+        if known is not None:
+            self._answer_signal(number, known, None)
+        else:
+            self._meanwhile(self._open_signal(number, op, wire.flag(replace)))
+
+    async def _open_signal(self, number: int, op: WaitForEvent, replace: bool) -> None:
+        opened = await self.live.open_signal(op, replace)
+        if isinstance(opened, StepRecord):
+            self._answer_signal(number, opened, None)
+        else:
+            self._answer_signal(number, None, opened.run_id)
+
+    def _answer_signal(self, number: int, step: StepRecord | None, taken: str | None) -> None:
+        packed = None if step is None else wire.pack_step(step)
+        self._answers[number] = answer = ["signal", self.id, number, packed, taken]
+        self.process.send(answer)
+        self.acknowledge_later()
+
+    def _meanwhile(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that takes a while, and let later frames wait for that."""
+        self._backlog = []
+        self.process.hub.host.tasks.spawn(self._do(work), f"frame {self.taken} of {self.id}")
+
+    async def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except LimitError as error:
+            self._pass_limit(error)
+        except LostRunError:
+            pass
+        except EngineError as error:
+            self.refuse(self.taken, error)
+        finally:
+            backlog, self._backlog = self._backlog or [], None
+            try:
+                for frame in backlog:
+                    self.take(frame)
+            except WireError as error:
+                self.process.break_off(error)
+
+    def _push(self, frame: Frame) -> None:
+        _, _, step, attempt, kind, ordinal, values = wire.array_of(frame, 7)
+        if kind not in _CHUNKS or not isinstance(values, list):
+            raise WireError("chunks are an array of data, progress or log lines")
+        chunks = [wire.json_text(value) for value in values]
+        if any(b"\n" in chunk for chunk in chunks):
+            raise WireError("a chunk is JSON on one line")
+        key = wire.text(step), wire.whole(attempt), RecordKind(kind)
+        received = self._received.get(key, 0)
+        if not 0 <= wire.whole(ordinal) <= received:
+            raise WireError(f"chunk {ordinal} of run {self.id} follows {received} of its kind")
+        if new := chunks[received - ordinal :]:
+            self._received[key] = received + len(new)
+            self.live.push(key[0], key[1], new, key[2])
+
+    def _withdraw(self, frame: Frame) -> None:
+        if self._is_new(frame):
+            self.live.withdraw(wire.text(wire.array_of(frame, 4)[3]))
+            self.acknowledge_later()
+
+    def _follow(self, frame: Frame) -> None:
+        self.live.open_stream()
+
+    def _watch(self, frame: Frame) -> None:
+        step = self.live.awaited(wire.text(wire.array_of(frame, 3)[2]))
+        if step is not None:
+            self.live.watch(step)
+
+    def _leave(self, frame: Frame) -> None:
+        if not self._is_new(frame):
+            return
+        if len(frame) < 4:
+            raise WireError("how does the execution leave?")
+        how, last = wire.text(frame[3]), frame[4] if len(frame) > 4 else None
+        self._is_leaving = True
+        match how:
+            case "suspend" if self._told > wire.whole(last):
+                self._leave_by(Release("resolved"))
+            case "suspend" if self.live.is_looking:
+                self._meanwhile(self._suspend())
+            case "suspend":
+                self._leave_by(Suspend())
+            case "release":
+                self._leave_by(Release(wire.text(last)))
+            case "park":
+                self._leave_by(Park(wire.text(last)))
+            case "end":
+                self._leave_by(wire.unpack_end(last))
+            case "abandon":
+                self._meanwhile(self._abandon())
+            case _:
+                raise WireError(f"an execution does not leave by {how!r}")
+
+    def _leave_by(self, command: Command) -> None:
+        self.live.leave(command)
+        self.acknowledge_later()
+
+    async def _suspend(self) -> None:
+        await self.live.suspend()
+        self.acknowledge(self.taken)
+
+    async def _abandon(self) -> None:
+        await self.live.abandon()
+        self.acknowledge(self.taken)
+
+    def _pass_limit(self, error: LimitError) -> None:
+        """The process counted otherwise; its next execution begins with the right numbers."""
+        if not self.is_over:
+            self.live.leave(Release("limit"))
+            self._close("refused", self.taken, "limit", error.explanation)
+
+    # What the process is told
+
+    def acknowledge(self, number: int) -> None:
+        """Frames up to `number` are on disk."""
+        if self.is_over or number <= self._acked:
+            return
+        self._acked = number
+        if self._is_leaving and number == self.taken:
+            self._close("ack", number)
+            return
+        for answered in [answered for answered in self._answers if answered <= number]:
+            del self._answers[answered]
+        self.send("ack", number)
+
+    def refuse(self, number: int, error: EngineError) -> None:
+        """What was said up to `number` is not on disk, and never will be."""
+        if self.is_over:
+            return
+        reason = reason_of(error)
+        if reason == "storage":
+            self.process.hub.host.tasks.spawn(self.live.abandon(), f"abandon {self.id}")
+        self._close("refused", number, reason, error.explanation)
+
+    def resolved(self, step: StepRecord) -> bool:
+        if self._is_leaving or self.is_over:
+            return False
+        self._resolved[step.id.hash] = step
+        if self._is_handed_over:
+            self._tell_resolved(step)
+        return True
+
+    def _tell_resolved(self, step: StepRecord) -> None:
+        """Once that is on disk: no body may begin on what a crash could still undo."""
+        self._told += 1
+        parts = wire.pack_step(step), self.taken
+        self.live.ticket.then(lambda: self.send("resolved", *parts))
+
+    def stopped(self, reason: str) -> None:
+        self._close("stopped", reason)
+
+    def wrote(self, records: Sequence[StreamRecord]) -> None:
+        """These records of the stream log are written."""
+        counted = set()
+        for record in records:
+            if not record.kind.is_end:
+                key = record.step, record.attempt, record.kind
+                self._written[key] = self._written.get(key, 0) + record.length
+                counted.add(key)
+        self._tell_written(counted)
+
+    def _tell_written(self, keys: set[Chunks]) -> None:
+        counts = [[key[0], key[1], int(key[2]), self._written[key]] for key in keys]
+        self.send("written", self.live.stream_written, counts)
+
+    def release(self) -> None:
+        """The process has nothing of this session: let another execution begin at once."""
+        try:
+            self.live.leave(Release("released"))
+        except LostRunError:
+            return  # the process is about to be told why
+        self._end()
+
+    def _close(self, name: str, *parts: Any) -> None:
+        if not self.is_over:
+            self.send(name, *parts)
+            self._end()
+
+    def _end(self) -> None:
+        self.left.set()
+        self.live.listener = self.live.on_written = None
+        self.process.lose(self)
+
+    # Beginning, and beginning again
+
+    async def start(self, entry: Entry) -> None:
+        """Hand the run to the process, once the claim is on disk. Raises `LostRunError` or
+        `StorageError`."""
+        live, ticket = self.live, None
+        while ticket is not live.ticket:
+            ticket = live.ticket
+            await live.until_written(ticket)
+        memo = [self._resolved.get(step.id.hash, step) for step in live.memo]
+        stream = live.stream
+        self.process.send(
+            [
+                "execute",
+                {
+                    "run": live.id,
+                    "generation": live.generation,
+                    "began_at": live.began_at,
+                    "depth": live.run.depth,
+                    "function_id": live.run.function_id,
+                    "request": wire.pack_bytes(entry.request or b""),
+                    "retries": entry.retries,
+                    "root_path": entry.root_path,
+                    "memo": [wire.pack_step(step) for step in memo],
+                    "stream": stream
+                    and {"tail": stream.tail, "size": stream.size, "outside": stream.outside},
+                },
+            ]
+        )
+        self._resolved.clear()
+        self._is_handed_over = True
+
+    def resume(self, acked: int, options: Mapping[str, Any]) -> None:
+        """The process goes on over a new connection: tell it what it may have missed, and what of
+        its frames need not be sent again. Raises `WireError`."""
+        self._told = 0
+        self.connection = self.process.connection
+        self.has_begun = True
+        if options.get("follows"):
+            self.live.open_stream()
+        if self._acked > acked:
+            self.send("ack", self._acked)
+        if self._written:
+            self._tell_written(set(self._written))
+        for item in wire.array(options.get("open", [])):
+            key, is_woken = wire.array_of(item, 2)
+            step = self._resolved.get(wire.text(key))
+            if step is not None and (step.is_final or not wire.flag(is_woken)):
+                self._tell_resolved(step)
+        only = options.get("only")
+        if only is not None and not self._is_leaving:
+            self.take(["leave", self.id, self.taken + 1, *wire.array(only)])
+
+
+_READ: Final[dict[str, Callable[[RemoteSession, Frame], None]]] = {
+    "begin": RemoteSession._begin,
+    "register": RemoteSession._register,
+    "record": RemoteSession._record,
+    "signal": RemoteSession._signal,
+    "push": RemoteSession._push,
+    "withdraw": RemoteSession._withdraw,
+    "follow": RemoteSession._follow,
+    "watch": RemoteSession._watch,
+    "leave": RemoteSession._leave,
+}
+FRAMES: Final = frozenset(_READ)
+"""The names of frames that a session takes."""

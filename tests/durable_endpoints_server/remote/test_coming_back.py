@@ -1,0 +1,352 @@
+"""Connections that break, servers that end and processes that fall silent: nothing that was
+acknowledged is lost, nothing is done twice, and one execution at a time has a run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from durable_endpoints.protocol import wire
+from durable_endpoints.protocol.ops import NewEvent
+from durable_endpoints.protocol.runs import Fail
+from durable_endpoints.protocol.wire import Frame
+from durable_endpoints.testing import VirtualClock
+from durable_endpoints_server.engine.model import Status
+from durable_endpoints_server.store.base import Store
+from durable_endpoints_server.store.memory import MemoryStore
+from durable_endpoints_server.store.sqlite import SqliteStore
+from tests.durable_endpoints_server.remote.fakes import (
+    LEASE,
+    FakeProcess,
+    RemoteHost,
+    chunks,
+    done,
+    end,
+    memo,
+    nap,
+    pass_time,
+    push,
+    record,
+    register,
+    resume,
+    serving,
+    step_id,
+    stored,
+    suspend,
+    until_status,
+    wait,
+)
+
+pytestmark = pytest.mark.anyio
+
+Reopen = Callable[[], Store]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
+    """What opens the store, as each new server process does."""
+    if request.param == "sqlite":
+        return lambda: SqliteStore(tmp_path / "runs.db")
+    kept = MemoryStore()
+    return lambda: kept
+
+
+WORDS = step_id("words").hash
+SCRIPT: list[Frame] = [
+    register("r"),
+    ["follow", "r"],
+    push("r", 0, '"begin"'),
+    push("r", 0, '"w1"', '"w2"', step=WORDS, attempt=1),
+    record("r", 2, done("words")),
+    record("r", 3, nap("z", 1_000_000)),
+    push("r", 1, '"after"'),
+    record("r", 4, done("last")),
+    end("r", 5),
+]
+"""All that a process says of a run."""
+CHUNKS = ['"begin"', '"w1"', '"w2"', '"after"']
+
+
+def again(script: list[Frame]) -> list[Frame]:
+    """What is said after a break, when nothing of `script` was acknowledged."""
+    leaving = any(frame[0] == "leave" for frame in script)
+    back = resume("r", follows=True, base=0, leaving=leaving, open=[[step_id("z").hash, False]])
+    return [back, *script]
+
+
+async def check_the_end(store: Store, process: FakeProcess) -> None:
+    """The whole script has happened, once."""
+    await process.acked("r", 5)
+    assert (await stored(store, "r")).status is Status.COMPLETED
+    assert set(await memo(store, "r")) == {"words", "last", "z"}
+    assert await chunks(store, "r") == CHUNKS
+    run = await stored(store, "r")
+    assert (run.generation, run.steps, run.memo_bytes) == (1, 3, 2)
+    assert process.all("refused") == process.all("stopped") == []
+
+
+@pytest.mark.parametrize("said", range(1, len(SCRIPT) + 1))
+async def test_a_connection_cut_anywhere_is_as_if_it_had_held(
+    said: int, clock: VirtualClock
+) -> None:
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello()
+        await process.say(*SCRIPT[:said])
+        await asyncio.sleep(0.005)
+        process.end.cut()
+        await process.come_back(server, *again(SCRIPT[:said]))
+        await process.say(*SCRIPT[said:])
+        await check_the_end(store, process)
+
+
+@pytest.mark.parametrize("said", range(1, len(SCRIPT) + 1))
+async def test_a_server_that_ends_anywhere_is_as_if_it_had_not(
+    said: int, reopen: Reopen, clock: VirtualClock
+) -> None:
+    store = reopen()
+    server = RemoteHost(store, clock)
+    await server.host.attach()
+    process = FakeProcess(server)
+    await process.hello()
+    await process.say(*SCRIPT[:said])
+    await asyncio.sleep(0.02)
+    await server.kill()
+    await store.close()
+    store = reopen()
+    async with serving(store, clock, "boot/another") as later:
+        await process.come_back(later, *again(SCRIPT[:said]))
+        await process.say(*SCRIPT[said:])
+        await check_the_end(store, process)
+
+
+async def test_a_server_that_ends_before_anything_was_read(clock: VirtualClock) -> None:
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello(again(SCRIPT))
+        await check_the_end(store, process)
+
+
+async def test_a_process_that_is_silent_for_its_lease_loses_its_runs_to_another(
+    clock: VirtualClock,
+) -> None:
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        silent, other = FakeProcess(server, "p1"), FakeProcess(server, "p2")
+        await silent.hello()
+        await other.hello()
+        await silent.say(register("r"), record("r", 2, done("a")))
+        await silent.acked("r", 2)
+        await pass_time(clock, LEASE - 1_000)
+        await other.say(["beat"])
+        await asyncio.sleep(0.01)
+        assert other.all("execute") == []
+        await pass_time(clock, 1_000)
+        given = await other.executes("r")
+        assert given["generation"] == 2
+        assert [step[1] for step in given["memo"]] == ["a"]
+        assert (await stored(store, "r")).interruptions == 1
+        # The zombie comes back, and is fenced.
+        await silent.come_back(server, resume("r", 1, 2), record("r", 3, done("zombie")))
+        assert (await silent.until("refused", "r"))[3] == "lost"
+        await other.say(["begin", "r", 2], end("r", 1))
+        await until_status(store, "r", Status.COMPLETED)
+        assert list(await memo(store, "r")) == ["a"]
+
+
+async def test_a_heartbeat_beside_the_connection_keeps_the_lease(clock: VirtualClock) -> None:
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello()
+        await process.say(register("r"))
+        await process.acked("r", 1)
+        for _ in range(3):
+            await pass_time(clock, LEASE - 1)
+            assert server.hub.hear("p1")
+        assert not server.hub.hear("somebody")
+        await process.say(record("r", 2, done("a")))
+        await process.acked("r", 2)
+
+
+async def test_a_process_that_does_not_come_back_to_a_new_server_loses_its_runs_after_a_lease(
+    clock: VirtualClock,
+) -> None:
+    store = MemoryStore()
+    first = RemoteHost(store, clock)
+    await first.host.attach()
+    gone = FakeProcess(first, "p1")
+    await gone.hello()
+    await gone.say(register("r"), record("r", 2, done("a")))
+    await gone.acked("r", 2)
+    await first.kill()
+    async with serving(store, clock, "boot/another") as second:
+        other = FakeProcess(second, "p2")
+        await other.hello()
+        await pass_time(clock, LEASE - 1)
+        await other.say(["beat"])
+        await asyncio.sleep(0.01)
+        assert (await stored(store, "r")).status is Status.RUNNING
+        await pass_time(clock, 1)
+        assert (await other.executes("r"))["generation"] == 2
+
+
+async def test_what_a_process_does_not_come_back_for_is_released_at_once(
+    clock: VirtualClock,
+) -> None:
+    """An `execute` that was lost with its connection, before and after a new start."""
+    store = MemoryStore()
+    first = RemoteHost(store, clock)
+    await first.host.attach()
+    process = FakeProcess(first)
+    await process.hello()
+    await process.say(register("r"), ["leave", "r", 2, "release", "x"])
+    assert (await process.executes("r"))["generation"] == 2
+    process.end.cut()
+    await process.come_back(first)
+    assert (await process.executes("r"))["generation"] == 3
+    await first.kill()
+    async with serving(store, clock, "boot/another") as second:
+        await process.come_back(second)
+        assert (await process.executes("r"))["generation"] == 4
+
+
+async def test_frames_of_an_earlier_execution_are_not_taken_for_those_of_a_later_one(
+    clock: VirtualClock,
+) -> None:
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello()
+        await process.say(register("r"), ["leave", "r", 2, "release", "x"])
+        await process.executes("r")
+        await process.say(record("r", 3, done("zombie")), push("r", 0, '"z"'))
+        await process.say(["begin", "r", 2], record("r", 1, done("a")), end("r", 2))
+        await until_status(store, "r", Status.COMPLETED)
+        assert list(await memo(store, "r")) == ["a"]
+
+
+async def test_what_was_resolved_while_a_connection_was_broken_is_told_after_it(
+    reopen: Reopen, clock: VirtualClock
+) -> None:
+    store = reopen()
+    server = RemoteHost(store, clock)
+    await server.host.attach()
+    process = FakeProcess(server)
+    await process.hello()
+    await process.say(
+        register("r"), record("r", 2, wait("w", "paid")), record("r", 3, wait("v", "sent"))
+    )
+    await process.acked("r", 3)
+    process.end.cut()
+    await server.host.events.publish(NewEvent("e1", "paid", b"1"))
+    open_steps = [[step_id("w").hash, False], [step_id("v").hash, False]]
+    back = resume("r", 1, 3, open=open_steps)
+    await process.come_back(server, back)
+    resolved = await process.until("resolved", "r")
+    assert wire.unpack_step(resolved[2]).id.name == "w"
+    await server.kill()
+    await store.close()
+    store = reopen()
+    async with serving(store, clock, "boot/another") as second:
+        await process.come_back(second, back)
+        await process.until("resolved", "r", lambda frame: frame[2][1] == "w")
+        await second.host.events.publish(NewEvent("e2", "sent", b"2"))
+        await process.until("resolved", "r", lambda frame: frame[2][1] == "v")
+        await process.say(suspend("r", 4, seen=2))
+        await process.acked("r", 4)
+        assert (await stored(store, "r")).status is Status.WAITING
+    await store.close()
+
+
+async def test_a_leave_is_recognised_in_whatever_way(clock: VirtualClock) -> None:
+    store = MemoryStore()
+    leaves: dict[str, Frame] = {
+        "r1": suspend("r1", 3),
+        "r2": ["leave", "r2", 3, "park", "undecodable"],
+        "r3": ["leave", "r3", 3, "end", wire.pack_end(_failure())],
+    }
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello()
+        for run, leave in leaves.items():
+            await process.say(register(run), record(run, 2, nap("z", 1_000_000)), leave)
+            await process.acked(run, 3)
+        process.end.cut()
+        repeated = [
+            frame
+            for run, leave in leaves.items()
+            for frame in (
+                resume(run, 1, 1, leaving=True),
+                record(run, 2, nap("z", 1_000_000)),
+                leave,
+            )
+        ]
+        await process.come_back(server, *repeated)
+        for run in leaves:
+            await process.acked(run, 3)
+        assert process.all("refused") == []
+
+
+def _failure() -> Fail:
+    return Fail("exception", b'{"name":"ValueError"}')
+
+
+async def test_a_run_that_was_cancelled_meanwhile_is_said_to_be(clock: VirtualClock) -> None:
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello()
+        await process.say(register("r"))
+        await process.acked("r", 1)
+        process.end.cut()
+        await asyncio.sleep(0.01)
+        assert await server.host.cancel("r", "cancelled")
+        await process.come_back(server, resume("r", 1, 1))
+        assert (await process.until("refused", "r"))[3] == "cancelled"
+
+
+async def test_a_registration_that_its_client_was_refused_is_taken_back(
+    clock: VirtualClock,
+) -> None:
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello()
+        await process.say(register("r"))
+        await process.acked("r", 1)
+        process.end.cut()
+        failure = wire.pack_end(_failure())
+        await process.come_back(
+            server,
+            resume("r", 1, 0, only=["end", failure]),
+            resume("unheard", 1, 0, only=["abandon"]),
+        )
+        await process.acked("r", 1)
+        assert (await process.until("refused", "unheard"))[3] == "lost"
+        assert (await stored(store, "r")).status is Status.FAILED
+        assert await store.run("unheard") is None
+
+
+async def test_after_a_new_start_of_the_machine_no_execution_goes_on(
+    clock: VirtualClock,
+) -> None:
+    """What was streamed last may be lost: the next one's positions are ones nobody has."""
+    store = MemoryStore()
+    first = RemoteHost(store, clock)
+    await first.host.attach()
+    process = FakeProcess(first)
+    await process.hello()
+    await process.say(*SCRIPT[:4])
+    await process.until("written", "r", lambda frame: frame[2] == 3)
+    await first.kill()
+    async with serving(store, clock, "later/server") as second:
+        assert (await stored(store, "r")).status is Status.READY
+        await process.come_back(second, *again(SCRIPT[:4]))
+        assert (await process.until("refused", "r"))[3] == "lost"
+        assert (await process.executes("r"))["stream"]["tail"] > 1_000_000
