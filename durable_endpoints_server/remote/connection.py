@@ -65,6 +65,9 @@ class Connection:
             self.close_soon(1008, "a connection begins with hello")
         except WireError as error:
             self.close_soon(1008, str(error))
+        except Exception:
+            logger.exception("a connection failed")
+            self.close_soon(1011, "the server failed, and has logged why")
         finally:
             self._disconnected()
             if self._closing is None:

@@ -17,12 +17,13 @@ from durable_endpoints.protocol.runs import Fail
 from durable_endpoints.protocol.wire import WireError
 from durable_endpoints_server.dispatcher import Nobody, Place
 from durable_endpoints_server.engine.model import Run
-from durable_endpoints_server.engine.transitions import Interrupt
+from durable_endpoints_server.engine.transitions import Interrupt, in_quarantine
 from durable_endpoints_server.host import Host
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.owner import is_same_boot
 from durable_endpoints_server.remote.acknowledging import Acknowledger
 from durable_endpoints_server.remote.connection import Connection
+from durable_endpoints_server.remote.isolation import Isolation, least_busy
 from durable_endpoints_server.remote.leases import Leases
 from durable_endpoints_server.remote.process import RemoteProcess
 from durable_endpoints_server.remote.sessions import RemoteSession
@@ -54,6 +55,7 @@ class Hub:
         self.options = options
         self.acknowledger = Acknowledger()
         self._leases = Leases(host.clock, options.lease, options.heartbeat * 2, self._silent)
+        self._isolation = Isolation(host.clock, self.look_again)
         self._processes: dict[str, RemoteProcess] = {}
         self._kept: dict[str, dict[str, Run]] = {}
         """Runs that were being executed when this server was started, by the process that did, as
@@ -102,6 +104,8 @@ class Hub:
             former.close_soon(1008, "the process has another connection")
         process.connection = connection
         self._leases.hear(name)
+        if process.is_isolated:
+            process.isolate(True)
         return process
 
     def leave(self, connection: Connection, process: RemoteProcess) -> None:
@@ -119,6 +123,8 @@ class Hub:
 
     def has_ended(self, process: RemoteProcess) -> None:
         """One of its sessions is over."""
+        if process.is_isolated and not process.sessions:
+            self.look_again()
         if process.connection is None:
             self._forget_if_idle(process)
 
@@ -197,10 +203,12 @@ class Hub:
         ]
         if not serving:
             return Nobody.HERE
-        free = [process for process in serving if process.has_room]
-        if not free:
+        if in_quarantine(entry.run, self.host.policy):
+            chosen = self._isolation.place(entry.run.id, serving)
+        else:
+            chosen = least_busy([process for process in serving if process.has_room])
+        if chosen is None:
             return Nobody.FREE
-        chosen = min(free, key=lambda process: len(process.sessions))
         chosen.executing.add(entry.run.id)
         return Place(chosen.owner, self.execute)
 
@@ -224,6 +232,7 @@ class Hub:
             if process is not None:
                 process.executing.discard(live.id)
                 self.host.dispatcher.make_room(process.app)
+            self._isolation.end(live.id)
 
     async def _execute(self, process: RemoteProcess, live: LiveRun, entry: Entry) -> None:
         former = process.sessions.get(live.id)

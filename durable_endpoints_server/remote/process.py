@@ -8,7 +8,7 @@ from durable_endpoints.protocol import wire
 from durable_endpoints.protocol.wire import Frame, WireError
 from durable_endpoints_server.engine.model import Run
 from durable_endpoints_server.remote.resuming import Resumption
-from durable_endpoints_server.remote.sessions import FRAMES, RemoteSession
+from durable_endpoints_server.remote.sessions import FRAMES, RemoteSession, number_of
 
 if TYPE_CHECKING:
     from durable_endpoints_server.remote.connection import Connection
@@ -33,6 +33,8 @@ class RemoteProcess:
         self.is_ready = False
         """Whether it has told over this connection what it goes on with."""
         self.is_draining = False
+        self.is_isolated = False
+        """Whether it gets nothing more, because of a run that shall be alone in it."""
         self.root_paths: frozenset[str] = frozenset()
         self.is_default = False
         """Whether it executes what began at other root paths, too."""
@@ -59,7 +61,13 @@ class RemoteProcess:
 
     @property
     def has_room(self) -> bool:
-        return len(self.executing) < self.capacity
+        """Whether it may be given one more run."""
+        return len(self.executing) < self.capacity and not self.is_isolated
+
+    def isolate(self, isolate: bool) -> None:
+        """Ask it to begin nothing new, or to go on as always."""
+        self.is_isolated = isolate
+        self.send(["hold", isolate])
 
     def send(self, frame: Frame) -> None:
         """Say something to it, if it can be reached."""
@@ -120,10 +128,9 @@ class RemoteProcess:
 
     def _refuse(self, frame: Frame) -> None:
         """Whoever says something of a run that it does not have is told so, if it asks."""
-        number = frame[2] if len(frame) > 2 else None
         if frame[0] in ("register", "record", "signal", "withdraw", "leave"):
             message = f"run {frame[1]} is no longer this execution's"
-            self.send(["refused", frame[1], wire.whole(number), "lost", message])
+            self.send(["refused", frame[1], number_of(frame), "lost", message])
 
     # Coming back
 

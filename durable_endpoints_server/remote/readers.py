@@ -33,8 +33,9 @@ class Readers:
             return
         reader = self._readers.get(number)
         if reader is None:
-            raise WireError(f"there is no reader {number}")
-        if frame[0] == "next":
+            if frame[0] == "next":
+                raise WireError(f"there is no reader {number}")
+        elif frame[0] == "next":
             _, _, patience, stops, stays = wire.array_of(frame, 5)
             reader.next(wire.whole(patience), wire.flag(stops), wire.flag(stays))
         elif frame[0] == "poke":

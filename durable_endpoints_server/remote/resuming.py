@@ -13,7 +13,7 @@ from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints.protocol.wire import Frame, WireError
 from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.remote.repeats import Repeats, has_left
-from durable_endpoints_server.remote.sessions import RemoteSession
+from durable_endpoints_server.remote.sessions import RemoteSession, number_of
 from durable_endpoints_server.store.base import Entry
 
 if TYPE_CHECKING:
@@ -117,10 +117,10 @@ class Resumption:
     async def _tell_what_became_of(self, run: Run) -> None:
         if self._options.get("leaving"):
             frame = await self._leave
-            number, how, last = wire.whole(frame[2]), frame[3], frame[4] if len(frame) > 4 else None
-            end = wire.unpack_end(last) if how == "end" else last
-            if has_left(run, self._generation, wire.text(how), end):
-                self._process.send(["ack", run.id, number])
+            how, last = (*frame[3:5], None, None)[:2]
+            detail = wire.unpack_end(last) if how == "end" else last
+            if has_left(run, self._generation, wire.text(how), detail):
+                self._process.send(["ack", run.id, number_of(frame)])
                 return
         if run.status is Status.CANCELLED:
             self._refuse("cancelled", f"run {run.id} was cancelled")

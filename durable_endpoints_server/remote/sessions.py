@@ -105,7 +105,7 @@ class RemoteSession:
 
     def _is_new(self, frame: Frame) -> bool:
         """Whether a numbered frame is the next one, and not sent again."""
-        number = wire.whole(frame[2])
+        number = number_of(frame)
         if number <= self.taken:
             if number in self._answers:
                 self.process.send(self._answers[number])
@@ -130,9 +130,9 @@ class RemoteSession:
         self._is_new(frame)  # the first one has made this session
 
     def _record(self, frame: Frame) -> None:
+        op = self._own(wire.unpack_op(wire.array_of(frame, 4)[3]))
         if not self._is_new(frame):
             return
-        op = self._own(wire.unpack_op(wire.array_of(frame, 4)[3]))
         if not self._repeats.knows(op):
             self._resolved.pop(op.step.hash, None)
             self.live.record(op)
@@ -145,17 +145,17 @@ class RemoteSession:
         return op
 
     def _signal(self, frame: Frame) -> None:
-        if not self._is_new(frame):
-            return
         _, _, number, packed, replace = wire.array_of(frame, 5)
-        op = wire.unpack_op(packed)
+        op, replace = wire.unpack_op(packed), wire.flag(replace)
         if not isinstance(op, WaitForEvent):
             raise WireError("a signal is waited for as for an event")
+        if not self._is_new(frame):
+            return
         known = self._repeats.step(op.step.hash)
         if known is not None:
             self._answer_signal(number, known, None)
         else:
-            self._meanwhile(self._open_signal(number, op, wire.flag(replace)))
+            self._meanwhile(self._open_signal(number, op, replace))
 
     async def _open_signal(self, number: int, op: WaitForEvent, replace: bool) -> None:
         opened = await self.live.open_signal(op, replace)
@@ -208,8 +208,9 @@ class RemoteSession:
             self.live.push(key[0], key[1], new, key[2])
 
     def _withdraw(self, frame: Frame) -> None:
+        step = wire.text(wire.array_of(frame, 4)[3])
         if self._is_new(frame):
-            self.live.withdraw(wire.text(wire.array_of(frame, 4)[3]))
+            self.live.withdraw(step)
             self.acknowledge_later()
 
     def _follow(self, frame: Frame) -> None:
@@ -221,29 +222,32 @@ class RemoteSession:
             self.live.watch(step)
 
     def _leave(self, frame: Frame) -> None:
-        if not self._is_new(frame):
-            return
-        if len(frame) < 4:
+        if not 4 <= len(frame) <= 5:
             raise WireError("how does the execution leave?")
         how, last = wire.text(frame[3]), frame[4] if len(frame) > 4 else None
-        self._is_leaving = True
+        command: Command | None = None
         match how:
-            case "suspend" if self._told > wire.whole(last):
-                self._leave_by(Release("resolved"))
-            case "suspend" if self.live.is_looking:
-                self._meanwhile(self._suspend())
             case "suspend":
-                self._leave_by(Suspend())
+                command = Release("resolved") if self._told > wire.whole(last) else Suspend()
             case "release":
-                self._leave_by(Release(wire.text(last)))
+                command = Release(wire.text(last))
             case "park":
-                self._leave_by(Park(wire.text(last)))
+                command = Park(wire.text(last))
             case "end":
-                self._leave_by(wire.unpack_end(last))
+                command = wire.unpack_end(last)
             case "abandon":
-                self._meanwhile(self._abandon())
+                pass
             case _:
                 raise WireError(f"an execution does not leave by {how!r}")
+        if not self._is_new(frame):
+            return
+        self._is_leaving = True
+        if command is None:
+            self._meanwhile(self._abandon())
+        elif isinstance(command, Suspend) and self.live.is_looking:
+            self._meanwhile(self._suspend())
+        else:
+            self._leave_by(command)
 
     def _leave_by(self, command: Command) -> None:
         self.live.leave(command)
@@ -387,6 +391,11 @@ class RemoteSession:
         only = options.get("only")
         if only is not None and not self._is_leaving:
             self.take(["leave", self.id, self.taken + 1, *wire.array(only)])
+
+
+def number_of(frame: Frame) -> int:
+    """The number of a frame in its session. Raises `WireError`."""
+    return wire.whole(frame[2] if len(frame) > 2 else None)
 
 
 _READ: Final[dict[str, Callable[[RemoteSession, Frame], None]]] = {

@@ -350,3 +350,87 @@ async def test_after_a_new_start_of_the_machine_no_execution_goes_on(
         await process.come_back(second, *again(SCRIPT[:4]))
         assert (await process.until("refused", "r"))[3] == "lost"
         assert (await process.executes("r"))["stream"]["tail"] > 1_000_000
+
+
+async def test_a_run_that_takes_processes_down_is_executed_alone_and_then_parked(
+    clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        bystander = FakeProcess(server, "bystander")
+        await bystander.hello(capacity=0)
+        names = iter(range(100))
+
+        async def silence() -> None:
+            for _ in range(2):
+                await bystander.say(["beat"])
+                await asyncio.sleep(0.005)
+                await pass_time(clock, LEASE // 2)
+
+        async def die() -> FakeProcess:
+            """A process executes the run, and falls silent."""
+            process = FakeProcess(server, f"p{next(names)}")
+            await process.hello()
+            given = await process.executes("poison")
+            await process.say(["begin", "poison", given["generation"]])
+            await asyncio.sleep(0.005)
+            process.end.cut()
+            await silence()
+            return process
+
+        first = FakeProcess(server, "first")
+        await first.hello()
+        await first.say(register("poison"))
+        await first.acked("poison", 1)
+        first.end.cut()
+        await silence()
+        for _ in range(2):
+            assert (await die()).all("hold") == []
+        assert (await stored(store, "poison")).interruptions == 3
+        for _ in range(3):
+            assert ["hold", True] in (await die()).heard
+        run = await stored(store, "poison")
+        assert (run.status, run.lone_interruptions) == (Status.PARKED, 3)
+        assert "runs retry poison" in caplog.text
+
+
+async def test_a_run_that_must_be_alone_waits_for_its_process_to_be_done(
+    clock: VirtualClock,
+) -> None:
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello()
+        await process.say(register("busy"), register("poison"))
+        await process.acked("poison", 1)
+        await process.say(suspend("poison", 2))
+        await process.acked("poison", 2)
+        poison = (await stored(store, "poison"))._replace(interruptions=3, status=Status.READY)
+        store._rows["poison"].run = poison
+        server.host.announce(poison, None, None)
+        await process.until("hold", True)
+        await asyncio.sleep(0.01)
+        assert process.all("execute") == []
+        await process.say(end("busy", 2))
+        given = await process.executes("poison")
+        await process.say(["begin", "poison", given["generation"]], end("poison", 1))
+        await process.until("hold", False)
+
+
+async def test_the_wait_for_a_quiet_moment_ends(clock: VirtualClock) -> None:
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello()
+        await process.say(register("busy"), register("poison"), suspend("poison", 2))
+        await process.acked("poison", 2)
+        poison = (await stored(store, "poison"))._replace(interruptions=3, status=Status.READY)
+        store._rows["poison"].run = poison
+        server.host.announce(poison, None, None)
+        await process.until("hold", True)
+        for _ in range(3):
+            await pass_time(clock, 20_000)
+            await process.say(["beat"])
+            await asyncio.sleep(0.005)
+        await process.executes("poison")
+        await process.until("hold", False)
