@@ -82,6 +82,7 @@ class Server:
 
     def begin_drain(self) -> None:
         """Start nothing new, and let go of whoever waits: they ask the next process."""
+        self.hub.close()
         self.host.begin_drain()
 
     async def stop(self) -> None:
@@ -89,7 +90,7 @@ class Server:
         self.host.begin_drain()
         await self.inngest.stop()
         self.topics.release_all()
-        self.hub.close()
+        self.begin_drain()
         await self.host.stop()
         await self.inngest.close()
 

@@ -56,6 +56,7 @@ class RemoteProcess:
             self.app == app
             and self.is_ready
             and not self.is_draining
+            and self.capacity > 0
             and (self.is_default or root_path in self.root_paths)
         )
 
