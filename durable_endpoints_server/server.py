@@ -87,10 +87,9 @@ class Server:
 
     async def stop(self) -> None:
         """Write what was recorded, and let go of the store."""
-        self.host.begin_drain()
+        self.begin_drain()
         await self.inngest.stop()
         self.topics.release_all()
-        self.begin_drain()
         await self.host.stop()
         await self.inngest.close()
 

@@ -96,6 +96,8 @@ class Connection:
             raise WireError(f"process and app have names of 1 to {_LONGEST_NAME} characters")
         if not (name.isprintable() and app.isprintable()):
             raise WireError("process and app have printable names")
+        if "://" in app:  # which stands for one that is called back over HTTP
+            raise WireError("the name of an app is not a URL")
         self.send(["welcome", self.hub.welcome()])
         self.process = self.hub.join(self, name, app)
         self.process.is_draining = bool(about.get("draining"))

@@ -54,6 +54,7 @@ HELLO: Frame = ["hello", {"process": "p1", "app": "shop", "sdk": "1", "draining"
         '[["hello", {"process": "", "app": "shop"}]]',
         '[["hello", {"process": "p\\n", "app": "shop"}]]',
         '[["hello", {"process": "p"}]]',
+        '[["hello", {"process": "p", "app": "https://shop.example"}]]',
     ],
 )
 async def test_a_connection_begins_with_hello(
