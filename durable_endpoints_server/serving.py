@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from durable_endpoints.protocol.wire import MAX_MESSAGE
 from durable_endpoints_server.app import create_app
-from durable_endpoints_server.guard import MAX_BODY, OwnMachine
+from durable_endpoints_server.guard import OwnMachine
 from durable_endpoints_server.http_protocol import BoundedHttpProtocol
 from durable_endpoints_server.listening import listen, port_of
 from durable_endpoints_server.logs import configure_logging
@@ -52,7 +53,7 @@ def http_config(server: Server) -> uvicorn.Config:
         OwnMachine(app) if settings.dev else app,
         http=BoundedHttpProtocol,
         ws="websockets-sansio",
-        ws_max_size=MAX_BODY,
+        ws_max_size=MAX_MESSAGE,
         # A process whose event loop is blocked is alive: it says so from a thread, by HTTP. One
         # whose machine is gone is found by TCP.
         ws_ping_interval=None,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from durable_endpoints.protocol.errors import ConfigurationError
-from durable_endpoints_server.settings import ServerSettings
+from durable_endpoints_server.settings import SETTINGS, ServerSettings
 
 KEY = "0123456789abcdef0123456789abcdef"
 OTHER = "fedcba9876543210fedcba9876543210"
@@ -137,3 +137,9 @@ def test_keys_in_a_file_that_others_may_read_are_told_of(
     file.chmod(0o644)
     ServerSettings.load(False, {}, {}, file)
     assert [f"chmod 600 {file}" in message for message in caplog.messages] == [True]
+
+
+def test_every_setting_is_in_the_documentation() -> None:
+    page = Path(__file__).parents[2] / "docs" / "server.md"
+    documented = page.read_text("utf-8").partition("## Settings")[2]
+    assert [one.name for one in SETTINGS if f"`{one.name}`" not in documented] == []
