@@ -12,7 +12,7 @@ from durable_endpoints.answers import stream_headers
 from durable_endpoints.body import RequestBody
 from durable_endpoints.door import Door
 from durable_endpoints.ending import Ending
-from durable_endpoints.engines.base import KeyHolder, Outcome, Reentry, Session
+from durable_endpoints.engines.base import Guide, KeyHolder, Outcome, Reentry, Session
 from durable_endpoints.errors import ConfigurationError, EngineError, LimitError, LostRunError
 from durable_endpoints.execution import Execution
 from durable_endpoints.following import accepts_stream, follow
@@ -56,7 +56,9 @@ def _resume(door: Door, reentry: Reentry, options: EndpointOptions) -> Execution
     session = reentry.session
     for value in door.remembered:  # of a dependency that an earlier version did not have
         session.record(StepDone(value.step, StepKind.REMEMBER, value.encoded))
-    return _execution(door, session, reentry.request, reentry.function_id, options, 1)
+    return _execution(
+        door, session, reentry.request, reentry.function_id, options, 1, reentry.guide
+    )
 
 
 async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Execution:
@@ -191,6 +193,7 @@ def _execution(
     function_id: str,
     options: EndpointOptions,
     unacknowledged: int,
+    guide: Guide | None = None,
 ) -> Execution:
     application = door.application
     info = RunInfo(session.id, function_id, session.generation, door.reentry is not None)
@@ -204,6 +207,7 @@ def _execution(
         application.hooks,
         application.around,
         unacknowledged,
+        guide,
     )
     door.execution = execution
     streams = (

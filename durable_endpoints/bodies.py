@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from durable_endpoints._context import current
 from durable_endpoints.calls import call, call_in_thread, fits_call, is_async
+from durable_endpoints.coding import named
 from durable_endpoints.errors import (
     CompensationError,
     ConfigurationError,
@@ -98,6 +99,10 @@ def recall(execution: Execution, step: StepId, kind: StepKind) -> StepRecord | N
     record = execution.memo.get(step.hash)
     if record is None:
         return None
+    if not record.id.name:  # by an engine that keeps results under their hashes alone
+        record = named(execution.session, record, step, kind)
+        execution.memo.update(record)
+        return record
     if record.kind != kind or record.id.name != step.name:
         raise StepIdError(
             f"step {str(step)!r} is a {kind} here, but an earlier execution of this run remembers "
@@ -142,6 +147,7 @@ async def first_attempt(execution: Execution, step: StepId, record: StepRecord |
 
 async def start(execution: Execution, step: StepId, attempt: int) -> None:
     """Return when the body may run."""
+    await execution.take_turn(step)
     if not execution.try_start():
         await execution.start_body()
     if execution.hooks:
@@ -172,10 +178,10 @@ async def succeed(
             f"the result of step {str(step)!r} cannot be kept: {error}",
             where=execution.calls.where(step),
         )
-        _record_mistake(execution, step, attempt, mistake, elapsed)
+        await _record_mistake(execution, step, attempt, mistake, elapsed)
         raise mistake from None
     except (LimitError, ConfigurationError) as error:
-        _record_mistake(execution, step, attempt, error, elapsed)
+        await _record_mistake(execution, step, attempt, error, elapsed)
         raise
     execution.last_step = step
     if not execution.is_open:
@@ -208,7 +214,7 @@ async def fail(
         await execution.refuse(has_run=True)
     if isinstance(error, MISTAKES):
         error.where = error.where or execution.calls.where(step)
-        _record_mistake(execution, step, attempt, error, elapsed)
+        await _record_mistake(execution, step, attempt, error, elapsed)
         raise error
     description = failures.describe(error)
     encoded = description.encode()
@@ -224,7 +230,7 @@ async def fail(
         attempt if final else _retries(execution, options) + 1,
     )
     if final:
-        execution.record(StepFailed(step, StepKind.RUN, encoded, attempt, elapsed))
+        await _record_failure(execution, StepFailed(step, StepKind.RUN, encoded, attempt, elapsed))
         raise StepError(
             str(step),
             description.name,
@@ -239,14 +245,22 @@ async def fail(
     return attempt + 1
 
 
-def _record_mistake(
+async def _record_failure(execution: Execution, op: StepFailed) -> None:
+    """Record that a step failed for good. An engine may want to tell the handler of that in
+    another execution."""
+    execution.record(op)
+    if not execution.is_open:
+        await execution.refuse(has_run=True)
+
+
+async def _record_mistake(
     execution: Execution, step: StepId, attempt: int, mistake: Exception, elapsed: int
 ) -> None:
     """A body has ended in a way that trying again cannot mend: it is not to run again."""
     encoded = describe_mistake(mistake).encode()
     execution.last_step = step
     try:
-        execution.record(StepFailed(step, StepKind.RUN, encoded, attempt, elapsed))
+        await _record_failure(execution, StepFailed(step, StepKind.RUN, encoded, attempt, elapsed))
     except LimitError:  # not even that has room: the run ends with it
         execution.withdraw(step)
 

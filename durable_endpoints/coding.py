@@ -109,6 +109,15 @@ class Coding(NamedTuple):
             return _NOT_ENCODED
 
 
+def named(session: Session, record: StepRecord, step: StepId, kind: StepKind) -> StepRecord:
+    """What an engine remembers under a hash alone, as a record of the step whose hash that is.
+
+    Raises `UndecodableError`.
+    """
+    record = record._replace(id=step, kind=kind)
+    return session.decoded(record) if isinstance(session, CodedSession) else record
+
+
 def _bytes(data: object) -> bytes:
     if not isinstance(data, bytes):
         raise TypeError(f"it gave {article(data)}, and not bytes")
@@ -121,7 +130,7 @@ class CodedSession:
     def __init__(self, inner: Session, coding: Coding) -> None:
         self._inner = inner
         self._coding = coding
-        self.memo = [coding.decoded(inner.id, record) for record in inner.memo]
+        self.memo = [self.decoded(record) if record.id.name else record for record in inner.memo]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -133,6 +142,13 @@ class CodedSession:
     @listener.setter
     def listener(self, listener: Listener | None) -> None:
         self._inner.listener = listener
+
+    def decoded(self, record: StepRecord) -> StepRecord:
+        """What is remembered of a step, as the application's code sees it.
+
+        Raises `UndecodableError`.
+        """
+        return self._coding.decoded(self._inner.id, record)
 
     def record(self, op: StepOp) -> StepRecord:
         if isinstance(op, StepDone):

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from anyio.lowlevel import EventLoopToken
 
 from durable_endpoints.call_sites import CallSites
-from durable_endpoints.engines.base import Engine, Session
+from durable_endpoints.engines.base import Engine, Guide, Session
 from durable_endpoints.errors import EngineError, LimitError, LostRunError
 from durable_endpoints.handling import Handling
 from durable_endpoints.hooks import NOTHING_AROUND, Around, Hook, RunInfo
@@ -85,6 +85,7 @@ class Execution:
         "_bodies",
         "_closed",
         "_draining",
+        "_guide",
         "_holds",
         "_inherited",
         "_loop",
@@ -126,9 +127,11 @@ class Execution:
         hooks: tuple[Hook, ...] = (),
         around: Around = NOTHING_AROUND,
         unacknowledged: int = 0,
+        guide: Guide | None = None,
     ) -> None:
         """`request` and `path_params` make the run input; `unacknowledged` counts what the session
-        has on its way to the disk that must be there before a body begins."""
+        has on its way to the disk that must be there before a body begins; `guide` says which
+        bodies run, if not all of them may."""
         self.engine = engine
         self.session = session
         self.info = info
@@ -156,6 +159,7 @@ class Execution:
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._draining = False
+        self._guide = guide
         self._max_steps = engine.max_steps
         self._steps = len(self.memo) - (self.memo.get(HANDLER_STEP.hash) is not None)
         self._inherited = unacknowledged
@@ -278,6 +282,14 @@ class Execution:
                 where=self.calls.where(step),
             )
         self._steps += 1
+
+    async def take_turn(self, step: StepId) -> None:
+        """Return when the body of `step` may run in this execution, where that is not all of
+        them."""
+        if self._guide is not None and not self._guide.runs(step):
+            if not self.is_open:
+                await self.refuse()
+            await self._park(step.hash)
 
     def try_start(self) -> bool:
         """Begin a body at once, if nothing has to be waited for before."""
@@ -425,6 +437,12 @@ class Execution:
         return self.handling.has_ended
 
     def nothing_goes_on(self, handover: bool) -> None:
+        if self._guide is not None and not handover:
+            if (chosen := self._guide.choose()) is not None:
+                self._parking.resolve(chosen)
+                return
+            if self._guide.is_looking:
+                return
         self.depart(Departure.HANDOVER if handover else Departure.WAITING)
 
     # Departing
@@ -484,6 +502,9 @@ class Execution:
             self.memo.update(step)
         self._parking.stir(self)
         return True
+
+    def give_way(self) -> None:
+        self.depart(Departure.WAITING)
 
     def stopped(self, reason: str) -> None:
         self.stop_reason = reason

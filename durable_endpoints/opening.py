@@ -7,6 +7,7 @@ from typing import Any
 from durable_endpoints.bodies import begin, recall
 from durable_endpoints.events import Event, event_from_value
 from durable_endpoints.execution import Execution
+from durable_endpoints.protocol.matching import suits
 from durable_endpoints.protocol.ops import SendEvent, Sleep, StepKind, WaitForEvent
 from durable_endpoints.protocol.values import decode
 
@@ -26,9 +27,17 @@ async def wait_any(execution: Execution, op: WaitForEvent) -> tuple[str, Event] 
     value = await _open(execution, op, op.kind)
     if value is None:
         return None
+    if "event" not in value:  # an engine that knows no alternatives gives the event alone
+        value = {"name": _label(op, value), "event": value}
     event = event_from_value(value["event"])
     assert event is not None
     return value["name"], event
+
+
+def _label(op: WaitForEvent, event: dict[str, Any]) -> str:
+    """The name of the first alternative that an event suits."""
+    first = next((wanted for wanted in op.alternatives if suits(wanted, event)), None)
+    return (first or op.alternatives[0]).label
 
 
 async def _open(execution: Execution, op: Sleep | WaitForEvent, kind: StepKind) -> Any:
@@ -55,12 +64,15 @@ async def send(execution: Execution, op: SendEvent) -> str:
         return str(await execution.take(record))
     await begin(execution, op.step)
     try:
+        await execution.take_turn(op.step)
         if not execution.try_start():
             await execution.start_body()
         try:
             execution.record(op)
         finally:
             execution.end_body()
+        if not execution.is_open:
+            await execution.refuse(has_run=True)
         return op.event.id
     finally:
         execution.in_use.discard(op.step.name)

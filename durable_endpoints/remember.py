@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from durable_endpoints._context import current
 from durable_endpoints.calls import is_async, name_of
+from durable_endpoints.coding import named
 from durable_endpoints.door import Door
 from durable_endpoints.errors import ConfigurationError, StepIdError, StepValueError
 from durable_endpoints.protocol.ops import StepKind, StepRecord
@@ -116,6 +117,8 @@ def _slot(name: str, codec: Codec) -> _Slot:
     memo = door.reentry.session.memo if door.reentry is not None else ()
     for record in memo:
         if record.id.hash == step.hash:
+            if not record.id.name and door.reentry is not None:
+                record = named(door.reentry.session, record, step, StepKind.REMEMBER)
             if record.kind is not StepKind.REMEMBER:
                 raise StepIdError(
                     f"{step.name!r} is the name under which this run remembers a dependency, and "

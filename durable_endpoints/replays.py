@@ -25,7 +25,10 @@ def check_replay(run: RunInfo, memo: Memo, calls: CallSites) -> None:
     passed_over = [
         record.id
         for record in memo.inherited()
-        if record.is_final and record.kind not in _NOT_CALLED and not calls.has(record.id)
+        if record.id.name
+        and record.is_final
+        and record.kind not in _NOT_CALLED
+        and not calls.has(record.id)
     ]
     if not passed_over:
         return

@@ -37,7 +37,8 @@ class Signal:
     name: str
     data: Any
     ts: int
-    """When it was received, on the engine's clock: UTC epoch milliseconds."""
+    """When it was received, on the engine's clock: UTC epoch milliseconds. 0 where that does not
+    tell, which is Inngest's."""
 
 
 async def send_signal(signal: str, data: Any = None) -> bool:
@@ -140,4 +141,8 @@ def _conflict(execution: Execution, signal: str, taken: SignalTaken) -> Failure:
 
 
 def _from_value(value: Any) -> Signal | None:
-    return None if value is None else Signal(value["name"], value["data"], value["ts"])
+    if value is None:
+        return None
+    if "signal" in value:  # as Inngest's engine has it
+        return Signal(value["signal"], value.get("data"), 0)
+    return Signal(value["name"], value["data"], value["ts"])

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+from starlette.types import Receive, Scope, Send
 
 from durable_endpoints.protocol.errors import EngineError
-from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
+from durable_endpoints.protocol.messages import Headers, StoredRequest, StoredResponse
 from durable_endpoints.protocol.ops import (
     NewEvent,
     SignalTaken,
@@ -208,6 +210,24 @@ class StreamReader(Protocol):
         ...
 
 
+class Guide(Protocol):
+    """How an engine leads an execution that may run one body of a step at the most."""
+
+    def runs(self, step: StepId) -> bool:
+        """Whether the body of `step` shall run at once. If not, it waits to be chosen."""
+        ...
+
+    def choose(self) -> StepRecord | None:
+        """Nothing goes on any more: which of the bodies that wait shall run. None: none of them."""
+        ...
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether the execution shall go on although nothing in it does: something may still come
+        that is wanted. The session ends it then."""
+        ...
+
+
 class Reentry(NamedTuple):
     """A run that shall be executed again, by sending its request into the application."""
 
@@ -216,6 +236,8 @@ class Reentry(NamedTuple):
     request: StoredRequest
     retries: int
     """The endpoint's, when the run began."""
+    guide: Guide | None = None
+    """Who says which bodies run, if not all of them may."""
 
 
 class Script(Protocol):
@@ -228,6 +250,27 @@ class Script(Protocol):
 
 
 Executor = Callable[[Reentry], Awaitable[None]]
+
+
+@runtime_checkable
+class CallsBack(Protocol):
+    """What an engine has beside `Engine` that re-enters an application by HTTP requests."""
+
+    async def answer_call(
+        self, scope: Scope, receive: Receive, send: Send, execute: Executor
+    ) -> None:
+        """Answer a request that claims to be a re-entry: verify that, and `execute` it."""
+        ...
+
+
+_CALL = (b"x-run-id", b"x-inngest-signature")
+
+
+def is_call(headers: Headers) -> bool:
+    """Whether a request claims to be a re-entry (Inngest SDK protocol): it names a run, and has a
+    signature, which may be empty."""
+    found = {name: value for name, value in headers if name in _CALL}
+    return len(found) == len(_CALL) and bool(found[_CALL[0]])
 
 
 class Engine(Protocol):

@@ -13,8 +13,9 @@ import apsw
 import orjson
 
 from durable_endpoints.protocol.errors import StorageError
+from durable_endpoints.protocol.matching import text_of, value_at
 from durable_endpoints.protocol.streams import StreamRecord
-from durable_endpoints_server.engine.matching import document_of, text_of, value_at
+from durable_endpoints_server.engine.matching import document_of
 from durable_endpoints_server.engine.model import Event, Run, Status, Stream
 from durable_endpoints_server.store.base import (
     Arrival,

@@ -5,14 +5,13 @@ from importlib.util import find_spec
 import orjson
 import pytest
 
+from durable_endpoints.protocol.matching import text_of, value_at
 from durable_endpoints.protocol.ops import Alternative, StepKind
 from durable_endpoints.protocol.step_ids import StepId
 from durable_endpoints_server.engine.matching import (
     document_of,
     matches,
     resolution,
-    text_of,
-    value_at,
 )
 from durable_endpoints_server.engine.model import Event, Wait
 from tests.requirements import need

@@ -17,7 +17,7 @@ ALLOWED = {
     "orjson",
     "typing",
     "durable_endpoints.protocol.errors",
-    "durable_endpoints.protocol.expressions",
+    "durable_endpoints.protocol.matching",
     "durable_endpoints.protocol.ops",
     "durable_endpoints.protocol.runs",
     "durable_endpoints.protocol.streams",
