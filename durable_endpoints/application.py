@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from durable_endpoints.client_module import CLIENT
 from durable_endpoints.coding import Coding, UndecodableError
 from durable_endpoints.door import Door, Outside
-from durable_endpoints.engines.base import Engine, Reentry
+from durable_endpoints.engines.base import CallsBack, Engine, Reentry
 from durable_endpoints.engines.select import engine_for, foreign_engine_for
 from durable_endpoints.engines.stand_in import follow_stand_in, stand_in
 from durable_endpoints.errors import EngineError, ForeignServerError
@@ -66,6 +66,8 @@ class Application:
         """The application's lifespan state, for requests that are re-entered."""
         self.routes: RouteTable | None = None
         self.outside = Outside(self)
+        self.may_be_called = settings.server_url is not None or isinstance(engine, CallsBack)
+        """Whether the engine's server may re-enter the application by HTTP requests."""
         self.wait_paths: tuple[str, ...] = ()
         """How the path of a request for `/wait` may end."""
         self.queues = Queues()
@@ -99,6 +101,7 @@ class Application:
         return self._engine
 
     async def _start_engine(self, for_good: bool = False) -> None:
+        """Start the engine; if its server turns out to be of another kind, that kind's."""
         try:
             await self.engine.start(for_good)
         except ForeignServerError:
@@ -247,6 +250,14 @@ class Application:
         if options is None:
             options = self._options[endpoint] = self.defaults.change(**endpoint.given)
         return options
+
+    async def answer_call(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer a request that claims to be a re-entry, if the engine's server makes such."""
+        engine = await self.started_engine()
+        if not isinstance(engine, CallsBack):
+            return False
+        await engine.answer_call(scope, receive, send, self._execute)
+        return True
 
     def function_id(self, endpoint: Endpoint, door: Door) -> str:
         """The default id of the endpoint that a request reached."""

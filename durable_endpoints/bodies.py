@@ -246,9 +246,11 @@ async def fail(
 
 
 async def _record_failure(execution: Execution, op: StepFailed) -> None:
-    """Record that a step failed for good. An engine may want to tell the handler of that in
-    another execution."""
-    execution.record(op)
+    """Record that a step failed for good. Some engines tell the handler of that in another
+    execution only."""
+    record = execution.record(op)
+    if not record.is_final:
+        await execution.park(record)
     if not execution.is_open:
         await execution.refuse(has_run=True)
 

@@ -37,6 +37,9 @@ from durable_endpoints.unwinding import Suspended
 
 T = TypeVar("T")
 
+_PATIENCE = 10_000
+"""Milliseconds to wait for the step that an engine wants, where nothing else goes on."""
+
 
 class Departure(Enum):
     """Why an execution gives way before its handler has ended."""
@@ -220,6 +223,8 @@ class Execution:
         except EngineError as error:
             raise self.break_off(error) from None
         self._recorded += 1
+        if self._guide is not None and self._guide.is_done:
+            self.depart(Departure.WAITING)
         return record
 
     # Streaming
@@ -232,6 +237,8 @@ class Execution:
         """
         if self.departure is not None:
             return False
+        if not step and self.memo.is_replaying:
+            return False  # an earlier execution has come as far, and has streamed it
         try:
             return self.session.push(step, attempt, [value], kind)
         except LostRunError:
@@ -442,8 +449,13 @@ class Execution:
                 self._parking.resolve(chosen)
                 return
             if self._guide.is_looking:
+                self.engine.call_later(_PATIENCE, self._stop_looking)
                 return
         self.depart(Departure.HANDOVER if handover else Departure.WAITING)
+
+    def _stop_looking(self) -> None:
+        if self._guide is not None and self._guide.is_looking:
+            self.depart(Departure.WAITING)
 
     # Departing
 
@@ -502,9 +514,6 @@ class Execution:
             self.memo.update(step)
         self._parking.stir(self)
         return True
-
-    def give_way(self) -> None:
-        self.depart(Departure.WAITING)
 
     def stopped(self, reason: str) -> None:
         self.stop_reason = reason

@@ -36,7 +36,16 @@ def _nowhere(step: StepId) -> str:
 class Memo:
     """What is remembered of a run's steps at the start of an execution, and since."""
 
-    __slots__ = ("_asked", "_inherited", "_next", "_place", "_records", "_taken", "_turn")
+    __slots__ = (
+        "_asked",
+        "_inherited",
+        "_next",
+        "_place",
+        "_records",
+        "_taken",
+        "_turn",
+        "_unnamed",
+    )
 
     def __init__(self, records: Iterable[StepRecord]) -> None:
         self._records: dict[str, StepRecord] = {}
@@ -47,6 +56,8 @@ class Memo:
         self._taken: set[int] = set()
         self._asked: list[tuple[int, asyncio.Future[None]]] = []
         self._turn = 0
+        self._unnamed: set[str] = set()
+        """Steps that the engine knows by their hashes alone, and that were not called yet."""
         if records:
             for record in sorted(records, key=lambda record: record.order):
                 self.update(record)
@@ -71,8 +82,18 @@ class Memo:
         """Something is remembered of a step, or more than before."""
         key = record.id.hash
         self._records[key] = record
+        if not record.id.name:
+            self._unnamed.add(key)
+        elif self._unnamed:
+            self._unnamed.discard(key)
         if record.is_final:
             self._place.setdefault(key, len(self._place))
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether steps are remembered that the handler has not come to yet, where an engine tells
+        no more of them."""
+        return bool(self._unnamed)
 
     @property
     def is_handing_out(self) -> bool:
@@ -148,11 +169,12 @@ def rebuild(record: StepRecord, where: str) -> DurableEndpointsError:
         where=where,
         raised_at=failure.at,
     )
-    error.__cause__ = _exception(failure)
+    error.__cause__ = exception_of(failure)
     return error
 
 
-def _exception(failure: failures.Failure) -> Exception:
+def exception_of(failure: failures.Failure) -> Exception:
+    """What was raised, as far as it can be built again."""
     kind = getattr(builtins, failure.name, None)
     exception: Exception = RememberedError(failure.name, failure.message)
     if isinstance(kind, type) and issubclass(kind, Exception):
@@ -161,5 +183,5 @@ def _exception(failure: failures.Failure) -> Exception:
         except Exception:
             pass  # a built-in that needs more than a message, UnicodeDecodeError for instance
     if failure.cause is not None:
-        exception.__cause__ = _exception(failure.cause)
+        exception.__cause__ = exception_of(failure.cause)
     return exception

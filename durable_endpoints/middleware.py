@@ -13,7 +13,7 @@ from durable_endpoints.application import Application
 from durable_endpoints.body import RequestBody
 from durable_endpoints.capture import RUN_ID_HEADER
 from durable_endpoints.door import SCOPE_KEY, Door
-from durable_endpoints.engines.base import Engine
+from durable_endpoints.engines.base import Engine, is_call
 from durable_endpoints.errors import ConfigurationError
 from durable_endpoints.following import accepts_stream
 from durable_endpoints.hooks import Hook, mistake_in
@@ -136,6 +136,12 @@ class DurableEndpointsMiddleware:
             door = Door(application, scope, visit.body, send)
             door.reentry, door.on_left = visit.reentry, visit.leave
             await self._through(door, receive)
+        elif (
+            application.may_be_called
+            and is_call(scope["headers"])
+            and await application.answer_call(scope, receive, send)
+        ):
+            return
         elif scope["path"].endswith(application.wait_paths) and application.serves_wait(scope):
             await wait_for_run(application, scope, receive, send)
         elif routes.may_be_durable(scope):

@@ -115,10 +115,10 @@ def _slot(name: str, codec: Codec) -> _Slot:
         door.remember_ids = StepIds()
     step = door.remember_ids.next(name)
     memo = door.reentry.session.memo if door.reentry is not None else ()
-    for record in memo:
+    for place, record in enumerate(memo):
         if record.id.hash == step.hash:
-            if not record.id.name and door.reentry is not None:
-                record = named(door.reentry.session, record, step, StepKind.REMEMBER)
+            if not record.id.name and door.reentry is not None and isinstance(memo, list):
+                memo[place] = record = named(door.reentry.session, record, step, StepKind.REMEMBER)
             if record.kind is not StepKind.REMEMBER:
                 raise StepIdError(
                     f"{step.name!r} is the name under which this run remembers a dependency, and "

@@ -19,8 +19,8 @@ SERVER = Path(durable_endpoints_server.__file__).parent
 MAY_IMPORT_THE_SERVER = {"engines/embedded.py"}
 """And the testing kit and the demo, which are drivers of both."""
 
-MIRRORS_THE_CORE = "engines/remote/"
-"""Decides what the server will decide, by the same rules: imports the pure core, and no more."""
+MIRRORS_THE_CORE = ("engines/remote/", "engines/inngest/")
+"""Decide what the server will decide, by the same rules: import the pure core, and no more."""
 
 REACHES_OUTSIDE = {
     "aiofiles",

@@ -223,8 +223,13 @@ class Guide(Protocol):
 
     @property
     def is_looking(self) -> bool:
-        """Whether the execution shall go on although nothing in it does: something may still come
-        that is wanted. The session ends it then."""
+        """Whether the execution shall go on for a while although nothing in it does: what is wanted
+        may still come."""
+        ...
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the execution shall end, because it has recorded what it may."""
         ...
 
 

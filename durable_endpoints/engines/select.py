@@ -6,7 +6,6 @@ Engines are imported when they are needed: who uses a server pays for no databas
 from __future__ import annotations
 
 from durable_endpoints.engines.base import Engine
-from durable_endpoints.errors import ConfigurationError
 from durable_endpoints.protocol.ops import NewEvent
 from durable_endpoints.settings import Settings
 
@@ -25,12 +24,10 @@ def engine_for(settings: Settings) -> Engine:
 
 
 def foreign_engine_for(settings: Settings) -> Engine:
-    """The engine for a server that does not speak our own wire."""
-    raise ConfigurationError(
-        f"{settings.server_url} is no server of durable endpoints: it does not know "
-        "/v1/durable/connect. Start one with `durable-endpoints serve`, or `dev`, and set "
-        "DURABLE_ENDPOINTS_SERVER_URL to what it prints"
-    )
+    """The engine for a server that does not speak our own wire: Inngest's, or one like it."""
+    from durable_endpoints.engines.inngest.engine import inngest_engine
+
+    return inngest_engine(settings)
 
 
 def running_engine(settings: Settings) -> Engine | None:
@@ -40,9 +37,10 @@ def running_engine(settings: Settings) -> Engine | None:
         from durable_endpoints.engines.embedded import running_engine
 
         return running_engine(settings)
+    from durable_endpoints.engines.inngest.engine import running_inngest_engine
     from durable_endpoints.engines.remote.engine import running_remote_engine
 
-    return running_remote_engine(settings)
+    return running_remote_engine(settings) or running_inngest_engine(settings)
 
 
 def leave_event(settings: Settings, event: NewEvent) -> None:

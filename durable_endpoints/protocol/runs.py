@@ -69,10 +69,6 @@ class Listener(Protocol):
         in this execution; if not, another execution follows at once."""
         ...
 
-    def give_way(self) -> None:
-        """What this execution may do is done: it shall end, and another one goes on."""
-        ...
-
     def stopped(self, reason: str) -> None:
         """The run is `cancelled`, `timed_out` or `lost`: nothing more will be written."""
         ...

@@ -10,7 +10,7 @@ import orjson
 
 from durable_endpoints.protocol import expressions
 from durable_endpoints.protocol.errors import ConfigurationError
-from durable_endpoints_server.engine.matching import text_of, value_at
+from durable_endpoints.protocol.matching import text_of, value_at
 from durable_endpoints_server.inngest.trigger import Trigger
 
 Pairs = tuple[tuple[str, str], ...]

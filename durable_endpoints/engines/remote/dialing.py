@@ -20,7 +20,8 @@ _OPEN_TIMEOUT = 10.0
 """Seconds in which a connection is open, or counts as refused."""
 _CLOSE_TIMEOUT = 1.0
 _REFUSED_KEY = (401, 403)
-_NO_SUCH_WIRE = (404, 405, 426)
+_PASSING = (408, 425, 429)
+"""Statuses below 500 that say: try again later."""
 
 
 class LostConnectionError(Exception):
@@ -93,7 +94,8 @@ class WebSocketDial:
                 return _WebSocket(await self._connect())
             except websockets.exceptions.InvalidStatus as error:
                 status = error.response.status_code
-                if status in _NO_SUCH_WIRE:
+                if status < 500 and status not in (*_REFUSED_KEY, *_PASSING):
+                    # 404, or 200 with a page: whatever it is, it knows no such address.
                     raise ForeignServerError(
                         f"the server answers {status} at {wire.PATH}"
                     ) from None
