@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 from urllib.parse import urlsplit
 
 from durable_endpoints.errors import ConfigurationError
 from durable_endpoints.options import OPTIONS, unknown_option
+from durable_endpoints.protocol import setting_values
 from durable_endpoints.protocol.durations import Duration, parse_duration
 from durable_endpoints.protocol.urls import without_credentials
 
@@ -175,108 +175,49 @@ def _parse(name: str, source: str, value: Any) -> Any:
         raise ConfigurationError(f"{source}={shown}: {error}") from None
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("give a string")
-    return value
-
-
-def _key(value: Any) -> str:
-    if len(_text(value)) < 16:
-        raise ValueError("a key needs at least 16 characters; try `openssl rand -hex 32`")
-    return str(value)
-
-
-def _url(value: Any) -> str:
-    if not _text(value).startswith(("http://", "https://")):
-        raise ValueError("give a URL that begins with http:// or https://")
-    return str(value).rstrip("/")
-
-
 def _server_url(value: Any) -> str:
-    parts = urlsplit(_url(value))
+    parts = urlsplit(setting_values.url(value))
     if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
         raise ValueError(
             "give a server's URL, without user, password and query: what opens the server is the "
             "signing key (DURABLE_ENDPOINTS_SIGNING_KEY)"
         )
-    return _url(value)
+    return setting_values.url(value)
 
 
 def _name(value: Any) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", _text(value)):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", setting_values.text(value)):
         raise ValueError("give a name of letters, digits, dots, dashes and underscores")
     return str(value)
 
 
-def _whole(value: Any) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise ValueError("give a whole number of at least 1")
-    return int(text)
-
-
-def _factor(value: Any) -> float:
-    with suppress(TypeError, ValueError):
-        if 1 <= (number := float(value)) <= 100:
-            return number
-    raise ValueError("give a number from 1 to 100")
-
-
-def _flag(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).lower()
-    if text not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
-        raise ValueError("give true or false")
-    return text in ("1", "true", "yes", "on")
-
-
-def _synchronous(value: Any) -> str:
-    if value not in ("full", "normal"):
-        raise ValueError('give "full" or "normal"')
-    return str(value)
-
-
-def _interval(value: Any) -> int:
-    milliseconds = parse_duration(value)
-    if not milliseconds:
-        raise ValueError("give a duration longer than nothing")
-    return milliseconds
-
-
-def _origins(value: Any) -> tuple[str, ...]:
-    origins = value.split(",") if isinstance(value, str) else value
-    return tuple(_text(origin).strip() for origin in origins)
-
-
 _PARSERS: dict[str, Callable[[Any], Any]] = {
-    "database": _text,
+    "database": setting_values.text,
     "server_url": _server_url,
     "app_name": _name,
-    "signing_key": _key,
-    "signing_key_fallback": _key,
-    "sealing_key": _key,
-    "sealing_key_fallback": _key,
-    "event_key": _text,
-    "server_timeout": _interval,
-    "public_url": _url,
-    "synchronous": _synchronous,
+    "signing_key": setting_values.key,
+    "signing_key_fallback": setting_values.key,
+    "sealing_key": setting_values.key,
+    "sealing_key_fallback": setting_values.key,
+    "event_key": setting_values.text,
+    "server_timeout": setting_values.interval,
+    "public_url": setting_values.url,
+    "synchronous": setting_values.synchronous,
     "retry_base": parse_duration,
-    "retry_factor": _factor,
+    "retry_factor": setting_values.factor,
     "retry_cap": parse_duration,
-    "max_steps": _whole,
-    "max_result": _whole,
-    "max_memo": _whole,
-    "max_stream": _whole,
-    "max_request_body": _whole,
-    "max_response_body": _whole,
-    "max_executions": _whole,
+    "max_steps": setting_values.whole,
+    "max_result": setting_values.whole,
+    "max_memo": setting_values.whole,
+    "max_stream": setting_values.whole,
+    "max_request_body": setting_values.whole,
+    "max_response_body": setting_values.whole,
+    "max_executions": setting_values.whole,
     "retention": parse_duration,
     "event_retention": parse_duration,
     "drain_timeout": parse_duration,
-    "heartbeat": _interval,
-    "cors_origins": _origins,
-    "track_all_endpoints": _flag,
-    "version": _text,
+    "heartbeat": setting_values.interval,
+    "cors_origins": setting_values.texts,
+    "track_all_endpoints": setting_values.flag,
+    "version": setting_values.text,
 }
