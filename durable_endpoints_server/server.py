@@ -76,6 +76,7 @@ class Server:
 
     async def start(self) -> None:
         """Serve on this event loop: what an earlier process left goes on."""
+        await self.inngest.load()
         self.add_executor(self.inngest.reentries)
         await self.host.attach()
         self.inngest.start()

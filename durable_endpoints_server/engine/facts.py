@@ -142,6 +142,13 @@ class RequestSeen(NamedTuple):
     run_id: str | None
 
 
+class OriginTrusted(NamedTuple):
+    """Applications at this origin may be called back."""
+
+    origin: str
+    at: int
+
+
 class Sweep(NamedTuple):
     """What is past its retention goes: at most `limit` of each kind, and of runs, each of which may
     have thousands of steps and a large response, at most `runs`."""
@@ -172,6 +179,7 @@ Fact = (
     | ResponseDelivered
     | InboxTaken
     | RequestSeen
+    | OriginTrusted
     | Sweep
 )
 

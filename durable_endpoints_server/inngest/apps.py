@@ -4,54 +4,53 @@ signing key, has named it, and never because a request claims it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from ipaddress import ip_address
-from typing import Final
 from urllib.parse import urlsplit
 
+from durable_endpoints_server.engine.facts import Change, OriginTrusted
+from durable_endpoints_server.host import Host
 from durable_endpoints_server.inngest.trigger import origin_of
-
-MAX_REGISTERED: Final = 10_000
+from durable_endpoints_server.settings import is_loopback
 
 
 class Apps:
-    """The origins of applications."""
+    """The origins of applications: those of the settings, and those that are kept."""
 
-    def __init__(self, origins: Iterable[str], *, dev: bool) -> None:
+    def __init__(self, host: Host, origins: Iterable[str], *, dev: bool) -> None:
         """In development (`dev`), whatever runs on this machine is trusted."""
+        self._host = host
         self._dev = dev
         self._origins = {origin_of(origin) for origin in origins}
         self.changed: Callable[[], None] = lambda: None
         """Called when an origin was registered: runs may have waited for it."""
 
+    async def load(self) -> None:
+        """Trust what was registered at an earlier server, too."""
+        self._origins.update(await self._host.store.origins())
+
     def allows(self, origin: str) -> bool:
         """Whether the application at this origin may be called back."""
-        return origin in self._origins or (self._dev and is_loopback(origin))
+        if origin in self._origins:
+            return True
+        return self._dev and is_loopback(urlsplit(origin).hostname or "")
 
     @property
     def origins(self) -> list[str]:
         """The origins that were named."""
         return sorted(self._origins)
 
-    def register(self, domain: object) -> str:
-        """Trust an origin from now on; returns its usual form. Raises `MalformedError`."""
+    async def register(self, domain: object) -> str:
+        """Trust an origin from now on; returns its usual form, once it is on disk.
+
+        Raises `MalformedError` and `StorageError`.
+        """
         origin = origin_of(domain)
-        if origin not in self._origins:
-            self._origins.add(origin)
-            self.changed()
+        trusted = OriginTrusted(origin, self._host.clock.now())
+        await self._host.store.submit(Change((trusted,))).wait()
+        self._origins.add(origin)
+        self.changed()
         return origin
 
 
 def is_called_back(app: str) -> bool:
     """Whether a run of `app` (see `NewRun`) is one of another SDK: its application is an origin."""
     return "://" in app
-
-
-def is_loopback(origin: str) -> bool:
-    """Whether an origin is on this machine."""
-    host = urlsplit(origin).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -284,7 +284,8 @@ class Execution:
             return False  # several calls were lost together
         attempt = self._tries(_LOST_STEP) + 1
         problem = f"the application at {self._trigger.origin} did not answer: {lost.reason}"
-        logger.warning("run %s: %s", self._live.id, problem)
+        if attempt & (attempt - 1) == 0:  # the first time, the second, the fourth …
+            logger.warning("run %s: %s", self._live.id, problem)
         error = results.error("UnreachableError", problem)
         if attempt > (_MOST_LOST if lost.was_sent else _MOST_UNREACHED):
             return await self._end(Fail("unreachable", error))

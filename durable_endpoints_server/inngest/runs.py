@@ -43,9 +43,13 @@ class InngestRuns:
         backoff = Backoff(settings.retry_interval)
         key = settings.signing_keys[0] if settings.signing_keys else None
         self._caller = Caller(key, transport)
-        self.apps = Apps(settings.app_origins, dev=settings.dev)
+        self.apps = Apps(host, settings.app_origins, dev=settings.dev)
         self.checkpoints = Checkpoints(host, self.apps, backoff)
         self.reentries = Reentries(Means(host, self._caller, backoff, tees), self.apps)
+
+    async def load(self) -> None:
+        """Find out who may be called back. Before the host looks for runs to execute."""
+        await self.apps.load()
 
     def start(self) -> None:
         """Look after silent runs, on the event loop of the host."""

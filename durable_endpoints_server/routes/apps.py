@@ -26,7 +26,7 @@ def routes(server: Server) -> list[BaseRoute]:
         form = await read_json(request, _MAX_BODY)
         origin = form.get("origin") if isinstance(form, dict) else None
         try:
-            return data({"origin": apps.register(origin)})
+            return data({"origin": await apps.register(origin)})
         except MalformedError:
             raise ApiError(
                 400, 'Give {"origin": "https://api.example.com"}.', "invalid_origin"

@@ -327,6 +327,10 @@ class Reads(Protocol):
         """The newest tracked requests first."""
         ...
 
+    async def origins(self) -> list[str]:
+        """The origins that are trusted, in the order of their names."""
+        ...
+
     async def is_sweepable(
         self, runs_before: int, events_before: int, responses_before: int
     ) -> bool:

@@ -23,6 +23,7 @@ from durable_endpoints_server.engine.facts import (
     EventUsed,
     Fact,
     InboxTaken,
+    OriginTrusted,
     RequestSeen,
     ResponseDelivered,
     RunChanged,
@@ -85,6 +86,7 @@ class MemoryStore:
         self._events: dict[str, EventReceived] = {}
         self._requests: list[RequestRecord] = []
         self._inbox: dict[int, InboxMessage] = {}
+        self._origins: set[str] = set()
 
     # Writing
 
@@ -199,6 +201,9 @@ class MemoryStore:
 
     def _request_seen(self, run_id: str, fact: RequestSeen) -> None:
         self._requests.append(RequestRecord(*fact))
+
+    def _origin_trusted(self, run_id: str, fact: OriginTrusted) -> None:
+        self._origins.add(fact.origin)
 
     def _sweep(self, run_id: str, fact: Sweep) -> None:
         for row in self._ended_before(fact.runs_before)[: fact.runs]:
@@ -396,6 +401,9 @@ class MemoryStore:
         ]
         return sorted(events, key=lambda event: (event.received_at, event.id))[: -limit - 1 : -1]
 
+    async def origins(self) -> list[str]:
+        return sorted(self._origins)
+
     async def is_sweepable(
         self, runs_before: int, events_before: int, responses_before: int
     ) -> bool:
@@ -526,6 +534,7 @@ _APPLY: dict[type[Fact], Callable[[MemoryStore, str, Any], None]] = {
     ResponseDelivered: MemoryStore._response_delivered,
     InboxTaken: MemoryStore._inbox_taken,
     RequestSeen: MemoryStore._request_seen,
+    OriginTrusted: MemoryStore._origin_trusted,
     Sweep: MemoryStore._sweep,
 }
 

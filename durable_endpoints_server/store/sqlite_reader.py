@@ -262,6 +262,9 @@ class SqliteReader:
     async def requests(self, limit: int) -> list[RequestRecord]:
         return [RequestRecord(*doc) for doc in await self._list("requests", limit=limit)]
 
+    async def origins(self) -> list[str]:
+        return list(await self._list("origins"))
+
     async def _ask_soon(self, name: str, **values: Any) -> tuple[Any, ...] | None:
         """A question about one run: asked here, unless the answer is large."""
         values["most"] = _FEW_BYTES

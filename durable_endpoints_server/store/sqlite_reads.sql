@@ -272,6 +272,9 @@ select json_group_array(json_array(json(doc), method, path, status_code, due)) f
 select json_group_array(json_array(step, attempt, began_at, ended_at, cast(error as text)))
 from (select * from attempts where run_id = :run_id order by rowid)
 
+-- name: origins
+select json_group_array(origin) from (select origin from origins order by origin)
+
 -- name: requests
 select json_group_array(json_array(at, method, route, status, elapsed, run_id)) from (
     select * from requests order by id desc limit :limit

@@ -22,6 +22,7 @@ from durable_endpoints_server.engine.facts import (
     EventUsed,
     Fact,
     InboxTaken,
+    OriginTrusted,
     RequestSeen,
     ResponseDelivered,
     RunChanged,
@@ -224,6 +225,7 @@ _ENCODERS: Final[Mapping[type[Fact], Callable[[Any], _Rows]]] = {
     ResponseDelivered: lambda fact: ((11, tuple(fact)),),
     InboxTaken: lambda fact: ((12, tuple(fact)),),
     RequestSeen: lambda fact: ((13, tuple(fact)),),
+    OriginTrusted: lambda fact: ((19, tuple(fact)),),
     Sweep: lambda fact: ((14, tuple(fact)),),
 }
 

@@ -178,6 +178,10 @@ create temp trigger write_request instead of insert on writes when new.kind = 13
     values (new.a, new.b, new.c, new.d, new.e, new.f);
 end;
 
+create temp trigger write_origin instead of insert on writes when new.kind = 19 begin
+    insert into origins (origin, at) values (new.a, new.b) on conflict (origin) do nothing;
+end;
+
 create temp trigger write_chunks instead of insert on writes when new.kind = 15 begin
     select raise(ignore)
     where not exists (

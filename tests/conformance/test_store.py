@@ -26,6 +26,7 @@ from durable_endpoints_server.engine.facts import (
     EventReceived,
     EventSettled,
     InboxTaken,
+    OriginTrusted,
     RequestSeen,
     ResponseDelivered,
     RunChanged,
@@ -590,6 +591,13 @@ async def test_tracked_requests(store: Store) -> None:
         await store.submit(Change((seen,))).wait()
     newest, _ = await store.requests(10)
     assert newest == (T0 + 2, "GET", "/x", 200, 1_500, None)
+
+
+async def test_trusted_origins(store: Store) -> None:
+    assert await store.origins() == []
+    for n, origin in enumerate(["http://b", "http://a", "http://b"]):
+        await store.submit(Change((OriginTrusted(origin, T0 + n),))).wait()
+    assert await store.origins() == ["http://a", "http://b"]
 
 
 async def test_the_inbox_of_a_store_that_nobody_wrote_to(store: Store) -> None:

@@ -15,6 +15,7 @@ from durable_endpoints.testing import VirtualClock
 from durable_endpoints_server.engine.model import Status
 from tests.durable_endpoints_server.helpers import FlakyStore, anything, until
 from tests.durable_endpoints_server.inngest.sdk import (
+    ORIGIN,
     SDK_HEADERS,
     App,
     NonRetriableError,
@@ -532,3 +533,22 @@ async def test_only_the_runs_own_token_opens_its_output(
         assert (await w.client.get(other, params={"token": begun["token"]})).status_code == 401
         asked = await w.client.options(url)
         assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (204, "*")
+
+
+async def test_a_run_whose_application_is_not_trusted_any_more_stands_still_until_it_is(
+    store: FlakyStore, clock: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys: dict[str, Any] = {"dev": False, "signing_keys": ("abcd",)}
+    async with world(store, clock, app_origins=(ORIGIN,), **keys) as w:
+        w.client.headers["authorization"] = "Bearer abcd"
+        await w.begin(sleep("nap", "1h"))
+        run_id = w.run_id
+    async with world(store, clock, **keys) as w:
+        w.client.headers["authorization"] = "Bearer abcd"
+        w.run_id = run_id
+        clock.move_to(clock.now() + 3_600_000)
+        await until(lambda: f"--app-origin {ORIGIN}" in caplog.text)
+        assert await w.status() is Status.READY
+        assert w.app.requests == []
+        await w.client.put("/v1/durable/apps", json={"origin": ORIGIN})
+        assert await w.settle() is Status.COMPLETED

@@ -151,6 +151,12 @@ async def test_an_origin_that_was_registered_with_a_key_is_called_back(
         assert (await w.client.put("/v1/durable/apps", json={"origin": "x"})).status_code == 400
         assert (await w.client.put("/v1/durable/apps", json=named)).status_code == 200
         assert (await w.begin(step_run("a", 1))).status_code == 200
+    async with world(store, clock, dev=False, signing_keys=("abcd",)) as w:
+        w.client.headers.update(keys)
+        assert (await w.client.get("/v1/durable/apps")).json()["data"] == {
+            "origins": ["http://localhost:3000"]
+        }
+        assert (await w.begin(step_run("a", 1))).status_code == 200
 
 
 async def test_an_idempotency_key_is_one_run_of_its_endpoint(
