@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -76,6 +76,8 @@ class Dispatcher:
         """Runs for which nobody was here."""
         self._held: dict[str, deque[str]] = {}
         """Runs for which nobody was free, by application. They count as queued."""
+        self._stuck: set[str] = set()
+        """Applications with runs of either kind."""
         self._more = False
         self._running = 0
         self._bell = Bell()
@@ -98,6 +100,7 @@ class Dispatcher:
         for held in self._held.values():
             self._queue.extend(held)
         self._held.clear()
+        self._stuck.clear()
         self._more = True
         self.nudge()
 
@@ -116,7 +119,7 @@ class Dispatcher:
         """`run` is ready."""
         if run.id in self._queued:
             return
-        if len(self._queued) >= _PAGE:
+        if len(self._queue) + len(self._quarantine) >= _PAGE:
             self._more = True  # it stays in the store, and is fetched when there is room
         else:
             self._queued.add(run.id)
@@ -149,6 +152,7 @@ class Dispatcher:
         self._quarantine.clear()
         self._queued.clear()
         self._held.clear()
+        self._stuck.clear()
         self._running, self.alone = 0, False
         while True:
             # Wakes are immediate; looking into the store now and then is the safety net.
@@ -172,20 +176,28 @@ class Dispatcher:
 
     async def _fetch(self) -> None:
         try:
-            ready = await self._host.store.in_status(Status.READY, _PAGE)
+            full = [app for app, held in self._held.items() if len(held) >= _PAGE]
+            new = await self._fetch_without(full)
+            if not new and self._more:
+                # A page of runs that have no place must not hide those of other applications.
+                new = await self._fetch_without(self._stuck)
         except EngineError as error:
             logger.error("runs that are ready could not be read: %s", error)
             return
-        new = [
+        self._more = self._more and bool(new)
+        for run in new:
+            self.wake(run)
+
+    async def _fetch_without(self, apps: Collection[str]) -> list[Run]:
+        ready = await self._host.store.in_status(Status.READY, _PAGE, apps)
+        self._more = len(ready) == _PAGE
+        return [
             run
             for run in ready
             if run.id not in self._unclaimed
             and run.id not in self._queued
             and self._host.live_run(run.id) is None
         ]
-        self._more = len(ready) == _PAGE and bool(new)
-        for run in new:
-            self.wake(run)
 
     def _start(self, run_id: str) -> None:
         self._running += 1
@@ -235,11 +247,16 @@ class Dispatcher:
 
     def _put_off(self, entry: Entry, why: Nobody) -> None:
         run_id = entry.run.id
+        if entry.app not in self._stuck:
+            self._stuck.add(entry.app)
+            self._more = True  # its runs may have hidden others
         if why is Nobody.HERE:
             self._unclaimed.add(run_id)
-        elif run_id not in self._queued:
+            return
+        held = self._held.setdefault(entry.app, deque())
+        if run_id not in self._queued and len(held) < _PAGE:
             self._queued.add(run_id)
-            self._held.setdefault(entry.app, deque()).append(run_id)
+            held.append(run_id)
 
     def _claim(self, entry: Entry, owner: str) -> LiveRun:
         """Take the lease. No new step body starts before that is written."""

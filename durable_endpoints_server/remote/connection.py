@@ -140,9 +140,7 @@ class Connection:
     def _bye(self, process: RemoteProcess) -> None:
         for session in list(process.sessions.values()):
             session.release()
-        for run_id in process.kept:
-            self.hub.host.recovery.rescue_soon(run_id)
-        process.kept.clear()
+        process.release_kept()
         self.close_soon(1000, "goodbye")
 
     def _ask(self, process: RemoteProcess, frame: Frame) -> None:

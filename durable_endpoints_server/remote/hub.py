@@ -8,6 +8,7 @@ for its whole lease has its runs taken over, and whatever it says of them later 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -17,7 +18,7 @@ from durable_endpoints.protocol.runs import Fail
 from durable_endpoints.protocol.wire import WireError
 from durable_endpoints_server.dispatcher import Nobody, Place
 from durable_endpoints_server.engine.model import Run
-from durable_endpoints_server.engine.transitions import Interrupt, in_quarantine
+from durable_endpoints_server.engine.transitions import Interrupt, Release, in_quarantine
 from durable_endpoints_server.host import Host
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.owner import is_same_boot
@@ -147,9 +148,7 @@ class Hub:
                 session.live.interrupt(alone=count == 1)
             except LostRunError:
                 pass  # it is just being cancelled
-        if kept:
-            lost = [(run, Interrupt(alone=count == 1)) for run in kept.values()]
-            self.host.tasks.spawn(self._give_up(lost), f"take over from {name}")
+        self.give_up([(run, Interrupt(alone=count == 1)) for run in kept.values()])
         if process is not None and process.connection is not None:
             process.connection.close_soon(1008, "the lease of this process has ended")
             process.disconnected()
@@ -159,7 +158,12 @@ class Hub:
                 *(name, self.options.lease / 1_000, count),
             )
 
-    async def _give_up(self, lost: list[tuple[Run, Interrupt]]) -> None:
+    def give_up(self, lost: Sequence[tuple[Run, Interrupt | Release]]) -> None:
+        """Runs that were kept for a process are to be executed elsewhere."""
+        if lost:
+            self.host.tasks.spawn(self._give_up(lost), f"give {len(lost)} runs to others")
+
+    async def _give_up(self, lost: Sequence[tuple[Run, Interrupt | Release]]) -> None:
         try:
             await self.host.recovery.give_up(lost)
         except EngineError:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from durable_endpoints.protocol import wire
 from durable_endpoints.protocol.wire import Frame, WireError
 from durable_endpoints_server.engine.model import Run
+from durable_endpoints_server.engine.transitions import Release
 from durable_endpoints_server.remote.resuming import Resumption
 from durable_endpoints_server.remote.sessions import FRAMES, RemoteSession, number_of
 
@@ -153,9 +154,12 @@ class RemoteProcess:
         for session in list(self.sessions.values()):
             if session.connection is not self.connection:
                 session.release()
-        for run_id in self.kept.keys() - self.resuming.keys():
-            del self.kept[run_id]
-            self.hub.host.recovery.rescue_soon(run_id)
+        self.release_kept()
+
+    def release_kept(self) -> None:
+        """Let other executions of what it has not come back for begin at once."""
+        lost = [self.kept.pop(run_id) for run_id in self.kept.keys() - self.resuming.keys()]
+        self.hub.give_up([(run, Release("released")) for run in lost])
 
     def disconnected(self) -> None:
         """Nothing reaches it for now."""

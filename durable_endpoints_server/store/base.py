@@ -240,9 +240,11 @@ class Reads(Protocol):
         """The earliest instant at which `due_steps` or `due_deadlines` will have something."""
         ...
 
-    async def in_status(self, status: Status, limit: int) -> list[Run]:
+    async def in_status(
+        self, status: Status, limit: int, without: Collection[str] = ()
+    ) -> list[Run]:
         """Runs that are RUNNING (the oldest first, their usage counted anew from their steps) or
-        READY (the longest ready first)."""
+        READY (the longest ready first, `without` those of some applications)."""
         ...
 
     async def arrival(self, event: Event) -> Arrival:

@@ -305,8 +305,14 @@ class MemoryStore:
         instants += [_instant(run.deadline) for run in self._with_deadline()]
         return min(instants, default=None)
 
-    async def in_status(self, status: Status, limit: int) -> list[Run]:
-        rows = [row for row in self._rows.values() if row.run.status is status]
+    async def in_status(
+        self, status: Status, limit: int, without: Collection[str] = ()
+    ) -> list[Run]:
+        rows = [
+            row
+            for row in self._rows.values()
+            if row.run.status is status and row.new.app not in without
+        ]
         if status is Status.RUNNING:
             return [_recounted(row) for row in sorted(rows, key=lambda row: row.run.id)][:limit]
         return sorted((row.run for row in rows), key=lambda run: run.ready_at or 0)[:limit]

@@ -150,14 +150,17 @@ class SqliteReader:
         row = await self._ask("next_due")
         return None if row is None or row[0] == _FOREVER else int(row[0])
 
-    async def in_status(self, status: Status, limit: int) -> list[Run]:
+    async def in_status(
+        self, status: Status, limit: int, without: Collection[str] = ()
+    ) -> list[Run]:
         if status is Status.RUNNING:
             docs = await self._list("running", limit=limit)
             return [
                 read_run(doc)._replace(steps=steps, memo_bytes=size, last_order=order)
                 for doc, steps, size, order in docs
             ]
-        return [read_run(doc) for doc in await self._list("ready", limit=limit)]
+        apps = orjson.dumps(list(without)).decode()
+        return [read_run(doc) for doc in await self._list("ready", limit=limit, without=apps)]
 
     async def arrival(self, event: Event) -> Arrival:
         def ask(connection: apsw.Connection, most: int = _ANY) -> Arrival:

@@ -139,7 +139,9 @@ select json_group_array(json_array(json(doc), steps, bytes, ord)) from (
 
 -- name: ready
 select json_group_array(json(doc)) from (
-    select doc from run_doc where status = 3 order by ready_at limit :limit
+    select doc from runs join run_doc using (id)
+    where runs.status = 3 and runs.app not in (select value from json_each(:without))
+    order by runs.ready_at limit :limit
 )
 
 -- name: wait_paths

@@ -560,6 +560,15 @@ async def test_ready_runs_come_longest_ready_first(store: Store) -> None:
     assert [run.id for run in await store.in_status(Status.READY, 2)] == ["r1", "r2"]
 
 
+async def test_ready_runs_of_some_applications_can_be_left_out(store: Store) -> None:
+    for n, app in enumerate(("shop", "bank", "shop", "")):
+        history = await History(store, f"r{n}", app=app).begin()
+        await history.do(Release("x"), T0 + n)
+    for without, expected in (((), "0123"), (["shop"], "13"), (["shop", "", "else"], "1")):
+        found = await store.in_status(Status.READY, 10, without)
+        assert [run.id for run in found] == [f"r{n}" for n in expected]
+
+
 async def test_a_claim_round_trips(store: Store) -> None:
     history = await History(store).begin()
     await history.do(Interrupt(alone=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,11 @@ class FlakyStore(MemoryStore):
         if self.is_away:
             raise StorageError("runs.db: the disk reports an error")
 
-    async def in_status(self, status: Status, limit: int) -> list[Run]:
+    async def in_status(
+        self, status: Status, limit: int, without: Collection[str] = ()
+    ) -> list[Run]:
         self._ask()
-        return await super().in_status(status, limit)
+        return await super().in_status(status, limit, without)
 
     async def due_deadlines(self, now: int, limit: int) -> list[Run]:
         self._ask()

@@ -13,6 +13,7 @@ from durable_endpoints.protocol.errors import LostRunError
 from durable_endpoints.protocol.runs import Complete
 from durable_endpoints.testing import VirtualClock
 from durable_endpoints_server import dispatcher as module
+from durable_endpoints_server.dispatcher import Nobody, Place
 from durable_endpoints_server.engine.facts import Change, RunChanged
 from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.engine.transitions import (
@@ -37,8 +38,10 @@ from tests.durable_endpoints_server.helpers import (
 pytestmark = pytest.mark.anyio
 
 
-def ready(store: FlakyStore, run_id: str, at: int = 1_000, interruptions: int = 0) -> Run:
-    decision = register(new_run(run_id), "they", None, at)
+def ready(
+    store: FlakyStore, run_id: str, at: int = 1_000, interruptions: int = 0, app: str = ""
+) -> Run:
+    decision = register(new_run(run_id, app=app), "they", None, at)
     store.apply(decision.change)
     for _ in range(interruptions):
         for command in (Interrupt(alone=False), Claim("they", None)):
@@ -341,3 +344,67 @@ async def test_a_new_request_is_held_back_while_one_is_alone_but_not_for_long(
         gate.set()
         await asyncio.wait_for(waiting, 0.15)
         await host.dispatcher.admit()
+
+
+async def test_a_run_for_which_nobody_is_free_waits_beside_those_of_its_own_app_only(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    gates = {name: asyncio.Event() for name in ("shop1", "shop2", "bank1")}
+    free = {"shop": 1, "bank": 1}
+
+    async def execute(live: LiveRun, entry: Entry) -> None:
+        began.append(live.id)
+        await gates[live.id].wait()
+        await complete(live, entry)
+        free[entry.app] += 1
+        host.dispatcher.make_room(entry.app)
+
+    def place(entry: Entry) -> Place | Nobody:
+        if entry.app not in free:
+            return Nobody.HERE
+        if not free[entry.app]:
+            return Nobody.FREE
+        free[entry.app] -= 1
+        return Place(f"worker of {entry.app}", execute)
+
+    began: list[str] = []
+    for n, (run_id, app) in enumerate(
+        (("gone", "gone"), ("shop1", "shop"), ("shop2", "shop"), ("bank1", "bank"))
+    ):
+        ready(store, run_id, at=n, app=app)
+    async with serving(store, clock) as host:
+        host.dispatcher.place_by(place)
+        await until(lambda: sorted(began) == ["bank1", "shop1"])
+        run = await store.run("bank1")
+        assert run is not None
+        assert run.owner == "worker of bank"
+        gates["bank1"].set()
+        await asyncio.sleep(0.02)
+        assert "shop2" not in began
+        gates["shop1"].set()
+        await until(lambda: "shop2" in began)
+        gates["shop2"].set()
+        await until(lambda: host.live == {})
+        assert (await statuses(store))["gone"] is Status.READY
+
+
+async def test_many_runs_that_have_no_place_hide_none_that_has(
+    store: FlakyStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PAGE", 10)
+    for n in range(25):
+        ready(store, f"gone{n}", at=n, app="gone")
+        ready(store, f"full{n}", at=n, app="full")
+    for n in range(15):
+        ready(store, f"shop{n:02}", at=100 + n, app="shop")
+    executions = Executions(complete)
+
+    def place(entry: Entry) -> Place | Nobody:
+        if entry.app == "shop":
+            return Place("worker", executions)
+        return Nobody.HERE if entry.app == "gone" else Nobody.FREE
+
+    async with serving(store, clock) as host:
+        host.dispatcher.place_by(place)
+        await until(lambda: len(executions.began) == 15)
+        assert executions.began == sorted(executions.began)
