@@ -25,6 +25,9 @@ def routes(server: Server) -> list[BaseRoute]:
     async def connect(websocket: WebSocket) -> None:
         try:
             authorise(server, websocket)
+            if "origin" in websocket.headers:
+                # Where no key is needed, no web page that somebody visits shall get in either.
+                raise ApiError(403, "Processes connect here, not web pages.", "forbidden")
             if wire.SUBPROTOCOL not in websocket.scope["subprotocols"]:
                 message = f"The subprotocol {wire.SUBPROTOCOL} is the one that is spoken here."
                 raise ApiError(400, message, "unknown_subprotocol")
