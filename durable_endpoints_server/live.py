@@ -224,6 +224,15 @@ class LiveRun:
         assert self._stream is not None
         return self._stream.push(step, attempt, values, kind)
 
+    def push_committed(self, step: str, values: list[bytes]) -> None:
+        """Stream chunks of a step that is done already, which came late. On the event loop of the
+        execution. Raises as `push` does."""
+        if self._left:
+            raise LostRunError(f"run {self.id} is no longer this execution's")
+        self.open_stream()
+        assert self._stream is not None
+        self._stream.push_committed(step, values)
+
     def withdraw(self, step: str) -> None:
         """A try of a step was given up without an outcome: what it has streamed is withdrawn."""
         if self._stream is not None and not self._left:

@@ -29,6 +29,7 @@ from durable_endpoints_server.engine.model import Status, Stream
 from durable_endpoints_server.engine.streams import (
     Chunk,
     append,
+    append_committed,
     check_room,
     follow,
     weight_of,
@@ -189,6 +190,17 @@ class LiveStream:
         self.stream, withdrawn = withdraw(self.stream, step)
         if records := (*pushed, *withdrawn):
             self.announce(self._submit(live, records), records)
+
+    def push_committed(self, step: str, values: list[bytes]) -> None:
+        """Add chunks of a step that is done already. Raises `LimitError` as `push` does."""
+        live = self._live()
+        if self._is_closed or live is None:
+            return
+        check_room(self.stream.size + self._pending_size, weight_of(values), self._policy)
+        pushed = self._take()
+        self.stream, added = append_committed(self.stream, step, values)
+        records = (*pushed, *added)
+        self.announce(self._submit(live, records), records)
 
     def announce(self, ticket: Ticket, records: tuple[StreamRecord, ...]) -> None:
         """Give `records` to readers once they are written."""

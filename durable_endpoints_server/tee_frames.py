@@ -30,9 +30,10 @@ class Chunk(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The try of this step has ended, committed or rolled back."""
+    """The try of this step has ended, and what it has streamed is valid or withdrawn."""
 
     step: str
+    is_commit: bool
 
 
 class Answer(NamedTuple):
@@ -90,7 +91,7 @@ def _frame(text: bytes) -> Frame | None:
         step = value.get("hashedStepId") if isinstance(value, dict) else None
         if not isinstance(value, dict) or not _is_step(step):
             raise _malformed(event)
-        return Outcome(step or "")
+        return Outcome(step or "", event == "inngest.commit")
     if event == "inngest.response":
         if not _is_answer(value):
             raise _malformed(event)

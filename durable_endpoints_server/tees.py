@@ -9,6 +9,7 @@ it has streamed everything about the step.
 The frames and the outcome that they are about come over two connections, in any order. Whoever
 executes a run therefore asks `settle` to wait for the frames, before it records the outcome: that
 keeps the frames of an earlier request before those of a later one, and the run's response last.
+Frames that come even later are not lost: they stand where they come, and are committed at once.
 """
 
 from __future__ import annotations
@@ -32,8 +33,13 @@ from durable_endpoints_server.tee_frames import (
     Outcome,
 )
 
-GRACE: Final = 0.05
-"""Seconds in which frames about an outcome may begin to come after it."""
+_GRACE: Final = 0.1
+"""Seconds in which frames about an outcome may begin to come after it, if somebody reads them."""
+_GRACE_FOR_STREAMERS: Final = 0.2
+"""The same for a run that has streamed before."""
+_GRACE_AT_END: Final = 1.0
+"""The same for the response. An SDK that streams sends it every time, also if nobody reads."""
+_GRACE_UNREAD: Final = 0.05
 _PATIENCE: Final = 2.0
 """Seconds in which they come to their end, once they have begun."""
 
@@ -81,8 +87,10 @@ class Tees:
             return 0.0
         if any(tee.may_tell_of(missing) for tee in known):
             return _PATIENCE
-        is_followed = known or live.stream_tail or self._streams.is_read(live.id)
-        return GRACE if is_followed else 0.0
+        is_read, has_streamed = self._streams.is_read(live.id), known or live.stream_tail > 0
+        if ends:
+            return _GRACE_AT_END if is_read or has_streamed else _GRACE_UNREAD
+        return _GRACE_FOR_STREAMERS if has_streamed else _GRACE if is_read else 0.0
 
 
 class _Tees:
@@ -124,6 +132,8 @@ class Tee:
         self._metadata: Metadata | None = None
         self._attempts: dict[str, int | None] = {}
         """By step: which try of it this is. None for one that had ended before."""
+        self._late: dict[str, list[bytes]] = {}
+        """By such a step: what it has streamed."""
 
     async def feed(self, piece: bytes) -> None:
         """Take more of it. Raises `ValueError` for what are no frames, and as `LiveRun.push`
@@ -162,11 +172,17 @@ class Tee:
     def _take(self, live: LiveRun, frame: Frame) -> None:
         if isinstance(frame, Chunk):
             attempt = self._attempt(live, frame.step)
-            if attempt is not None:
+            if attempt is None:
+                self._late.setdefault(frame.step, []).append(frame.value)
+            else:
                 self._introduce(live)
                 live.push(frame.step, attempt, [frame.value])
         elif isinstance(frame, Outcome):
             self.ended.add(frame.step)
+            late = self._late.pop(frame.step, None)
+            if late is not None and frame.is_commit:
+                self._introduce(live)
+                live.push_committed(frame.step, late)
             self._tees.ring()
         elif isinstance(frame, Answer):
             self.answer = frame

@@ -72,6 +72,17 @@ def append(stream: Stream, chunks: Sequence[Chunk]) -> tuple[Stream, list[Stream
     return log.stream, log.records
 
 
+def append_committed(
+    stream: Stream, step: str, values: list[bytes]
+) -> tuple[Stream, list[StreamRecord]]:
+    """Put chunks of a step at the end of the log whose result is on its way to the disk, or there:
+    they are committed at once."""
+    log = _Log(stream)
+    log.add(RecordKind.DATA, step, 0, values)
+    log.close(step, RecordKind.COMMIT, 0)
+    return log.stream, log.records
+
+
 def _is_alike(chunk: Chunk, other: Chunk) -> bool:
     return (chunk.step, chunk.attempt, chunk.kind) == (other.step, other.attempt, other.kind)
 

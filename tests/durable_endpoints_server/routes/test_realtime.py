@@ -230,16 +230,22 @@ async def test_frames_that_a_request_sends_late_stand_before_those_of_the_next_o
             await reader.until(metadata(live), chunk(1), chunk(2), commit(), chunk(3, B), commit(B))
 
 
-async def test_what_comes_after_its_step_has_ended_is_left_out() -> None:
+async def test_what_comes_after_its_step_has_ended_is_not_lost() -> None:
     async with serving(MemoryStore()) as (server, client):
         live = begin(server)
         await server.tees.settle(live, [A], ends=False)
         done(live)
         await live.acknowledge()
+        async with reading(server, client, live) as reader, streaming(client, live.id) as request:
+            await request.send(chunk("la"), chunk("te"), chunk("new", B))
+            await reader.until(chunk("new", B))
+            await request.send(commit())
+            await reader.until(chunk("new", B), chunk("la"), chunk("te"), commit())
         async with streaming(client, live.id) as request:
-            await request.send(chunk("late"), chunk("new", B))
+            await request.send(chunk("withdrawn"), rollback(), chunk("x", ""))
             async with reading(server, client, live) as reader:
-                await reader.until(chunk("new", B))
+                shown = [chunk("new", B), chunk("la"), chunk("te"), commit(), chunk("x", "")]
+                await reader.until(*shown)
 
 
 async def test_failed_tries_are_withdrawn_and_stay_in_the_stream() -> None:
@@ -283,7 +289,7 @@ async def test_nobody_waits_for_streams_of_a_run_that_nobody_follows() -> None:
     async with serving(MemoryStore()) as (server, _):
         live = begin(server)
         begun_at = asyncio.get_running_loop().time()
-        await server.tees.settle(live, [A], ends=True)
+        await server.tees.settle(live, [A], ends=False)
         assert asyncio.get_running_loop().time() - begun_at < 0.02
 
 
