@@ -90,7 +90,8 @@ def read_ops(value: Any) -> list[WireOp]:
 
 
 def _is_lazy(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("op") in _LAZY
+    code = item.get("op") if isinstance(item, dict) else None
+    return isinstance(code, str) and code in _LAZY
 
 
 def _read(item: Any) -> WireOp:

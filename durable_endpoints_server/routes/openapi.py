@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from durable_endpoints_server.routes.answers import authorise
-from durable_endpoints_server.routes.operations import JSON, OPERATIONS, Operation
+from durable_endpoints_server.routes.operations import JSON, OPERATIONS, ULID, Operation
 from durable_endpoints_server.server import Server
 
 _PARAMETER = re.compile(r"\{(\w+)\}")
@@ -24,21 +24,23 @@ _ERROR = {"$ref": "#/components/schemas/Error"}
 def routes(server: Server) -> list[BaseRoute]:
     async def read(request: Request) -> Response:
         authorise(server, request)
-        return Response(_packed(), 200, None, JSON)
+        return Response(_packed(server.settings.dev), 200, None, JSON)
 
     return [Route("/openapi.json", read, methods=["GET"])]
 
 
 @cache
-def _packed() -> bytes:
-    return orjson.dumps(document())
+def _packed(dev: bool) -> bytes:
+    return orjson.dumps(document(dev))
 
 
-def document() -> dict[str, Any]:
-    """The document."""
+def document(dev: bool = False) -> dict[str, Any]:
+    """The document. A server for development (`dev`) asks for no key."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+        form = _operation(operation)
+        form["security"] = [{"signingKey": []}] if operation.access == "key" and not dev else []
+        paths.setdefault(operation.path, {})[operation.method.lower()] = form
     return {
         "openapi": "3.1.0",
         "info": {"title": "durable-endpoints server", "version": version("durable-endpoints")},
@@ -85,7 +87,6 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "summary": operation.about,
         "parameters": [*_path_parameters(operation), *_query_parameters(operation)],
         "responses": {str(status): _answer(operation, status) for status in statuses(operation)},
-        "security": [{"signingKey": []}] if operation.access == "key" else [],
     }
     if operation.takes:
         content = {media: {"schema": schema} for media, schema in operation.takes.items()}
@@ -95,7 +96,12 @@ def _operation(operation: Operation) -> dict[str, Any]:
 
 def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": ULID if name == "run_id" else {"type": "string"},
+        }
         for name in _PARAMETER.findall(operation.path)
     ]
 

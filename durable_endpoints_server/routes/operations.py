@@ -46,8 +46,24 @@ class Operation(NamedTuple):
 
 
 _TEXT: Final[Schema] = {"type": "string"}
+_NAME: Final[Schema] = {"type": "string", "pattern": "^[ -~]{1,512}$"}
+"""Any printable text, in truth: that is more than a pattern can say."""
 _OBJECT: Final[Schema] = {"type": "object"}
-_LIMIT: Final = Query("limit", "How many at the most.", {"type": "integer", "minimum": 1})
+ULID: Final[Schema] = {"type": "string", "pattern": "^[0-7][0-9A-HJKMNP-TV-Z]{25}$"}
+_INSTANT: Final[Schema] = {
+    "oneOf": [
+        {"type": "integer", "minimum": 0, "maximum": 253_402_300_799_999},
+        {"type": "string", "format": "date-time"},
+    ]
+}
+
+
+def _limit(most: int) -> Query:
+    return Query(
+        "limit", "How many at the most.", {"type": "integer", "minimum": 1, "maximum": most}
+    )
+
+
 _TOKEN: Final = Query("token", "What the run's first checkpoint gave.", _TEXT)
 _CHANNEL: Final = Query("channel", "The run's id, or the name of a channel.", _TEXT, required=True)
 
@@ -60,16 +76,65 @@ _EVENT: Final[Schema] = {
     "type": "object",
     "required": ["name"],
     "properties": {
-        "name": {"type": "string", "minLength": 1, "maxLength": 512},
+        "name": _NAME,
         "data": {"type": ["object", "null"]},
-        "id": {"type": ["string", "null"], "maxLength": 512},
-        "ts": {"type": ["integer", "null"], "minimum": 0, "description": "Epoch ms."},
+        "id": _NAME,
+        "ts": {"type": "integer", "minimum": 0, "maximum": 253_402_300_799_999},
         "user": {"type": ["object", "null"]},
         "v": {"type": ["string", "null"]},
     },
 }
 _EVENTS: Final[Schema] = {"oneOf": [_EVENT, {"type": "array", "items": _EVENT, "maxItems": 5_000}]}
-_STEPS: Final[Schema] = {"type": ["array", "null"], "items": _OBJECT}
+_STEPS: Final[Schema] = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["op", "id"],
+        "properties": {
+            "op": {"type": "string", "examples": ["StepRun", "StepError", "Sleep"]},
+            "id": {"type": "string", "pattern": "^[0-9a-f]{40}$"},
+        },
+    },
+}
+_ORIGIN: Final[Schema] = {
+    "type": "string",
+    "pattern": r"^https?://[^/@\s]+$",
+    "examples": ["https://api.example.com"],
+}
+_REQUEST: Final[Schema] = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "data": {
+            "type": "object",
+            "required": ["domain", "method", "path"],
+            "properties": {
+                "domain": _ORIGIN,
+                "method": {"type": "string", "pattern": "^[A-Za-z]{1,32}$"},
+                "path": {"type": "string", "pattern": "^/", "maxLength": 8_192},
+            },
+        }
+    },
+}
+"""Of a request as an SDK describes it: what every one has."""
+_APP: Final[Schema] = {
+    "type": "object",
+    "required": ["origin"],
+    "properties": {"origin": _ORIGIN},
+}
+_QUERY: Final[Schema] = {
+    "type": "object",
+    "required": ["query", "variables"],
+    "properties": {
+        "query": {"type": "string", "pattern": r"run\(runID:|runTraceSpanOutputByID\("},
+        "variables": {
+            "type": "object",
+            "required": ["id"],
+            "properties": {"id": _TEXT},
+            "maxProperties": 1,
+        },
+    },
+}
 _TOPIC: Final[Schema] = {
     "type": "object",
     "required": ["channel", "name"],
@@ -89,7 +154,7 @@ def _checkpoints(prefix: str) -> tuple[Operation, ...]:
                 {
                     "type": "object",
                     "required": ["run_id", "event"],
-                    "properties": {"run_id": _TEXT, "event": _OBJECT, "steps": _STEPS},
+                    "properties": {"run_id": ULID, "event": _REQUEST, "steps": _STEPS},
                 }
             ),
         ),
@@ -149,10 +214,10 @@ OPERATIONS: Final = (
         "Events, the newest first.",
         query=(
             Query("name", "Only events with this name.", _TEXT),
-            _LIMIT,
+            _limit(100),
             Query("cursor", "The last event that was told.", _TEXT),
-            Query("received_after", "RFC 3339, or epoch ms.", _TEXT),
-            Query("received_before", "RFC 3339, or epoch ms.", _TEXT),
+            Query("received_after", "RFC 3339, or epoch ms.", _INSTANT),
+            Query("received_before", "RFC 3339, or epoch ms.", _INSTANT),
         ),
     ),
     Operation("GET", "/v1/events/{event_id}", "One event.", refuses=(404,)),
@@ -166,7 +231,7 @@ OPERATIONS: Final = (
             {
                 "type": "object",
                 "required": ["signal"],
-                "properties": {"signal": {"type": "string", "minLength": 1}, "data": {}},
+                "properties": {"signal": _NAME, "data": {}},
             }
         ),
     ),
@@ -183,20 +248,14 @@ OPERATIONS: Final = (
         "/v1/runs/{run_id}/metadata",
         "Not offered.",
         answers=(),
-        refuses=(404, 501),
+        refuses=(404, 422),
         takes=_json({}),
     ),
     Operation(
         "POST",
         "/v0/gql",
         "Two fixed queries: `run(runID: …)` and `runTraceSpanOutputByID(outputID: …)`.",
-        takes=_json(
-            {
-                "type": "object",
-                "required": ["query", "variables"],
-                "properties": {"query": _TEXT, "variables": _OBJECT},
-            }
-        ),
+        takes=_json(_QUERY),
     ),
     # Streams
     Operation(
@@ -247,8 +306,8 @@ OPERATIONS: Final = (
         takes=_json({"type": "object", "required": ["process"], "properties": {"process": _TEXT}}),
     ),
     Operation("GET", "/v1/durable/apps", "Applications that may be called back."),
-    Operation("PUT", "/v1/durable/apps", "Let one be called back.", takes=_json(_OBJECT)),
-    Operation("POST", "/v1/durable/apps", "Let one be called back.", takes=_json(_OBJECT)),
+    Operation("PUT", "/v1/durable/apps", "Let one be called back.", takes=_json(_APP)),
+    Operation("POST", "/v1/durable/apps", "Let one be called back.", takes=_json(_APP)),
     Operation(
         "GET",
         "/v1/durable/runs",
@@ -256,12 +315,12 @@ OPERATIONS: Final = (
         query=(
             Query("status", "Only runs in this state. Repeatable.", _TEXT),
             Query("function", "Only runs of this endpoint.", _TEXT),
-            _LIMIT,
+            _limit(10_000),
         ),
     ),
     Operation("GET", "/v1/durable/runs/{run_id}", "One run in full.", refuses=(404,)),
     Operation("GET", "/v1/durable/runs/{run_id}/stream", "Its stream log.", refuses=(404,)),
     Operation("POST", "/v1/durable/runs/{run_id}/retry", "Retry it.", refuses=(404, 409)),
     Operation("POST", "/v1/durable/runs/{run_id}/cancel", "Cancel it.", refuses=(404, 409)),
-    Operation("GET", "/v1/durable/requests", "Tracked HTTP requests.", query=(_LIMIT,)),
+    Operation("GET", "/v1/durable/requests", "Tracked HTTP requests.", query=(_limit(10_000),)),
 )

@@ -68,7 +68,7 @@ def routes(server: Server) -> list[BaseRoute]:
     async def metadata(request: Request) -> Response:
         await entry_of(request)
         raise ApiError(
-            501,
+            422,
             "This server keeps no metadata of runs. What clients are to see, a step can stream.",
             "unsupported",
         )

@@ -32,7 +32,7 @@ from durable_endpoints_server.server import Server
 from durable_endpoints_server.settings import ServerSettings
 from durable_endpoints_server.store.sqlite import SqliteStore
 
-EXAMPLES = int(os.environ.get("DURABLE_ENDPOINTS_FUZZ", "400"))
+EXAMPLES = int(os.environ.get("DURABLE_ENDPOINTS_FUZZ", "800"))
 """How many requests are made. More find more: `DURABLE_ENDPOINTS_FUZZ=100000`."""
 PATIENCE = 5.0
 """Seconds for one answer to begin."""
@@ -118,38 +118,67 @@ _VALUES = st.recursive(
     ),
     max_leaves=8,
 )
-_FIELDS = st.sampled_from(
-    [
-        "run_id",
-        "event",
-        "steps",
-        "ts",
-        "retries",
-        "idempotency",
-        "name",
-        "data",
-        "id",
-        "user",
-        "v",
-        "signal",
-        "query",
-        "variables",
-        "channel",
-        "process",
-        "generation_id",
-        "target",
-        "metadata",
-        "origin",
-        "op",
-        "opts",
-        "error",
-    ]
-)
+_REQUEST = {"method": "POST", "domain": "http://localhost:3000", "path": "/x", "body": "é"}
+_OPS: list[dict[str, Any]] = [
+    {"op": "StepRun", "id": hash_name("b"), "name": "b", "data": {"x": 1}, "timing": {"b": 1}},
+    {"op": "StepError", "id": hash_name("c"), "error": {"name": "E", "message": "m"}},
+    {"op": "Sleep", "id": hash_name("d"), "name": "1s", "opts": {}, "userland": {"index": 1}},
+    {"op": "WaitForEvent", "id": hash_name("e"), "opts": {"event": "e", "timeout": "1m"}},
+    {"op": "WaitForSignal", "id": hash_name("f"), "opts": {"signal": "s", "timeout": "1m"}},
+    {"op": "RunComplete", "id": hash_name("complete"), "data": {"status": 200, "body": "x"}},
+]
+_CHECKPOINT = {"steps": _OPS, "ts": 1, "generation_id": 1}
+_MODELS: dict[str, Any] = {
+    "checkpoint": {
+        "run_id": "ID",
+        "event": {"name": "http", "data": _REQUEST},
+        "steps": _OPS[:3],
+        "ts": 1_700_000_000_000,
+        "retries": 1,
+        "idempotency": "k",
+    },
+    "runs": {
+        "run_id": "ID",
+        "event": {"name": "http", "data": _REQUEST},
+        "steps": _OPS[3:],
+    },
+    "steps": _CHECKPOINT,
+    "async": _CHECKPOINT,
+    "{key}": [{"name": "e", "data": {"n": 1}, "id": "i", "ts": 1, "user": {}, "v": "1"}],
+    "signals": {"signal": "s", "data": 1},
+    "gql": {"query": "run(runID: $x)", "variables": {"x": "ID"}},
+    "token": [{"channel": "c", "name": "t", "kind": "run"}],
+    "heartbeat": {"process": "p"},
+    "apps": {"origin": "http://localhost:3000"},
+}
+"""Bodies as they should be, by the end of the path."""
 
 
 @st.composite
-def _bodies(draw: st.DrawFn, site: Site) -> bytes:
-    kind = draw(st.sampled_from(["raw", "json", "form", "event", "frames"]))
+def _mutations(draw: st.DrawFn, site: Site, operation: Operation) -> Any:
+    """A body as it should be, with some of it replaced, or left out."""
+    model = orjson.loads(orjson.dumps(_MODELS.get(operation.path.rpartition("/")[2], {})))
+    for _ in range(draw(st.integers(0, 3))):
+        place: Any = model
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if isinstance(place[key], dict | list) and draw(st.booleans()):
+                place = place[key]
+                continue
+            if draw(st.integers(0, 4)) == 0:
+                del place[key]
+            else:
+                place[key] = draw(st.one_of(_VALUES, _ids(site)))
+            break
+    return model
+
+
+@st.composite
+def _bodies(draw: st.DrawFn, site: Site, operation: Operation) -> bytes:
+    kind = draw(st.sampled_from(["raw", "json", "mutation", "mutation", "mutation", "frames"]))
     if kind == "raw":
         return draw(st.binary(max_size=200))
     if kind == "frames":
@@ -158,23 +187,9 @@ def _bodies(draw: st.DrawFn, site: Site) -> bytes:
         return b"".join(
             b"event: %b\ndata: %b\n\n" % (name.encode(), _dumps(value)) for name, value in frames
         )
-    if kind == "form":
-        form = draw(st.dictionaries(_FIELDS, st.one_of(_VALUES, _ids(site)), max_size=6))
-        return _dumps(form)
-    if kind == "event":
-        data = {"method": "GET", "domain": "http://localhost:3000", "path": "/x"}
-        data |= draw(st.dictionaries(st.sampled_from(["body", "path", "domain"]), _VALUES))
-        form = {"run_id": draw(_ids(site)), "event": {"name": "http/request", "data": data}}
-        ops = st.fixed_dictionaries(
-            {
-                "op": st.sampled_from(
-                    ["StepRun", "StepError", "Sleep", "WaitForEvent", "RunComplete", "X"]
-                ),
-                "id": st.one_of(st.just(hash_name("b")), _JUNK),
-            },
-            optional={"name": _VALUES, "opts": _VALUES, "data": _VALUES, "error": _VALUES},
-        )
-        return _dumps({**form, "steps": draw(st.lists(ops, max_size=3))})
+    if kind == "mutation":
+        run_id = draw(_ids(site)).encode()
+        return _dumps(draw(_mutations(site, operation))).replace(b'"ID"', b'"%b"' % run_id)
     return _dumps(draw(_VALUES))
 
 
@@ -191,7 +206,9 @@ def _ids(site: Site) -> st.SearchStrategy[str]:
 
 @st.composite
 def _requests(draw: st.DrawFn, site: Site) -> tuple[Operation, str, bytes, Any, list[bytes]]:
-    operation = draw(st.sampled_from(site.operations))
+    # Those that take something have more to go wrong.
+    eager = [operation for operation in site.operations if operation.takes]
+    operation = draw(st.sampled_from([*site.operations, *eager * 4]))
     segment = st.one_of(_ids(site), _JUNK.filter(lambda text: text and "/" not in text))
     path = re.sub(r"\{\w+\}", lambda _: draw(segment), operation.path)
     names = [query.name for query in operation.query] or ["x"]
@@ -221,7 +238,7 @@ def _requests(draw: st.DrawFn, site: Site) -> tuple[Operation, str, bytes, Any, 
             max_size=4,
         )
     )
-    body = draw(_bodies(site))
+    body = draw(_bodies(site, operation))
     cut = draw(st.integers(0, len(body)))
     pairs_of_headers = [(name.encode(), value) for name, value in headers.items()]
     return operation, path, query, pairs_of_headers, [body[:cut], body[cut:]]
@@ -300,3 +317,10 @@ def test_a_path_that_leads_nowhere_is_not_found(site: Site, path: str) -> None:
     answer = site.runner.run(ask(site, "GET", path, b"\xff=%ff", [], [b"\xff"]))
     assert answer.status in (404, 405, 307)
     assert answer.status == 307 or orjson.loads(answer.body)["status"] == answer.status
+
+
+@pytest.mark.parametrize("code", [{}, [], None, 1])
+def test_an_op_whose_code_is_no_text_is_refused(site: Site, code: Any) -> None:
+    body = orjson.dumps({"steps": [{"op": code, "id": hash_name("b")}]})
+    path = f"/v1/checkpoint/{site.ids[0]}/steps"
+    assert site.runner.run(ask(site, "POST", path, b"", [], [body])).status == 400

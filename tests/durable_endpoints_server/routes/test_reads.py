@@ -114,7 +114,7 @@ def test_a_run_is_cancelled_once(site: Site) -> None:
 
 def test_metadata_is_refused_and_not_swallowed(site: Site) -> None:
     answer = site.client.post(f"/v1/runs/{site.run()}/metadata", json={})
-    assert (answer.status_code, answer.json()["code"]) == (501, "unsupported")
+    assert (answer.status_code, answer.json()["code"]) == (422, "unsupported")
 
 
 @pytest.mark.parametrize("path", ["", "/jobs"])
