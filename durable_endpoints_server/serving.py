@@ -14,9 +14,9 @@ import uvicorn
 from durable_endpoints.protocol.wire import MAX_MESSAGE
 from durable_endpoints_server.app import create_app
 from durable_endpoints_server.guard import OwnMachine
-from durable_endpoints_server.http_protocol import BoundedHttpProtocol
 from durable_endpoints_server.listening import listen, port_of
 from durable_endpoints_server.logs import configure_logging
+from durable_endpoints_server.protocols import BoundedHttpProtocol, BoundedWebSocketProtocol
 from durable_endpoints_server.server import Server
 from durable_endpoints_server.settings import ServerSettings
 from durable_endpoints_server.store.location import sqlite_path
@@ -52,7 +52,7 @@ def http_config(server: Server) -> uvicorn.Config:
     return uvicorn.Config(
         OwnMachine(app) if settings.dev else app,
         http=BoundedHttpProtocol,
-        ws="websockets-sansio",
+        ws=BoundedWebSocketProtocol,
         ws_max_size=MAX_MESSAGE,
         # A process whose event loop is blocked is alive: it says so from a thread, by HTTP. One
         # whose machine is gone is found by TCP.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 
-from durable_endpoints_server import guard, http_protocol
+from durable_endpoints_server import guard, protocols
 from durable_endpoints_server.listening import listen, port_of
 from durable_endpoints_server.server import Server
 from durable_endpoints_server.serving import http_config
@@ -21,8 +21,8 @@ from tests.security.attacker import EVENT_KEY, KEY, OLD_KEY, Attacker
 def attacker() -> Iterator[Attacker]:
     """Somebody who reaches a real server, whose patience is short."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http_protocol, "HEAD_TIMEOUT", 0.3)
-        patch.setattr(http_protocol, "LINGER", 0.3)
+        patch.setattr(protocols, "HEAD_TIMEOUT", 0.3)
+        patch.setattr(protocols, "LINGER", 0.3)
         patch.setattr(guard, "_SILENCE", 0.3)
         settings = ServerSettings(
             signing_keys=(KEY, OLD_KEY), event_keys=(EVENT_KEY,), max_connections=50

@@ -1,5 +1,5 @@
-"""uvicorn's HTTP protocol with bounds: for the head of a request, its time, and what comes after an
-answer. Without them a connection that never ends its head costs nothing to keep, and memory."""
+"""uvicorn's protocols with bounds: for the head of a request, its time, what comes after an answer,
+and a handshake that is none. Without them whoever has no key keeps connections, and memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 MAX_HEAD = 64 * 1024
 """Bytes of a request line and its headers."""
@@ -66,3 +67,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
+    """One WebSocket."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None:
+            self.transport.close()  # which uvicorn leaves open, without an answer
+
+    def shutdown(self) -> None:
+        if not self.transport.is_closing():  # else uvicorn fails, and so would the whole shutdown
+            super().shutdown()
