@@ -42,9 +42,11 @@ from durable_endpoints.step import step
 from durable_endpoints.stream import stream
 
 if TYPE_CHECKING:
+    from durable_endpoints.checkpoint_client import CheckpointClient
     from durable_endpoints.client import fetch_with_stream
 
 __all__ = [
+    "CheckpointClient",
     "CompensationError",
     "ConfigurationError",
     "DurableEndpointsError",
@@ -84,7 +86,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`fetch_with_stream` is imported when it is used: a server needs no HTTP client."""
+    """Clients are imported when they are used: a server needs none."""
+    if name == "CheckpointClient":
+        from durable_endpoints.checkpoint_client import CheckpointClient
+
+        return CheckpointClient
     if name == "fetch_with_stream":
         from durable_endpoints.client import fetch_with_stream
 

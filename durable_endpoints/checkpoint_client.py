@@ -74,9 +74,10 @@ class CheckpointClient:
         signing_key_fallback: str | None = None,
         client: Any = None,
     ) -> None:
-        self._address = Address(base_url, signing_key, signing_key_fallback)
+        address = Address(base_url, signing_key, signing_key_fallback)
         self._client = client if client is not None else http_client("AsyncClient")
         self._is_own = client is None
+        self._asker = Asker(address, self._client)
 
     async def new_run(
         self,
@@ -91,12 +92,12 @@ class CheckpointClient:
         all later checkpoints of the run."""
         question = checkpoints.new_run(run_id, event, steps, retries, idempotency, _now())
         tries = Tries(checkpoints.is_complete(steps))
-        answer = await self.ask(question, tries)
+        answer = await self._asker.ask(question, tries)
         return CheckpointRun(run_id) if tries.has_ended else checkpoints.read_run(run_id, answer)
 
     async def steps(self, run: CheckpointRun, steps: Sequence[Op]) -> None:
         """Report more steps of a run."""
-        await self.ask(checkpoints.steps_of(run, steps, _now()))
+        await self._asker.ask(checkpoints.steps_of(run, steps, _now()))
 
     async def response(self, run: CheckpointRun, result: ApiResult) -> None:
         """End a run with its response."""
@@ -105,31 +106,7 @@ class CheckpointClient:
     async def get_steps(self, run_id: str) -> dict[str, Any]:
         """What the server remembers of a run's steps, by their hashes: `{"data": …}`, `{"error":
         …}`, or what a wait was resolved with."""
-        return checkpoints.read_actions(await self.ask(checkpoints.actions(run_id)))
-
-    async def ask(self, question: Question, tries: Tries | None = None) -> bytes:
-        """Put any question to the server, as often as it takes; the answer's body."""
-        tries = tries or Tries()
-        for pause in tries:
-            await asyncio.sleep(pause)
-            status, body = 0, b""
-            try:
-                for key in self._address.keys:
-                    response = await self._client.request(
-                        question.method,
-                        self._address.base + question.path,
-                        content=question.content,
-                        headers=self._address.headers(question, key),
-                    )
-                    status, body = response.status_code, response.content
-                    if status not in (401, 403):
-                        break
-            except Exception as error:
-                tries.fails(self._address.lost(question, error))
-                continue
-            if tries.answered(checkpoints.failure(question, status, body)):
-                return body
-        raise tries.failure
+        return checkpoints.read_actions(await self._asker.ask(checkpoints.actions(run_id)))
 
     async def aclose(self) -> None:
         """Close the connections, unless they are of a client of yours."""
@@ -146,6 +123,43 @@ class CheckpointClient:
         trace: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+class Asker:
+    """Puts questions to a server."""
+
+    def __init__(self, address: Address, client: Any) -> None:
+        self._address = address
+        self._client = client
+
+    async def ask(self, question: Question, tries: Tries | None = None) -> bytes:
+        """Put any question to the server, as often as it takes; the answer's body."""
+        tries = tries or Tries()
+        for pause in tries:
+            await asyncio.sleep(pause)
+            try:
+                status, body = await self._send(question)
+            except Exception as error:
+                tries.fails(self._address.lost(question, error))
+                continue
+            if tries.answered(checkpoints.failure(question, status, body)):
+                return body
+        raise tries.failure
+
+    async def _send(self, question: Question) -> tuple[int, bytes]:
+        """Ask once, with the other key if the first one is refused."""
+        status, body = 0, b""
+        for key in self._address.keys:
+            response = await self._client.request(
+                question.method,
+                self._address.base + question.path,
+                content=question.content,
+                headers=self._address.headers(question, key),
+            )
+            status, body = response.status_code, response.content
+            if status not in (401, 403):
+                break
+        return status, body
 
 
 class Address:

@@ -10,14 +10,28 @@ or, as an iterator:
     print(stream.response.json(), transcript.text)
 
 Both exist in a blocking form. None needs anything of an application but its URL.
+
+And for what reports runs without `@endpoint`, `CheckpointClient` and `CheckpointClientSync`.
 """
 
+from durable_endpoints.checkpoint_client import (
+    ApiResult,
+    BadCheckpointError,
+    CheckpointClient,
+    CheckpointError,
+    CheckpointRefusedError,
+    CheckpointRun,
+    RunEvent,
+    ServerUnavailableError,
+    UnknownRunError,
+)
 from durable_endpoints.client.blocking import (
     DurableStreamSync,
     fetch_with_stream_sync,
     open_stream_sync,
 )
 from durable_endpoints.client.cancel import cancel_run, cancel_run_sync
+from durable_endpoints.client.checkpoints import CheckpointClientSync
 from durable_endpoints.client.errors import StreamError
 from durable_endpoints.client.events import (
     Chunk,
@@ -33,6 +47,13 @@ from durable_endpoints.client.stream import DurableStream, fetch_with_stream, op
 from durable_endpoints.client.transcript import Transcript
 
 __all__ = [
+    "ApiResult",
+    "BadCheckpointError",
+    "CheckpointClient",
+    "CheckpointClientSync",
+    "CheckpointError",
+    "CheckpointRefusedError",
+    "CheckpointRun",
     "Chunk",
     "Commit",
     "DurableStream",
@@ -42,9 +63,12 @@ __all__ = [
     "Pacing",
     "Progress",
     "Rollback",
+    "RunEvent",
+    "ServerUnavailableError",
     "StreamError",
     "StreamEvent",
     "Transcript",
+    "UnknownRunError",
     "cancel_run",
     "cancel_run_sync",
     "fetch_with_stream",

@@ -35,7 +35,8 @@ class CheckpointError(DurableEndpointsError):
 
 
 class CheckpointRefusedError(CheckpointError):
-    """The server does not take the signing key, nor the fallback key (401, 403)."""
+    """The server takes neither the signing key nor the fallback key, or does not trust the event's
+    domain (401, 403)."""
 
 
 class UnknownRunError(CheckpointError):

@@ -13,7 +13,7 @@ import click
 import durable_endpoints
 import durable_endpoints.client
 import durable_endpoints.testing
-from durable_endpoints import encryption, errors, hooks, settings
+from durable_endpoints import checkpoint_client, encryption, errors, hooks, settings
 from durable_endpoints.client.call import Sending
 from durable_endpoints_server import cli
 from tests.docs.pages import GENERATED
@@ -56,6 +56,19 @@ _SECTIONS = [
     Section("Events and signals", "", ("send_event", "Event", "send_signal", "Signal")),
     Section("Errors", "", ()),
 ]
+_CHECKPOINTS = (
+    "CheckpointClient",
+    "CheckpointClientSync",
+    "RunEvent",
+    "CheckpointRun",
+    "ApiResult",
+    "CheckpointError",
+    "CheckpointRefusedError",
+    "UnknownRunError",
+    "BadCheckpointError",
+    "ServerUnavailableError",
+)
+"""Of `durable_endpoints.client`, but not about streams."""
 
 
 def public_names() -> set[str]:
@@ -82,8 +95,11 @@ def page() -> str:
     parts += _objects(encryption, ("StepEncryption",))
     parts += ["## Settings", _settings()]
     parts += ["## Reading streams", "From `durable_endpoints.client`."]
-    parts += _objects(durable_endpoints.client, durable_endpoints.client.__all__)
+    of_streams = [name for name in durable_endpoints.client.__all__ if name not in _CHECKPOINTS]
+    parts += _objects(durable_endpoints.client, of_streams)
     parts += ["### Sending", klass("Sending", Sending, 4)]
+    parts += ["## Checkpoint API", "From `durable_endpoints.client`."]
+    parts += [doc(checkpoint_client), *_objects(durable_endpoints.client, _CHECKPOINTS)]
     parts += ["## Testing", "From `durable_endpoints.testing`.", doc(durable_endpoints.testing)]
     parts += _objects(durable_endpoints.testing, durable_endpoints.testing.__all__)
     parts += ["## Command line", *_commands(cli.main, "durable-endpoints")]

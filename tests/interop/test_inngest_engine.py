@@ -17,6 +17,7 @@ from durable_endpoints import (
     DurableEndpointsMiddleware,
     NonRetriableError,
     RetryAfterError,
+    StepEncryption,
     StepError,
     endpoint,
     endpoint_proxy,
@@ -54,7 +55,7 @@ def application(inngest: InngestServer, **settings: Any) -> FastAPI:
 async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with (
         serving(app) as url,
-        httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as client,
+        httpx.AsyncClient(base_url=url, timeout=10, trust_env=False, verify=False) as client,
     ):
         yield client
 
@@ -290,7 +291,7 @@ async def test_a_wait_is_resolved_by_an_event_that_matches(inngest: InngestServe
     async with client_of(app) as client:
         first = await client.post("/orders/7")
         waiting = asyncio.create_task(client.get(first.headers["location"]))
-        async with httpx.AsyncClient(base_url=inngest.url, trust_env=False) as other:
+        async with httpx.AsyncClient(base_url=inngest.url, trust_env=False, verify=False) as other:
             await other.post("/e/key", json={"name": "order/paid", "data": {"order_id": 8}})
             await other.post("/e/key", json={"name": "order/paid", "data": {"order_id": 7}})
         answer = await waiting
@@ -322,7 +323,7 @@ async def test_alternatives_of_one_event_are_waited_for_together_and_of_several_
 
     async with client_of(app) as client:
         first = await client.get("/one")
-        async with httpx.AsyncClient(base_url=inngest.url, trust_env=False) as other:
+        async with httpx.AsyncClient(base_url=inngest.url, trust_env=False, verify=False) as other:
             await other.post("/e/key", json={"name": "decided", "data": {"ok": False}})
         assert (await client.get(first.headers["location"])).json() == "no"
         assert (await client.get("/two")).status_code == 500
@@ -449,7 +450,7 @@ async def test_another_process_of_the_application_goes_on_with_a_run(
     async with client_of(new_app()) as client:
         run = inngest.runs[first.headers["durable-run-id"]]
         run.event["data"]["domain"] = str(client.base_url).rstrip("/")  # it has another port now
-        async with httpx.AsyncClient(base_url=inngest.url, trust_env=False) as other:
+        async with httpx.AsyncClient(base_url=inngest.url, trust_env=False, verify=False) as other:
             await other.post("/e/key", json={"name": "go", "data": {}})
         answer = await client.get(first.headers["location"])
     assert answer.json() == "b"
@@ -527,3 +528,132 @@ async def test_a_retry_comes_when_the_step_wants_it(inngest: InngestServer) -> N
         assert (await follow(client, "GET", "/")).json() == "done"
     assert [reply.headers.get("retry-after") for reply in inngest.replies] == ["7", None, None]
     assert len(tries) == 2
+
+
+async def test_the_tries_of_a_step_are_its_own(inngest: InngestServer) -> None:
+    app, tries = application(inngest), []
+
+    @app.get("/")
+    @endpoint(retries=5)
+    async def handler() -> str:
+        async def broken() -> None:
+            tries.append("broken")
+            raise ValueError("never")
+
+        try:
+            await step.options(retries=1).run("broken", broken)
+        except StepError as error:
+            return f"{error.attempts} tries"
+        return ""
+
+    async with client_of(app) as client:
+        assert (await follow(client, "GET", "/")).json() == "2 tries"
+    assert tries == ["broken", "broken"]
+
+
+async def test_a_shutdown_hands_the_run_to_the_server(inngest: InngestServer) -> None:
+    done: list[str] = []
+    app = application(inngest)
+    began = asyncio.Event()
+
+    @app.get("/")
+    @endpoint
+    async def handler() -> str:
+        async def slow() -> str:
+            began.set()
+            await asyncio.sleep(0.2)
+            done.append("slow")
+            return "slow"
+
+        await step.run("slow", slow)
+        return await step.run("next", counting(done, "next"))
+
+    async with client_of(app) as client:
+        asking = asyncio.create_task(client.get("/"))
+        await began.wait()
+        middleware(app).begin_drain()
+        answer = await asking
+        assert answer.status_code == 303
+        assert done == ["slow"]
+    told = [op["displayName"] for _, _, body in inngest.requests if body for op in body["steps"]]
+    assert told[:2] == ["slow", "durable:request"]
+    assert told[2].startswith("durable:handover")
+
+
+def middleware(app: FastAPI) -> Any:
+    """What the middleware of a running application knows."""
+    layer: Any = app.middleware_stack
+    while not isinstance(layer, DurableEndpointsMiddleware):
+        layer = layer.app
+    return layer._application
+
+
+async def test_a_step_that_fails_for_good_waits_for_its_siblings(inngest: InngestServer) -> None:
+    app, done = application(inngest), []
+
+    @app.get("/")
+    @endpoint
+    async def handler() -> list[str]:
+        async def broken() -> None:
+            done.append("broken")
+            raise NonRetriableError("no")
+
+        async def slow() -> str:
+            await asyncio.sleep(0.1)
+            done.append("slow")
+            return "slow"
+
+        found = await asyncio.gather(
+            step.run("broken", broken), step.run("slow", slow), return_exceptions=True
+        )
+        return [str(one) if isinstance(one, str) else type(one).__name__ for one in found]
+
+    async with client_of(app) as client:
+        assert (await follow(client, "GET", "/")).json() == ["StepError", "slow"]
+    assert done == ["broken", "slow"]
+
+
+async def test_step_data_can_be_encrypted(inngest: InngestServer) -> None:
+    app = FastAPI()
+    app.add_middleware(
+        DurableEndpointsMiddleware, server_url=inngest.url, hooks=[StepEncryption("k" * 32)]
+    )
+
+    @app.get("/")
+    @endpoint
+    async def handler() -> Response:
+        text = await step.run("a", counting([], "a", "a secret"))
+        await step.sleep("rest", 0.1)
+
+        async def broken() -> None:
+            raise NonRetriableError("another secret")
+
+        try:
+            await step.run("b", broken)
+        except StepError as error:
+            return Response(f"{len(text)} {len(str(error.__cause__))}")
+        return Response("")
+
+    async with client_of(app) as client:
+        assert (await follow(client, "GET", "/")).text == "8 14"
+    assert "secret" not in str(inngest.requests)
+    assert "secret" not in str([reply.text for reply in inngest.replies])
+
+
+async def test_the_server_calls_where_the_public_url_says(inngest: InngestServer) -> None:
+    app = application(inngest, public_url="https://api.example.com/shop")
+
+    @app.get("/{item}")
+    @endpoint
+    async def handler(item: str) -> None:
+        await step.wait_for_event("never", event="never", timeout="24h")
+
+    async with client_of(app) as client:
+        await client.get("/a%20b?x=1", headers={"host": "evil.example.com"})
+    (run,) = inngest.runs.values()
+    shown = {name: run.event["data"][name] for name in ("domain", "path", "query_params")}
+    assert shown == {
+        "domain": "https://api.example.com",
+        "path": "/shop/a%20b",
+        "query_params": "x=1",
+    }

@@ -61,14 +61,17 @@ class Calls:
         self._keys = [key for key in (settings.signing_key, settings.signing_key_fallback) if key]
         self._seen: OrderedDict[tuple[str, ...], float] = OrderedDict()
 
-    def admits(self, headers: Mapping[str, str], peer: str, body: bytes) -> bool:
-        """Whether a call is signed, and new; or, without a key, from this machine."""
+    def admits(self, headers: Mapping[str, str], peer: str, body: bytes) -> str | None:
+        """The key that has signed a call, if it is new; or an empty one, if there are no keys, and
+        it comes from this machine. None if it is refused."""
         if not self._keys:
-            return is_local(f"http://[{peer}]" if ":" in peer else f"http://{peer}")
+            is_here = is_local(f"http://[{peer}]" if ":" in peer else f"http://{peer}")
+            return "" if is_here else None
         now = time.time()
         signature = headers[signing.SIGNATURE_HEADER]
-        if not signing.verify(self._keys, signature, body, int(now)):
-            return False
+        fitting = [key for key in self._keys if signing.verify([key], signature, body, int(now))]
+        if not fitting:
+            return None
         names = ("x-run-id", "x-request-id", "x-inngest-step-id", signing.SIGNATURE_HEADER)
         call = tuple(headers.get(name, "") for name in names)
         while self._seen and (
@@ -76,15 +79,9 @@ class Calls:
         ):
             self._seen.popitem(last=False)
         if call in self._seen:
-            return False
+            return None
         self._seen[call] = now + 2 * signing.TOLERANCE
-        return True
-
-    def signature(self, body: bytes) -> dict[str, str]:
-        """What shows the server that a reply is the application's."""
-        if not self._keys:
-            return {}
-        return {signing.SIGNATURE_HEADER: signing.sign(self._keys[0], body, int(time.time()))}
+        return fitting[0]
 
 
 async def answer(
@@ -94,10 +91,11 @@ async def answer(
     headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in reversed(scope["headers"])}
     body = await _read(receive)
     if body is None:
-        await _reply(engine, send, _refusal(413, "the body of a call is too large"))
+        await _reply(send, _refusal(413, "the body of a call is too large"))
         return
     peer = (scope.get("client") or ("", 0))[0]
-    if not engine.calls.admits(headers, peer, body):
+    key = engine.calls.admits(headers, peer, body)
+    if key is None:
         logger.warning(
             "a call from %s for run %.40r was refused: %s",
             peer,
@@ -106,20 +104,24 @@ async def answer(
             if engine.settings.signing_key
             else "without a signing key, only this machine may call",
         )
-        await _reply(engine, send, _refusal(401, "Unauthorized"))
+        await _reply(send, _refusal(401, "Unauthorized"))
         return
     if not _ULID.fullmatch(headers["x-run-id"].upper()):
-        await _reply(engine, send, _refusal(400, "x-run-id is no ULID"))
+        await _reply(send, _refusal(400, "x-run-id is no ULID"), key)
         return
-    call = _Call(engine, scope, headers["x-run-id"], _orders(headers))
+    call = _Call(engine, scope, headers["x-run-id"], _orders(headers), key)
     await call.answer(receive, send, execute)
 
 
 class _Call:
     """A call that may be answered."""
 
-    def __init__(self, engine: InngestEngine, scope: Scope, run_id: str, orders: Orders) -> None:
+    def __init__(
+        self, engine: InngestEngine, scope: Scope, run_id: str, orders: Orders, key: str
+    ) -> None:
+        """`key` is the one that has signed it."""
         self._engine = engine
+        self._key = key
         self._scope = scope
         self._run_id = run_id
         self._orders = orders
@@ -134,7 +136,7 @@ class _Call:
             logger.error("run %s cannot go on: %s", self._run_id, error)
             found = reentry.problem(type(error).__name__, "the run cannot go on: see the log")
         if isinstance(found, Answer):
-            await _reply(self._engine, send, found)
+            await _reply(send, found, self._key)
             return
         session = found.session
         assert isinstance(session, ReentrySession)
@@ -149,7 +151,7 @@ class _Call:
                 session.tell(reentry.problem("no_answer", "the execution ended without an answer"))
             await tee.finish()
             session.was_lost = gone.done()
-            await _reply(self._engine, send, session.answer.result())
+            await _reply(send, session.answer.result(), self._key)
             session.is_sent.set()
             if self._streams and session.completion is not None and not session.was_lost:
                 self._engine.spawn(self._tell_end(session), f"end the stream of {self._run_id}")
@@ -193,6 +195,8 @@ class _Call:
             memo_bytes=sum(len(record.value or b"") for record in memo),
             last_order=len(memo),
         )
+        done = {record.id.hash for record in memo}
+        memo += [record for record in engine.tries_of(self._run_id) if record.id.hash not in done]
         session = ReentrySession(engine, run, memo, self._orders)
         return Reentry(session, new.function_id, request, new.retries, guide=session)
 
@@ -250,15 +254,17 @@ class _LazyTee:
             await self._tee.finish()
 
 
-async def _reply(engine: InngestEngine, send: Send, answer: Answer) -> None:
+async def _reply(send: Send, answer: Answer, key: str = "") -> None:
     headers = {
         "content-type": "application/json",
         "x-inngest-sdk": _sdk(),
         "x-inngest-sdk-handled": "true",
         "x-inngest-framework": "starlette",
         "x-inngest-req-version": "2",
-        **engine.calls.signature(answer.body),
     }
+    if key:
+        signature = signing.sign(key, answer.body, int(time.time()))
+        headers[signing.SIGNATURE_HEADER] = signature
     if answer.may_retry is not None:
         headers["x-inngest-no-retry"] = "false" if answer.may_retry else "true"
     if answer.retry_after is not None:

@@ -21,7 +21,14 @@ from urllib.parse import quote, urlencode
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from durable_endpoints.checkpoint_client import TRIES, CheckpointClient, Tries, http_client
+from durable_endpoints.checkpoint_client import (
+    TRIES,
+    Address,
+    Asker,
+    CheckpointClient,
+    Tries,
+    http_client,
+)
 from durable_endpoints.engines.base import Executor, KeyHolder, Outcome, Script, Session
 from durable_endpoints.engines.base import StreamReader as Reader
 from durable_endpoints.engines.inngest import calling, origins
@@ -48,7 +55,7 @@ from durable_endpoints.protocol.checkpoints import (
     UnknownRunError,
 )
 from durable_endpoints.protocol.messages import StoredRequest, StoredResponse
-from durable_endpoints.protocol.ops import NewEvent
+from durable_endpoints.protocol.ops import NewEvent, StepRecord, StepState
 from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.streams import StreamStart
 from durable_endpoints.protocol.tokens import Grant
@@ -66,7 +73,7 @@ _MAX_STEPS = 1_000
 _MAX_RESULT = 4 * 1024 * 1024
 _MAX_REQUEST = 3_000_000
 """Bytes of a request, sealed, that fit into one checkpoint."""
-_KEPT = 100_000
+_KEPT = 20_000
 """Runs whose tokens and keys this process remembers."""
 _ANYWHERE = 10**15
 """A position beyond all others: the server numbers none."""
@@ -95,12 +102,16 @@ class InngestEngine:
         self._keyring: Keyring | None = None
         self._http: Any = None
         self._checkpoints: CheckpointClient | None = None
+        self._asker: Asker | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._users = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._here: dict[str, FirstSession] = {}
         """Runs that are executed by the request that began them."""
         self._runs: OrderedDict[str, CheckpointRun] = OrderedDict()
+        self._tries: OrderedDict[str, dict[str, StepRecord]] = OrderedDict()
+        """Steps of runs that have failed here, and are to be tried again: the server does not tell
+        how often that was."""
         self._holders: OrderedDict[str, KeyHolder] = OrderedDict()
         self._drain = asyncio.Event()
         self._failed_at = 0.0
@@ -124,12 +135,11 @@ class InngestEngine:
         if self._loop is not loop:
             proxies = {"trust_env": False} if self._is_local else {}
             self._http = http_client("AsyncClient", **proxies)
+            key, fallback = self.settings.signing_key, self.settings.signing_key_fallback
             self._checkpoints = CheckpointClient(
-                self._url,
-                signing_key=self.settings.signing_key,
-                signing_key_fallback=self.settings.signing_key_fallback,
-                client=self._http,
+                self._url, signing_key=key, signing_key_fallback=fallback, client=self._http
             )
+            self._asker = Asker(Address(self._url, key, fallback), self._http)
             self._loop, self._drain = loop, asyncio.Event()
         if for_good:
             self._users += 1
@@ -158,7 +168,7 @@ class InngestEngine:
             task.cancel()
         if self._http is not None and self._loop is asyncio.get_running_loop():
             await self._http.aclose()
-        self._http = self._checkpoints = self._loop = None
+        self._http = self._checkpoints = self._asker = self._loop = None
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(coroutine, name=name, context=Context())
@@ -191,8 +201,10 @@ class InngestEngine:
 
     async def ask(self, question: Question, tries: int = TRIES) -> bytes:
         """Put a question to the server. Raises `StorageError`, and `UnknownRunError`."""
+        if self._asker is None:
+            raise EngineClosedError("the engine is not running")
         try:
-            answer = await self.checkpoints.ask(question, Tries(most=tries))
+            answer = await self._asker.ask(question, Tries(most=tries))
         except CheckpointRefusedError as error:
             raise StorageError(
                 f"the server takes no such key: {error}. Set DURABLE_ENDPOINTS_SIGNING_KEY, and "
@@ -202,9 +214,13 @@ class InngestEngine:
         except UnknownRunError:
             raise
         except CheckpointError as error:
-            self._failed_at = time.monotonic()
-            raise StorageError(str(error), where="") from error
+            raise self.failed(error) from error
         return answer
+
+    def failed(self, error: CheckpointError) -> StorageError:
+        """The server did not do its part; what to raise."""
+        self._failed_at = time.monotonic()
+        return StorageError(str(error), where="")
 
     @property
     def is_healthy(self) -> bool:
@@ -278,6 +294,18 @@ class InngestEngine:
         if not session.is_known:  # its client was told that there is no run: the key is free
             for key in [key for key, held in self._holders.items() if held.run_id == session.id]:
                 del self._holders[key]
+
+    def tried(self, run_id: str, step: StepRecord) -> None:
+        """A try of a step has ended."""
+        tries = self._tries.get(run_id, {})
+        if step.state is StepState.RETRYING:
+            _remember(self._tries, run_id, {**tries, step.id.hash: step._replace(due=None)})
+        elif tries.pop(step.id.hash, None) is not None and not tries:
+            del self._tries[run_id]
+
+    def tries_of(self, run_id: str) -> list[StepRecord]:
+        """The steps of a run that are to be tried again, as far as this process knows."""
+        return list(self._tries.get(run_id, {}).values())
 
     def log_of(self, run_id: str) -> StreamLog | None:
         """The stream of a run that is executed here."""

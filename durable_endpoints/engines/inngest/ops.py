@@ -31,7 +31,9 @@ WireOp = dict[str, Any]
 
 _TYPES = {StepKind.SEND: "step.sendEvent", StepKind.REMEMBER: "remember"}
 _ORIGINAL = "durable"
-"""Under which a failure as this SDK knows it rides in an error object."""
+"""Under which a failure as this SDK knows it rides in an error object …"""
+_ATTEMPTS = "attempts"
+"""… and how many tries there were."""
 
 
 def done(step: StepRecord) -> WireOp:
@@ -49,7 +51,7 @@ def memo_entry(name: str, value: bytes) -> WireOp:
 
 def failed(step: StepRecord, is_final: bool) -> WireOp:
     """A step that failed, for good or to be tried again."""
-    error = error_of(step.error or b"{}")
+    error = error_of(step.error or b"{}", step.attempt)
     shown = {name: error[name] for name in ("__serialized", "name", "message")}
     op = _op("StepFailed" if is_final else "StepError", step.id, {**shown, "stack": ""})
     return {**op, "error": error, "timing": _timing(step)}
@@ -103,14 +105,14 @@ def duration(milliseconds: int) -> str:
     return f"{max(1, math.ceil(milliseconds / 1_000))}s"
 
 
-def error_of(text: bytes) -> dict[str, Any]:
+def error_of(text: bytes, attempts: int = 1) -> dict[str, Any]:
     """A failure as an error object; `text` is what this SDK keeps, which a hook may have coded."""
     failure = decode(text)
     form = failure.as_dict()
     shown = {name: form[name] for name in ("name", "message", "stack", "__serialized")}
     if "cause" in form:
         shown["cause"] = form["cause"]
-    return {**shown, "data": {_ORIGINAL: orjson.Fragment(text)}}
+    return {**shown, "data": {_ORIGINAL: orjson.Fragment(text), _ATTEMPTS: attempts}}
 
 
 def failure_of(error: Any) -> bytes:
@@ -133,11 +135,18 @@ def _record(key: str, value: Any, order: int) -> StepRecord | None:
     shape = value.keys() - {"type"} if isinstance(value, dict) else set()
     if shape == {"error"}:
         error = failure_of(value["error"])
-        return StepRecord(step, kind, StepState.FAILED, 1, order, error=error)
+        attempts = _attempts(value["error"])
+        return StepRecord(step, kind, StepState.FAILED, attempts, order, error=error)
     if shape == {"input"}:
         return None  # somebody wants it to run again; with other arguments it cannot
     result = value["data"] if shape == {"data"} else value
     return StepRecord(step, kind, StepState.DONE, 1, order, orjson.dumps(result))
+
+
+def _attempts(error: Any) -> int:
+    data = error.get("data") if isinstance(error, Mapping) else None
+    attempts = data.get(_ATTEMPTS) if isinstance(data, Mapping) else None
+    return attempts if isinstance(attempts, int) else 1
 
 
 def event_of(op: SendEvent) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Outbox:
         except EngineError as error:
             self._failure = error
         except CheckpointError as error:
-            self._failure = StorageError(f"the server did not take a checkpoint: {error}", where="")
+            self._failure = self._engine.failed(error)
         except BaseException:
             self._failure = StorageError("this process ended before a checkpoint", where="")
             raise

@@ -128,6 +128,7 @@ class ReentrySession(Mirror):
         step = self.decided(op)
         if self._done is not None:  # before the handler was reached: a dependency was remembered
             return step
+        self._engine.tried(self.id, step)
         if isinstance(op, Sleep | WaitForEvent):
             self._found.append(ops.opened(op, step.due, self._engine.now()))
             return step

@@ -67,6 +67,7 @@ class FirstSession(Mirror):
     def record(self, op: StepOp) -> StepRecord:
         """As `Session.record`."""
         step = self.decided(op)
+        self._engine.tried(self.id, step)
         if step.state is StepState.DONE:
             self._open.pop(step.id.hash, None)
             self._outbox.add(ops.done(step), op if isinstance(op, SendEvent) else None)
