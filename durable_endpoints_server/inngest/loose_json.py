@@ -4,21 +4,32 @@ there, and what other programs of the world send is not to be lost over it."""
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+import re
+from typing import Any, Final
 
 import orjson
 
+_DEPTH: Final = 250
+_TOO_DEEP: Final = f"it is nested more than {_DEPTH} levels deep"
+_BRACKETS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+
 
 def read(text: bytes) -> Any:
-    """The value of a JSON text. Raises `ValueError` for what is none."""
+    """The value of a JSON text, which `write` can write again, within others too.
+
+    Raises `ValueError` for what is no JSON, and for what is nested more than 250 levels deep.
+    """
     try:
-        return orjson.loads(text)
+        value = orjson.loads(text)
     except ValueError:
-        pass
-    try:
-        return json.loads(text.decode("utf-8"), parse_constant=_refuse)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        try:
+            value = json.loads(text.decode("utf-8"), parse_float=_finite, parse_constant=_refuse)
+        except RecursionError:
+            raise ValueError(_TOO_DEEP) from None
+    if text.count(b"[") + text.count(b"{") > _DEPTH:
+        _check_depth(value, text)
+    return value
 
 
 def write(value: Any) -> bytes:
@@ -33,6 +44,22 @@ def write(value: Any) -> bytes:
 def printable(text: str, limit: int) -> str:
     """A text that UTF-8 can hold, and no longer than `limit` characters."""
     return text[:limit].encode("utf-8", "replace").decode("utf-8")
+
+
+def _check_depth(value: Any, text: bytes) -> None:
+    try:
+        orjson.dumps(value)  # fast, and refuses what is too deep
+    except TypeError:
+        depth = 0
+        for found in _BRACKETS.finditer(text):
+            depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(found[0], 0)
+            if depth > _DEPTH:
+                raise ValueError(_TOO_DEEP) from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)
 
 
 def _refuse(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from durable_endpoints.protocol.errors import EngineError
@@ -23,18 +24,22 @@ logger = logging.getLogger("durable_endpoints")
 class Reentries:
     """One of the server's executors."""
 
-    def __init__(self, means: Means, apps: Apps) -> None:
+    def __init__(self, means: Means, apps: Apps, share: int) -> None:
+        """One application gets `share` of the executions at the most: others have work too."""
         self._means = means
         self._host = means.host
         self._apps = apps
+        self._share = share
         self._executions: dict[str, Execution] = {}
+        self._running: Counter[str] = Counter()
         self._refused: set[str] = set()
 
     def place(self, entry: Entry) -> Place | Nobody:
         if not is_called_back(entry.app):
             return Nobody.HERE
         if self._apps.allows(entry.app):
-            return Place(self._host.owner, self._execute)
+            is_busy = self._running[entry.app] >= self._share
+            return Nobody.FREE if is_busy else Place(self._host.owner, self._execute)
         if entry.app not in self._refused:
             self._refused.add(entry.app)
             logger.warning(
@@ -51,6 +56,7 @@ class Reentries:
     async def _execute(self, live: LiveRun, entry: Entry) -> None:
         execution = Execution(self._means, live, entry)
         self._executions[live.id] = execution
+        self._running[entry.app] += 1
         try:
             await execution.run()
         except EngineError:
@@ -60,6 +66,8 @@ class Reentries:
             await live.park("failed_in_server")
         finally:
             del self._executions[live.id]
+            self._running[entry.app] -= 1
+            self._host.dispatcher.make_room(entry.app)
 
     async def checkpoint(self, run_id: str, generation: int, ops: Sequence[WireOp]) -> None:
         """Record steps that an application has made within a re-entry. Raises `Refusal`."""

@@ -45,7 +45,8 @@ class InngestRuns:
         self._caller = Caller(key, transport)
         self.apps = Apps(host, settings.app_origins, dev=settings.dev)
         self.checkpoints = Checkpoints(host, self.apps, backoff)
-        self.reentries = Reentries(Means(host, self._caller, backoff, tees), self.apps)
+        share = max(1, settings.max_executions * 3 // 4)
+        self.reentries = Reentries(Means(host, self._caller, backoff, tees), self.apps, share)
 
     async def load(self) -> None:
         """Find out who may be called back. Before the host looks for runs to execute."""

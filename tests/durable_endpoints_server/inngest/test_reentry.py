@@ -552,3 +552,55 @@ async def test_a_run_whose_application_is_not_trusted_any_more_stands_still_unti
         assert w.app.requests == []
         await w.client.put("/v1/durable/apps", json={"origin": ORIGIN})
         assert await w.settle() is Status.COMPLETED
+
+
+async def test_steps_may_be_told_of_within_a_reentry_that_is_under_way(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    async with world(store, clock) as w:
+        url = f"/v1/checkpoint/{w.run_id}/async"
+
+        class Telling(App):
+            async def answer(self, request: httpx.Request) -> httpx.Response:
+                generation = int(request.headers["x-inngest-generation-id"])
+                for number, status in ((generation, 200), (generation - 1, 409)):
+                    form = {"generation_id": number, "steps": [step_run("a", 1)]}
+                    assert (await w.client.post(url, json=form)).status_code == status
+                return await App.answer(self, request)
+
+        w.app.__class__ = Telling
+        w.app.handler = lambda: (yield RunStep("a", lambda: 2))  # type: ignore[misc]
+        await w.begin(sleep("nap", "0s"))
+        assert await w.settle() is Status.COMPLETED
+        assert (await w.output()).json() == 1
+        assert w.app.bodies == []
+        assert (await w.client.post(url, json={"generation_id": 1})).status_code == 409
+        assert (await w.client.post(url, json={})).status_code == 400
+
+
+async def test_one_application_does_not_take_all_executions(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    gate = asyncio.Event()
+
+    class Slow(App):
+        async def answer(self, request: httpx.Request) -> httpx.Response:
+            if request.url.host == "localhost":
+                self.bodies.append("held")
+                await gate.wait()
+            return await App.answer(self, request)
+
+    async with world(store, clock, Slow(), max_executions=4) as w:
+        slow = ["01ARZ3NDEKTSV4RRFFQ69G5FA" + last for last in "012345"]
+        for w.run_id in slow:
+            await w.begin(sleep("nap", "0s"))
+        await until(lambda: len(w.app.bodies) == 3)
+        w.run_id = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+        await w.begin(sleep("nap", "0s"), event=w.event(domain="http://127.0.0.1:3001"))
+        async with asyncio.timeout(5):
+            while await w.status() is not Status.COMPLETED:
+                await asyncio.sleep(0.01)
+        assert len(w.app.bodies) == 3
+        gate.set()
+        for w.run_id in slow:
+            assert await w.settle() is Status.COMPLETED
