@@ -57,7 +57,7 @@ class Caller:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             return Lost(f"it cannot be reached ({error or type(error).__name__})")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return Lost(f"the connection broke ({error or type(error).__name__})", was_sent=True)
+            return Lost(f"the connection broke ({error or type(error).__name__})")
 
     async def close(self) -> None:
         """Let go of the connections."""

@@ -48,9 +48,8 @@ logger = logging.getLogger("durable_endpoints")
 _LOST_NAME: Final = "durable:unreachable"
 _LOST_STEP: Final = StepId(hash_name(_LOST_NAME), _LOST_NAME, 0)
 """Under this reserved step it is counted how often in a row the application was not reached."""
-_MOST_UNREACHED: Final = 100
-_MOST_LOST: Final = 10
-"""How often in a row a connection may break while a request is executed."""
+_MOST_LOST: Final = 100
+"""With Inngest's table, that takes a week."""
 
 
 class Means(NamedTuple):
@@ -287,7 +286,7 @@ class Execution:
         if attempt & (attempt - 1) == 0:  # the first time, the second, the fourth …
             logger.warning("run %s: %s", self._live.id, problem)
         error = results.error("UnreachableError", problem)
-        if attempt > (_MOST_LOST if lost.was_sent else _MOST_UNREACHED):
+        if attempt > _MOST_LOST:
             return await self._end(Fail("unreachable", error))
         delay = self._backoff.after(attempt)
         op = StepRetry(_LOST_STEP, StepKind.HANDLER, error, attempt, elapsed, delay)

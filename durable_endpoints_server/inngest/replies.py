@@ -41,8 +41,6 @@ class Lost(NamedTuple):
     """There was no reply of the SDK, for a reason that passes: it was no try."""
 
     reason: str
-    was_sent: bool = False
-    """Whether the request may have begun to be executed."""
 
 
 Reply = Ops | Threw | Lost

@@ -325,9 +325,9 @@ async def test_an_application_that_is_away_is_asked_again_and_costs_no_try(
             await w.pass_time(1)
         assert await w.status() is Status.COMPLETED
         w.run_id = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
-        w.app.replies = [broken] * 11
+        w.app.replies = [broken] * 101
         await w.begin(sleep("nap", "0s"), retries=0)
-        for _ in range(11):
+        for _ in range(101):
             await w.settle()
             await w.pass_time(1)
         assert (await w.output()).json()["reason"] == "unreachable"
