@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -76,6 +77,12 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
         super().data_received(data)
         if self.conn.handshake_exc is not None:
             self.transport.close()  # which uvicorn leaves open, without an answer
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if self.close_sent:
+            # A refusal ends the handshake too: uvicorn would log it as a mistake of the route.
+            self.handshake_complete = True
 
     def shutdown(self) -> None:
         if not self.transport.is_closing():  # else uvicorn fails, and so would the whole shutdown

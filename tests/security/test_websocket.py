@@ -20,7 +20,7 @@ from tests.security.conftest import served
 _CLOSE = 8
 
 
-def open_socket(attacker: Attacker, *headers: str) -> tuple[socket.socket, str]:
+def open_socket(attacker: Attacker, *headers: str, key: str = KEY) -> tuple[socket.socket, str]:
     """A connection after its handshake, and the head of the answer."""
     lines = [
         f"GET {wire.PATH} HTTP/1.1",
@@ -30,7 +30,7 @@ def open_socket(attacker: Attacker, *headers: str) -> tuple[socket.socket, str]:
         "sec-websocket-version: 13",
         f"sec-websocket-key: {base64.b64encode(os.urandom(16)).decode()}",
         f"sec-websocket-protocol: {wire.SUBPROTOCOL}",
-        f"authorization: Bearer {hashed(KEY)}",
+        f"authorization: Bearer {hashed(key)}",
         *headers,
     ]
     connection = attacker.connect()
@@ -109,6 +109,15 @@ def test_a_handshake_that_is_none_opens_nothing(attacker: Attacker, header: str)
     with connection:
         assert head[9:12] in ("", "400", "426")
         assert b"" in (connection.recv(1_000), connection.recv(1_000))  # it is closed
+
+
+def test_a_refusal_fills_no_log(attacker: Attacker, caplog: pytest.LogCaptureFixture) -> None:
+    connection, head = open_socket(attacker, key="wrong")
+    with connection:
+        assert head.startswith("http/1.1 401")
+        while connection.recv(1_000):
+            pass
+    assert caplog.records == []
 
 
 def test_a_stop_is_not_held_up_by_connections_in_any_state() -> None:
