@@ -85,12 +85,12 @@ class Server:
         """Start nothing new, and let go of whoever waits: they ask the next process."""
         self.hub.close()
         self.host.begin_drain()
+        self.topics.release_all()
 
     async def stop(self) -> None:
         """Write what was recorded, and let go of the store."""
         self.begin_drain()
         await self.inngest.stop()
-        self.topics.release_all()
         await self.host.stop()
         await self.inngest.close()
 

@@ -40,7 +40,7 @@ def serve(settings: ServerSettings, announce: Callable[[int], None]) -> None:
     try:
         server = Server(settings, database.store)
         sockets = listen(settings.host, settings.port)
-        _HttpServer(http_config(server), server, announce).run(sockets)
+        HttpServer(http_config(server), server, announce).run(sockets)
     finally:
         database.close()
 
@@ -84,7 +84,7 @@ def _file_limit() -> int:
     return hard
 
 
-class _HttpServer(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """uvicorn, which tells the engine of a stop before it waits for requests to end: those that
     wait for a run would else keep it."""
 

@@ -4,14 +4,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
-import uvicorn
 
 from durable_endpoints_server import guard, protocols
 from durable_endpoints_server.listening import listen, port_of
 from durable_endpoints_server.server import Server
-from durable_endpoints_server.serving import http_config
+from durable_endpoints_server.serving import HttpServer, http_config
 from durable_endpoints_server.settings import ServerSettings
 from durable_endpoints_server.store.memory import MemoryStore
 from tests.security.attacker import EVENT_KEY, KEY, OLD_KEY, Attacker
@@ -31,11 +31,20 @@ def attacker() -> Iterator[Attacker]:
             yield Attacker(port)
 
 
+class InThread(HttpServer):
+    """Signals come to the main thread only."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 class served:
     """A server in a thread of this process."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        self._uvicorn = uvicorn.Server(http_config(Server(settings, MemoryStore())))
+        server = Server(settings, MemoryStore())
+        self._uvicorn = InThread(http_config(server), server, lambda _: None)
         self._sockets: list[socket.socket] = listen("127.0.0.1", 0)
         self._thread = threading.Thread(target=self._uvicorn.run, args=(self._sockets,))
 

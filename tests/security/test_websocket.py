@@ -6,16 +6,13 @@ import base64
 import os
 import socket
 import struct
-import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 import pytest
 
 from durable_endpoints.protocol import wire
 from durable_endpoints.protocol.signing import hashed
-from durable_endpoints_server.settings import ServerSettings
 from tests.security.attacker import KEY, Attacker
-from tests.security.conftest import served
 
 _CLOSE = 8
 
@@ -118,14 +115,3 @@ def test_a_refusal_fills_no_log(attacker: Attacker, caplog: pytest.LogCaptureFix
         while connection.recv(1_000):
             pass
     assert caplog.records == []
-
-
-def test_a_stop_is_not_held_up_by_connections_in_any_state() -> None:
-    with served(ServerSettings(signing_keys=(KEY,))) as port, ExitStack() as stack:
-        attacker = Attacker(port)
-        for headers in (["content-length: 5"], ["sec-websocket-key: short"], []):
-            stack.enter_context(open_socket(attacker, *headers)[0])
-        stack.enter_context(attacker.connect()).sendall(b"GET / HTTP/1.1\r\n")
-        stack.enter_context(attacker.connect())
-        began = time.monotonic()
-    assert time.monotonic() - began < 5
