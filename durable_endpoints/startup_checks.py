@@ -26,6 +26,16 @@ logger = logging.getLogger("durable_endpoints")
 _LIKE_OURS = re.compile(r"DURABLE_?ENDPOINTS?_", re.IGNORECASE)
 _OF_ENCRYPTION = (f"{PREFIX}ENCRYPTION_KEY", f"{PREFIX}ENCRYPTION_KEY_FALLBACK")
 
+OF_SERVERS = tuple(
+    PREFIX + name
+    for name in (
+        *("HOST", "PORT", "APP_ORIGIN", "RETRY_INTERVAL", "LEASE", "ABANDON_AFTER", "CONFIG"),
+        *("MAX_CONNECTIONS", "LOG_FORMAT", "LOG_LEVEL", "ACCESS_LOG"),
+    )
+)
+"""Variables of the companion server that an application has no use for, but may see: both may be
+started with the same environment."""
+
 
 def check_routes(
     routes: RouteTable, defaults: EndpointOptions, built_in_proxy: str, is_alone: bool
@@ -72,7 +82,7 @@ def check_environment(environ: Mapping[str, str] = os.environ) -> None:
     known = [variable_of(field.name) for field in fields(Settings)]
     options = [PREFIX + field.name.upper() for field in fields(EndpointOptions)]
     for name in sorted(environ):
-        if not _LIKE_OURS.match(name) or name in (*known, *_OF_ENCRYPTION):
+        if not _LIKE_OURS.match(name) or name in (*known, *_OF_ENCRYPTION, *OF_SERVERS):
             continue
         if name in options:
             option = name.removeprefix(PREFIX).lower()

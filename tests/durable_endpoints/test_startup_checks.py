@@ -14,8 +14,10 @@ from starlette.testclient import TestClient
 from durable_endpoints import DurableEndpointsMiddleware, Hook, endpoint, endpoint_proxy
 from durable_endpoints.application import _applications
 from durable_endpoints.encryption import StepEncryption
-from durable_endpoints.startup_checks import check_encryption, check_environment
+from durable_endpoints.settings import SETTINGS, variable_of
+from durable_endpoints.startup_checks import OF_SERVERS, check_encryption, check_environment
 from durable_endpoints.testing import VirtualEngine
+from durable_endpoints_server import settings as server_settings
 from durable_endpoints_server.store.file_system import check_file_system
 
 
@@ -261,3 +263,11 @@ def test_the_middleware_added_twice(caplog: pytest.LogCaptureFixture) -> None:
     app.add_middleware(DurableEndpointsMiddleware, engine=VirtualEngine())
     start(app)
     assert len([text for text in told(caplog) if "added twice" in text]) == 1
+
+
+def test_variables_of_the_server_are_no_typing_errors(caplog: pytest.LogCaptureFixture) -> None:
+    of_servers = {setting.variable for setting in server_settings.SETTINGS}
+    check_environment(dict.fromkeys(of_servers, "1"))
+    assert caplog.messages == []
+    ours = {variable_of(name) for name in SETTINGS}
+    assert {*OF_SERVERS} == (of_servers | {"DURABLE_ENDPOINTS_CONFIG"}) - ours
