@@ -186,6 +186,8 @@ async def succeed(
     execution.last_step = step
     if not execution.is_open:
         await execution.refuse(has_run=True)
+    if execution.session.is_raced:
+        await execution.in_order()
     if execution.hooks:
         await _after(execution, step, attempt, Result("completed"))
     return decoded
@@ -251,6 +253,7 @@ async def _record_failure(execution: Execution, op: StepFailed) -> None:
     record = execution.record(op)
     if not record.is_final:
         await execution.park(record)
+    await execution.in_order()
     if not execution.is_open:
         await execution.refuse(has_run=True)
 

@@ -227,6 +227,12 @@ class Execution:
             self.depart(Departure.WAITING)
         return record
 
+    async def in_order(self) -> None:
+        """Return once what was recorded last has its place in the order of completion: a replay
+        hands out results in that order, and this execution must not do so in another one."""
+        if self.session.is_raced:
+            await self.ask(self.session.in_order())
+
     # Streaming
 
     def push(self, step: str, attempt: int, value: bytes, kind: RecordKind) -> bool:

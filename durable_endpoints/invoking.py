@@ -92,7 +92,9 @@ async def invoke(execution: Execution, invocation: Invocation) -> Any:
         else:
             execution.session.watch(record)
         outcome = await _outcome(execution, record, child)
-        return _remember(execution, invocation, outcome)
+        answer = _remember(execution, invocation, outcome)
+        await execution.in_order()
+        return answer
     finally:
         execution.in_use.discard(step.name)
 

@@ -38,7 +38,7 @@ class UnkeptSession:
     generation = 1
     memo: Sequence[StepRecord] = ()
     stop_reason = ""
-    is_full = False
+    is_full = is_raced = False
     stream_tail = stream_written = 0
 
     def __init__(self, run_id: str, now: int, reason: str) -> None:
@@ -68,6 +68,9 @@ class UnkeptSession:
 
     def watch(self, step: StepRecord) -> None:
         """Nothing is open."""
+
+    async def in_order(self) -> None:
+        """Nothing else ends."""
 
     async def acknowledge(self) -> None:
         """Nothing is on its way."""

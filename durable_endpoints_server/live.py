@@ -184,6 +184,12 @@ class LiveRun:
         """The last change of this execution, for `until_written`."""
         return self._ticket
 
+    is_raced = False
+    """Whatever ends in this run ends here, in one order."""
+
+    async def in_order(self) -> None:
+        """Return once the step recorded last has its place in the order of completion."""
+
     async def acknowledge(self) -> None:
         """Return once everything recorded so far is on disk.
 

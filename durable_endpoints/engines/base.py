@@ -109,6 +109,18 @@ class Session(Protocol):
         """Let a step that an earlier execution opened be resolved in this one."""
         ...
 
+    @property
+    def is_raced(self) -> bool:
+        """Whether an open step may be resolved elsewhere, and the order in which it and what is
+        recorded here have ended be another one there. Then `in_order` tells."""
+        ...
+
+    async def in_order(self) -> None:
+        """Return once it is certain which steps have ended before the one that was recorded last:
+        the listener has been told of those, and is told of others later. Raises as `acknowledge`
+        does."""
+        ...
+
     async def acknowledge(self) -> None:
         """Return once everything recorded so far is on disk.
 

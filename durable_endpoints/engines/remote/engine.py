@@ -361,7 +361,7 @@ class RemoteEngine:
             "elapsed": elapsed,
             "run": run_id,
         }
-        self._station.say(["ask", 0, "track", about])
+        self._station.tell("track", about)
 
     # Keys
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+from collections.abc import Iterator
 from typing import Any
 
 from durable_endpoints.engines.remote.link import Link
@@ -23,6 +23,11 @@ _ERRORS: dict[str, type[EngineError] | type[LimitError]] = {
 }
 
 
+def error_of(code: str, message: str) -> EngineError | LimitError:
+    """The error that the server tells by a word."""
+    return _ERRORS.get(code, StorageError)(message)
+
+
 class ReleasedError(Exception):
     """Nobody shall wait for the answer any more: this process is about to end."""
 
@@ -39,9 +44,10 @@ class _Question:
 class Questions:
     """Those that one event loop has asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Iterator[int]) -> None:
+        """`numbers` gives those that nothing else has that is asked."""
         self._asked: dict[int, _Question] = {}
-        self._numbers = itertools.count(1)
+        self._numbers = numbers
 
     async def ask(
         self,
@@ -73,11 +79,11 @@ class Questions:
         if question is not None and not question.answer.done():
             question.answer.set_result(value)
 
-    def failed(self, number: int, code: str, message: str) -> None:
+    def failed(self, number: int, error: EngineError | LimitError) -> None:
         """The server cannot answer."""
         question = self._asked.pop(number, None)
         if question is not None:
-            _fail(question.answer, _ERRORS.get(code, StorageError)(message))
+            _fail(question.answer, error)
 
     def again(self) -> list[Frame]:
         """What to ask on a new link."""

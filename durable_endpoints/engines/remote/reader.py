@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from durable_endpoints.errors import EngineError
 from durable_endpoints.protocol import wire
@@ -32,6 +32,15 @@ class Asks(Protocol):
     def close_reader(self, number: int) -> None: ...
 
 
+class _Found(NamedTuple):
+    """An answer to `next`."""
+
+    what: bytes | Silence
+    position: int
+    id: str
+    stops_at_outcome: bool
+
+
 class RemoteReader:
     """A `StreamReader`, on the event loop of its station."""
 
@@ -51,6 +60,10 @@ class RemoteReader:
         self._waiting: asyncio.Future[bytes | Silence] | None = None
         self._patience = 0
         self._is_poked = False
+        self._is_asked = False
+        """Whether the server owes an answer."""
+        self._unread: _Found | None = None
+        """What came when nobody waited for it any more."""
 
     @property
     def position(self) -> int:
@@ -64,11 +77,15 @@ class RemoteReader:
         station = self._station
         if station.is_releasing and not self.stays:
             return Silence.ELSEWHERE
+        if self._unread is not None:
+            unread, self._unread = self._unread, None
+            return self._taken(unread)
         loop = asyncio.get_running_loop()
         self._waiting, self._patience = loop.create_future(), patience
         if self._is_poked and not station.is_open:
             self._heard(Silence.YET)
-        station.say(self._next())
+        if not self._is_asked:
+            station.say(self._next())
         seconds = patience / 1_000 + (_GRACE if station.is_open else station.patience)
         timer = loop.call_later(seconds, self._too_late)
         try:
@@ -78,11 +95,12 @@ class RemoteReader:
             self._waiting, self._is_poked = None, False
 
     def _next(self) -> Frame:
+        self._is_asked = self._station.is_open
         return ["next", self._number, self._patience, self.stops_at_outcome, self.stays]
 
     def _too_late(self) -> None:
         """A server that is away for a moment is waited for; for a longer time, it is an error."""
-        if self._waiting is not None and not self._waiting.done():
+        if self._waiting is not None and self._is_awaited:
             if self._station.is_open or self._station.patience > 0:
                 self._heard(Silence.YET)
             else:
@@ -109,16 +127,35 @@ class RemoteReader:
         """The answer to `next`."""
         if what is Silence.ELSEWHERE and not self._station.is_releasing:
             return  # it is the server that ends: the next one is asked
-        self._position, self._id = position, id
-        self.stops_at_outcome = stops_at_outcome
-        self._heard(what)
+        self._is_asked = False
+        found = _Found(what, position, id, stops_at_outcome)
+        if self._is_awaited:
+            self._heard(self._taken(found))
+        elif isinstance(what, bytes):
+            self._unread = found
+
+    def _taken(self, found: _Found) -> bytes | Silence:
+        self._position, self._id = found.position, found.id
+        self.stops_at_outcome = found.stops_at_outcome
+        return found.what
+
+    def failed(self, error: Exception) -> None:
+        """The server cannot read the stream."""
+        self._is_asked = False
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(error)
 
     def again(self) -> list[Frame]:
         """What to say on a new link, to go on where the last one broke."""
+        self._is_asked, self._unread = False, None
         frames = [self.opening()]
-        if self._waiting is not None and not self._waiting.done():
+        if self._is_awaited:
             frames.append(self._next())
         return frames
+
+    @property
+    def _is_awaited(self) -> bool:
+        return self._waiting is not None and not self._waiting.done()
 
     def opening(self) -> Frame:
         """What begins it, where it stands."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _STOPPED = ("cancelled", "timed_out")
+_APART = 6
+"""Turns of the event loop between two steps that end, so that whoever waits for the first of them
+sees it alone: as between two results of a memo."""
 
 
 class _Waiter(NamedTuple):
@@ -75,6 +79,10 @@ class RemoteSession:
         self._follows = False
         self._seen = 0
         """Steps that were resolved, and that the execution has taken, since the link was opened."""
+        self._unplaced: list[int] = []
+        """What was recorded, by its numbers, whose place in the order of completion is awaited."""
+        self._held: deque[tuple[StepRecord, int]] = deque()
+        """Steps that the server resolved after one of those."""
         self._failure: EngineError | None = None
         self._has_left = False
         self._instead: Frame | None = None
@@ -142,6 +150,31 @@ class RemoteSession:
 
     def watch(self, step: StepRecord) -> None:
         self._station.say(["watch", self.id, step.id.hash])
+
+    @property
+    def is_raced(self) -> bool:
+        return any(step.state is StepState.PENDING for step in self._open.values())
+
+    async def in_order(self) -> None:
+        number = self._number
+        self._unplaced.append(number)
+        try:
+            await self.acknowledge()
+        finally:
+            self._unplaced.remove(number)
+            self._tell_held_in(_APART)
+
+    def _tell_held_in(self, turns: int) -> None:
+        if not self._held:
+            return
+        if turns:
+            asyncio.get_running_loop().call_soon(self._tell_held_in, turns - 1)
+            return
+        step, number = self._held[0]
+        if not any(unplaced <= number for unplaced in self._unplaced):
+            self._held.popleft()
+            self._tell(step)
+            self._tell_held_in(_APART)
 
     async def acknowledge(self) -> None:
         if self._failure is not None:
@@ -291,6 +324,12 @@ class RemoteSession:
             run.steps, run.memo_bytes + len(step.value or b""), max(run.last_order, step.order)
         )
         self._note(step)
+        if self._held or any(unplaced <= number for unplaced in self._unplaced):
+            self._held.append((step, number))
+        else:
+            self._tell(step)
+
+    def _tell(self, step: StepRecord) -> None:
         if self.listener is not None and self.listener.resolved(step):
             self._seen += 1
 

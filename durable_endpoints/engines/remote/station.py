@@ -17,7 +17,7 @@ from ulid import ULID
 
 from durable_endpoints.engines.remote.dialing import Dial
 from durable_endpoints.engines.remote.link import Link, Saying
-from durable_endpoints.engines.remote.questions import Questions
+from durable_endpoints.engines.remote.questions import Questions, error_of
 from durable_endpoints.engines.remote.reader import RemoteReader, silence
 from durable_endpoints.engines.remote.session import RemoteSession
 from durable_endpoints.errors import EngineClosedError, EngineError, StorageError
@@ -77,9 +77,11 @@ class Station:
         self._sessions: dict[str, RemoteSession] = {}
         self._left_behind: dict[str, RemoteSession] = {}
         self._readers: dict[int, RemoteReader] = {}
-        self._reader_numbers = itertools.count(1)
-        self._questions = Questions()
+        self._numbers = itertools.count(1)
+        """For questions and for readers."""
+        self._questions = Questions(self._numbers)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._beating: asyncio.TimerHandle | None = None
         self._heard: dict[str, Callable[..., None]] = {
             "ack": self._acknowledged,
             "refused": self._refused,
@@ -91,7 +93,7 @@ class Station:
             "frames": self._frames,
             "silence": self._silence,
             "answer": self._questions.answered,
-            "failed": self._questions.failed,
+            "failed": self._failed,
             "hold": self._hold,
         }
         self.link = Link(dial, self)
@@ -152,6 +154,10 @@ class Station:
             self.link, what, about, lasts + patience, too_late, is_releasable
         )
 
+    def tell(self, what: str, about: dict[str, Any]) -> None:
+        """Ask something whose answer does not matter, and that may be lost."""
+        self.say(["ask", next(self._numbers), what, about])
+
     def register(self, new: NewRun) -> RemoteSession:
         """Begin a run that is executed here."""
         run = register(new, self.name, None, self.now()).run
@@ -162,12 +168,14 @@ class Station:
 
     def adopt(self, session: RemoteSession) -> None:
         """Begin to execute a run that the server has claimed."""
+        if (former := self._session(session.id)) is not None:
+            former.stopped("lost")
         self._sessions[session.id] = session
         session.begin()
 
     def read(self, run_id: str, start: StreamStart, limit: bool = False) -> RemoteReader:
         """Begin to read the stream of a run."""
-        number = next(self._reader_numbers)
+        number = next(self._numbers)
         reader = self._readers[number] = RemoteReader(self, number, run_id, start, limit)
         self.say(reader.opening())
         return reader
@@ -232,6 +240,7 @@ class Station:
         except (KeyError, TypeError, ValueError) as error:
             raise WireError(f"a welcome that lacks something: {error}") from None
         self.is_held = False
+        self._beat(wire.whole(welcome["heartbeat"]) / 1_000)
         for kept in (self._left_behind, self._sessions):
             for session in list(kept.values()):
                 for frame in session.resume():
@@ -247,6 +256,12 @@ class Station:
 
     def lost(self) -> None:
         """The link is down: whoever waits waits for the next one, as long as they may."""
+        if self._beating is not None:
+            self._beating.cancel()
+
+    def _beat(self, interval: float) -> None:
+        self.say(["beat"])
+        self._beating = self.loop.call_later(interval, self._beat, interval)
 
     def heard(self, frame: Frame) -> None:
         name, *parts = frame
@@ -304,6 +319,13 @@ class Station:
     def _silence(self, number: int, name: str, position: int, id: str, stops: bool) -> None:
         if (reader := self._readers.get(number)) is not None:
             reader.found(silence(name), wire.whole(position), wire.text(id), stops)
+
+    def _failed(self, number: int, code: str, message: str) -> None:
+        error = error_of(wire.text(code), wire.text(message))
+        if (reader := self._readers.get(number)) is not None:
+            reader.failed(error)
+        else:
+            self._questions.failed(number, error)
 
     def _hold(self, is_held: bool) -> None:
         self.is_held = wire.flag(is_held)
