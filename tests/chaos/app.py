@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -76,6 +77,19 @@ async def slow(run: str, seconds: float = 1.0) -> str:
 
     value = await step.run("slow", body)
     return await step.run("after", once, run, "after", f"{value} after")
+
+
+@app.get("/block/{run}")
+@endpoint
+async def block(run: str, seconds: float = 1.0) -> str:
+    """A body that keeps the event loop to itself."""
+
+    async def body() -> None:
+        note(f"{run} block begins")
+        time.sleep(seconds)
+
+    await step.run("block", body)
+    return await step.run("after", once, run, "after", f"{run} after")
 
 
 @app.get("/plain-io/{run}")
