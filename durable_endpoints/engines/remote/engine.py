@@ -87,7 +87,7 @@ class RemoteEngine:
         `ConfigurationError` if a key is missing.
         """
         loop = asyncio.get_running_loop()
-        if self._keyring is None:
+        if self._keyring is None or not self._stations:
             self._keyring = await loop.run_in_executor(None, keyring, self._settings)
         for other in [other for other in self._stations if other.is_closed()]:
             del self._stations[other]
@@ -128,9 +128,9 @@ class RemoteEngine:
     @property
     def is_running(self) -> bool:
         station = self._stations.get(_running_loop())
-        if station is None:
-            return bool(self._stations)
-        return not station.link.is_foreign
+        if station is not None:
+            return not station.link.is_foreign
+        return any(not loop.is_closed() for loop in self._stations)
 
     @property
     def _station(self) -> Station:
