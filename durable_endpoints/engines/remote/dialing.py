@@ -19,6 +19,8 @@ _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 _OPEN_TIMEOUT = 10.0
 """Seconds in which a connection is open, or counts as refused."""
 _CLOSE_TIMEOUT = 1.0
+_PING = 10.0
+"""Seconds between two signs of life that the server is asked for, and for which one may take."""
 _REFUSED_KEY = (401, 403)
 _PASSING = (408, 425, 429)
 """Statuses below 500 that say: try again later."""
@@ -119,8 +121,9 @@ class WebSocketDial:
             proxy=self._proxy,
             open_timeout=_OPEN_TIMEOUT,
             close_timeout=_CLOSE_TIMEOUT,
-            # Whether the process lives, its heartbeats tell; whether the server does, its answers.
-            ping_interval=None,
+            # So that a server that is gone without a word is noticed.
+            ping_interval=_PING,
+            ping_timeout=_PING,
             max_size=wire.MAX_MESSAGE,
         )
 
