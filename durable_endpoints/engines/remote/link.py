@@ -23,7 +23,7 @@ from durable_endpoints.protocol.wire import Frame, WireError
 logger = logging.getLogger("durable_endpoints")
 
 _FIRST_PAUSE = 0.05
-_LAST_PAUSE = 2.0
+_LAST_PAUSE = 1.0
 """Seconds between two attempts to connect, give or take a half."""
 _WELCOME = 10.0
 """Seconds in which a server says welcome."""
