@@ -44,6 +44,12 @@ class Mirror:
         self._run = run
         self._has_left = False
 
+    is_raced = False
+    """What is resolved elsewhere is seen in another execution."""
+
+    async def in_order(self) -> None:
+        """As `Session.in_order`."""
+
     def decided(self, command: Command) -> StepRecord:
         """The step as a command makes it. Raises as `Session.record` does."""
         if self._has_left:
