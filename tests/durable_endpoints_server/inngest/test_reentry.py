@@ -604,3 +604,25 @@ async def test_one_application_does_not_take_all_executions(
         gate.set()
         for w.run_id in slow:
             assert await w.settle() is Status.COMPLETED
+
+
+async def test_the_tries_of_the_handler_are_counted_since_its_last_step(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    async with world(store, clock) as w:
+
+        def handler() -> Steps:
+            for name in ("a", "b", "c"):
+                if name not in w.app.bodies and len(w.app.requests) % 2:
+                    raise ValueError(name)
+                yield RunStep(name, lambda: 1)
+            return "done"
+
+        w.app.handler = handler
+        await w.begin(sleep("nap", "0s"), retries=1)
+        for _ in range(4):
+            if await w.settle() is Status.WAITING:
+                await w.pass_time(1)
+        assert await w.status() is Status.COMPLETED
+        failed = [line.step for line in await store.attempts(w.run_id)]
+        assert failed == ["complete"] * 3
