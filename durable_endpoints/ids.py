@@ -15,6 +15,11 @@ def new_run_id() -> str:
     return base32.encode((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
 
 
+def began_at(run_id: str) -> int:
+    """When the request of a run came, as its id says: epoch milliseconds."""
+    return int.from_bytes(base32.decode(run_id)[:6], "big")
+
+
 def child_run_id(parent: str, step: str) -> str:
     """The id of the run that a run invokes by the step with this hash: always the same one, so that
     whoever asks for it need not have kept it. It has its parent's time."""

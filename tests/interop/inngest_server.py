@@ -85,6 +85,8 @@ class InngestServer:
         self.refuse: Callable[[str], bool] = lambda path: False
         """Which requests are answered by 503, and not done."""
         self.url = ""
+        self.is_late = False
+        """Whether its records of runs are not written yet."""
         self._pauses: list[Pause] = []
         self._seen_events: set[str] = set()
         self._subscribers: dict[str, list[asyncio.Queue[bytes]]] = {}
@@ -235,7 +237,7 @@ class InngestServer:
 
     async def _run(self, request: Request) -> Response:
         run = self.runs.get(request.path_params["id"])
-        if run is None:
+        if run is None or self.is_late:
             return _error(500, "Unable to load function run")
         output = json.dumps(run.output) if run.output is not None else None
         data = {"run_id": run.id, "status": run.status.capitalize(), "output": output}
@@ -303,6 +305,8 @@ class InngestServer:
         if sum(op["op"] not in _LAZY for op in ops) > 1:
             run.force_plan = True
         for op in sorted(ops, key=lambda op: op["op"] != "WaitForEvent"):
+            if "event." in (op.get("opts") or {}).get("if", ""):
+                raise IndexError("the trigger event is not there, as at the original")
             if op["op"] in ("StepRun", "Step"):
                 run.state.setdefault(op["id"], {"data": op["data"]})
             elif op["op"] == "StepError" and run.attempts > 1:

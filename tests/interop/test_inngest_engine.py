@@ -298,6 +298,37 @@ async def test_a_wait_is_resolved_by_an_event_that_matches(inngest: InngestServe
     assert answer.json() == {"paid": {"order_id": 7}, "late": None}
 
 
+async def test_a_condition_may_speak_of_what_the_server_takes_for_the_runs_own_event(
+    inngest: InngestServer,
+) -> None:
+    app = application(inngest)
+
+    @app.get("/")
+    @endpoint
+    async def handler() -> Any:
+        found = await step.wait_for_event(
+            "it",
+            event="it",
+            timeout="24h",
+            match={"data.event.id": 7, "data.text": "an event. Or two"},
+            if_exp='async.data.my_event.ok && async.data.text != "event.x"',
+        )
+        return found.data["n"] if found else None
+
+    async with client_of(app) as client:
+        first = await client.get("/")
+        async with httpx.AsyncClient(base_url=inngest.url, trust_env=False, verify=False) as other:
+            for n, ok in ((1, False), (2, True)):
+                data = {
+                    "n": n,
+                    "event": {"id": 7},
+                    "my_event": {"ok": ok},
+                    "text": "an event. Or two",
+                }
+                await other.post("/e/key", json={"name": "it", "data": data})
+        assert (await client.get(first.headers["location"])).json() == 2
+
+
 async def test_alternatives_of_one_event_are_waited_for_together_and_of_several_refused(
     inngest: InngestServer,
 ) -> None:

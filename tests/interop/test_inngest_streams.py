@@ -73,6 +73,26 @@ async def test_a_stream_reaches_its_client_before_and_after_the_switch(
     assert "Rollback" in seen
 
 
+async def test_a_reader_may_come_before_the_server_has_a_record_of_the_run(
+    inngest: InngestServer,
+) -> None:
+    app = application(inngest)
+    inngest.is_late = True
+
+    @app.get("/")
+    @endpoint
+    async def handler() -> str:
+        await step.sleep("rest", "2s")
+        return "done"
+
+    async with client_of(app) as client:
+        first = await client.get("/")
+        events = {"accept": "text/event-stream"}
+        answer = await client.get(first.headers["location"], headers=events)
+    assert answer.status_code == 200
+    assert '"body":"\\"done\\""' in answer.text
+
+
 async def test_a_stream_without_a_switch_ends_with_the_response(inngest: InngestServer) -> None:
     app = application(inngest)
 

@@ -45,6 +45,7 @@ from durable_endpoints.errors import (
     LimitError,
     StorageError,
 )
+from durable_endpoints.ids import began_at
 from durable_endpoints.protocol import signing
 from durable_endpoints.protocol.checkpoints import (
     CheckpointError,
@@ -75,9 +76,12 @@ _MAX_REQUEST = 3_000_000
 """Bytes of a request, sealed, that fit into one checkpoint."""
 _KEPT = 20_000
 """Runs whose tokens and keys this process remembers."""
+_KEPT_OUTCOMES = 50
 _ANYWHERE = 10**15
 """A position beyond all others: the server numbers none."""
 _POLL = 1.0
+_LATE = 60_000
+"""Milliseconds in which a server has a record of each run that it knows."""
 _STATES = {"COMPLETED": "completed", "FAILED": "failed", "CANCELLED": "cancelled"}
 
 
@@ -113,6 +117,8 @@ class InngestEngine:
         """Steps of runs that have failed here, and are to be tried again: the server does not tell
         how often that was."""
         self._holders: OrderedDict[str, KeyHolder] = OrderedDict()
+        self._outcomes: OrderedDict[str, Outcome] = OrderedDict()
+        """How runs have ended that were asked for last: the server's records may be behind."""
         self._drain = asyncio.Event()
         self._failed_at = 0.0
         self._has_warned = False
@@ -340,6 +346,14 @@ class InngestEngine:
         _remember(self._runs, run.run_id, run)
 
     async def outcome(self, run_id: str, timeout: int) -> Outcome | None:
+        if (ended := self._outcomes.get(run_id)) is not None:
+            return ended
+        outcome = await self._outcome(run_id, timeout)
+        if outcome is not None and outcome.is_final:
+            _remember(self._outcomes, run_id, outcome, _KEPT_OUTCOMES)
+        return outcome
+
+    async def _outcome(self, run_id: str, timeout: int) -> Outcome | None:
         deadline = time.monotonic() + timeout / 1_000
         while (left := deadline - time.monotonic()) > 0 and not self.is_draining:
             known = self._runs.get(run_id)
@@ -384,7 +398,10 @@ class InngestEngine:
         except StorageError as error:
             cause = error.__cause__
             if isinstance(cause, CheckpointError) and cause.status == 500:
-                return None  # this is how an Inngest server says that it knows no such run
+                # This is how an Inngest server says that it has no record of a run: not any more,
+                # or not yet, because it writes these late.
+                is_young = self.now() - began_at(run_id) < _LATE
+                return _running(run_id) if is_young and run_id in self._runs else None
             raise
         run = orjson.loads(answer).get("data") or {}
         status = _STATES.get(str(run.get("status", "")).upper())
@@ -556,9 +573,9 @@ def inngest_engine(settings: Settings) -> InngestEngine:
     return _shared[settings.server_url]
 
 
-def _remember(kept: OrderedDict[str, T], key: str, value: T) -> None:
+def _remember(kept: OrderedDict[str, T], key: str, value: T, most: int = _KEPT) -> None:
     kept[key] = value
-    while len(kept) > _KEPT:
+    while len(kept) > most:
         kept.popitem(last=False)
 
 

@@ -7,8 +7,8 @@ step has no name here until the handler asks for it (`coding.named`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -29,6 +29,8 @@ from durable_endpoints.protocol.step_ids import HANDLER_STEP, StepId, hash_name
 
 WireOp = dict[str, Any]
 
+_EVENT = re.compile(r"""\"(?:\\.|[^"\\])*\"|'(?:\\.|[^'\\])*'|\.(?P<name>\w*event)\.""")
+"""Strings in CEL, and fields whose name ends in `event`."""
 _TYPES = {StepKind.SEND: "step.sendEvent", StepKind.REMEMBER: "remember"}
 _ORIGINAL = "durable"
 """Under which a failure as this SDK knows it rides in an error object …"""
@@ -70,10 +72,7 @@ def sleep(step: StepId, milliseconds: int) -> WireOp:
 def opened(op: Sleep | WaitForEvent, due: int | None, now: int) -> WireOp:
     """A sleep or a wait that is open at `now`, until `due`."""
     if isinstance(op, Sleep):
-        if op.until is not None:
-            instant = datetime.fromtimestamp(op.until / 1_000, UTC)
-            text = instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            return {**_op("Sleep", op.step), "name": text}
+        # A point in time would be rounded to the nearest second, and so might be too early.
         return sleep(op.step, (due or now) - now)
     timeout = duration((due or now) - now)
     event = op.alternatives[0].event
@@ -172,9 +171,21 @@ def _any_of(alternatives: tuple[Alternative, ...]) -> str:
     conditions = [_condition(wanted) for wanted in alternatives]
     if not all(conditions):
         return ""
-    if len(conditions) == 1:
-        return conditions[0]
-    return " || ".join(f"({condition})" for condition in conditions)
+    if len(conditions) > 1:
+        conditions = [f"({condition})" for condition in conditions]
+    return _without_trigger(" || ".join(conditions))
+
+
+def _without_trigger(condition: str) -> str:
+    """The same condition without the letters `event.`, wherever they stand: an Inngest server takes
+    them for the event that the run began with, and fails if a checkpoint has such a wait."""
+
+    def spelled(found: re.Match[str]) -> str:
+        if found["name"] is not None:
+            return f'["{found["name"]}"].'
+        return found[0].replace("event.", "event\\u002e")
+
+    return _EVENT.sub(spelled, condition) if "event." in condition else condition
 
 
 def _condition(wanted: Alternative) -> str:

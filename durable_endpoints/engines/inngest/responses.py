@@ -100,6 +100,8 @@ class Responses:
             return self._failed(told["error"])
         if told.get("status") == "running":
             return self._outcome("running")
+        if {"name", "message"} <= told.keys() and told.get("op") is None:
+            return self._failed(told)
         if isinstance(told.get("data"), dict):
             return self.told(told["data"])
         try:
