@@ -100,7 +100,7 @@ def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
             "name": name,
             "in": "path",
             "required": True,
-            "schema": ULID if name == "run_id" else {"type": "string"},
+            "schema": ULID if name == "run_id" and operation.access else {"type": "string"},
         }
         for name in _PARAMETER.findall(operation.path)
     ]

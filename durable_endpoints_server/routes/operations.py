@@ -48,7 +48,6 @@ class Operation(NamedTuple):
 _TEXT: Final[Schema] = {"type": "string"}
 _NAME: Final[Schema] = {"type": "string", "pattern": "^[ -~]{1,512}$"}
 """Any printable text, in truth: that is more than a pattern can say."""
-_OBJECT: Final[Schema] = {"type": "object"}
 ULID: Final[Schema] = {"type": "string", "pattern": "^[0-7][0-9A-HJKMNP-TV-Z]{25}$"}
 _INSTANT: Final[Schema] = {
     "oneOf": [
@@ -78,15 +77,16 @@ _EVENT: Final[Schema] = {
     "properties": {
         "name": _NAME,
         "data": {"type": ["object", "null"]},
-        "id": _NAME,
-        "ts": {"type": "integer", "minimum": 0, "maximum": 253_402_300_799_999},
+        "id": {**_NAME, "type": ["string", "null"]},
+        "ts": {"type": ["integer", "null"], "minimum": 0, "maximum": 253_402_300_799_999},
         "user": {"type": ["object", "null"]},
         "v": {"type": ["string", "null"]},
     },
 }
+_FORM: Final[Schema] = {"type": "object", "required": ["name"], "properties": {"name": _NAME}}
 _EVENTS: Final[Schema] = {"oneOf": [_EVENT, {"type": "array", "items": _EVENT, "maxItems": 5_000}]}
 _STEPS: Final[Schema] = {
-    "type": "array",
+    "type": ["array", "null"],
     "items": {
         "type": "object",
         "required": ["op", "id"],
@@ -127,12 +127,7 @@ _QUERY: Final[Schema] = {
     "required": ["query", "variables"],
     "properties": {
         "query": {"type": "string", "pattern": r"run\(runID:|runTraceSpanOutputByID\("},
-        "variables": {
-            "type": "object",
-            "required": ["id"],
-            "properties": {"id": _TEXT},
-            "maxProperties": 1,
-        },
+        "variables": {"type": "object", "minProperties": 1, "additionalProperties": _TEXT},
     },
 }
 _TOPIC: Final[Schema] = {
@@ -205,7 +200,7 @@ OPERATIONS: Final = (
         "/e/{key}",
         "Send one event, or many.",
         access="event",
-        takes={JSON: _EVENTS, "application/x-www-form-urlencoded": _OBJECT},
+        takes={JSON: _EVENTS, "application/x-www-form-urlencoded": _FORM},
     ),
     Operation("OPTIONS", "/e/{key}", "For browsers.", "", (204,), ""),
     Operation(
@@ -281,7 +276,7 @@ OPERATIONS: Final = (
         "/v1/realtime/token",
         "A token for a run's stream, or for topics.",
         answers=(201,),
-        refuses=(404,),
+        refuses=(404, 422),
         takes=_json({"type": "array", "items": _TOPIC, "minItems": 1, "maxItems": 100}),
     ),
     Operation(

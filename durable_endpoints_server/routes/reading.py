@@ -70,7 +70,7 @@ def instant_of(query: Mapping[str, str], name: str) -> int | None:
     """An instant in a query, in RFC 3339 or epoch milliseconds, as the latter; None if it is not
     given. Raises `ApiError` 400 for anything else."""
     given = query.get(name)
-    if not given:
+    if given is None:
         return None
     try:
         if given.isascii() and given.isdecimal():

@@ -17,6 +17,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from durable_endpoints.protocol.errors import LimitError, LostRunError
 from durable_endpoints.protocol.frames import CONTENT_TYPE
 from durable_endpoints.protocol.streams import Silence, StreamStart
+from durable_endpoints_server.inngest.apps import is_called_back
 from durable_endpoints_server.realtime import (
     MAX_TOPICS,
     RUN_STREAM,
@@ -107,8 +108,16 @@ def routes(server: Server) -> list[BaseRoute]:
         topics = _topics(await read_json(request, MAX_MESSAGE))
         if topics[0].name == RUN_STREAM:
             run_id = topics[0].channel
-            if not is_ulid(run_id) or await host.store.run(run_id) is None:
+            entry = await host.store.entry(run_id) if is_ulid(run_id) else None
+            if entry is None:
                 raise no_run(run_id)
+            if not is_called_back(entry.app):
+                raise ApiError(
+                    422,
+                    f"Run {run_id} is one of our own SDK: its response is sealed, and it is "
+                    "followed at its application's /wait.",
+                    "sealed",
+                )
             return as_json({"jwt": run_token(server.keys, run_id)}, 201)
         until = host.clock.now() + _TOKEN_LIFE
         return as_json({"jwt": topics_token(server.keys, topics, until)}, 201)

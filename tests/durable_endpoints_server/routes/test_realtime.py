@@ -21,6 +21,7 @@ from durable_endpoints.protocol.messages import StoredResponse
 from durable_endpoints.protocol.ops import StepDone, StepKind, StepRetry
 from durable_endpoints.protocol.runs import Complete, Fail, NewRun
 from durable_endpoints.protocol.step_ids import StepId, hash_name
+from durable_endpoints_server import tees
 from durable_endpoints_server.app import create_app
 from durable_endpoints_server.engine.transitions import Claim, decide
 from durable_endpoints_server.live import LiveRun
@@ -85,6 +86,13 @@ async def complete(live: LiveRun) -> None:
     await live.end(Complete(200, StoredResponse(200, headers, b'"\\"done\\""').pack()))
 
 
+async def arrived(live: LiveRun, position: int) -> None:
+    """Wait until the stream log has so much."""
+    async with asyncio.timeout(PATIENCE):
+        while live.stream_tail < position:
+            await asyncio.sleep(0.005)
+
+
 class Request:
     """One of the application's requests, which streams: httpx would not look at an answer before it
     has sent everything."""
@@ -131,6 +139,7 @@ class Reading:
         self.seen, self.last_id = b"", ""
         self._after, self._client = after, client
         self._changed = asyncio.Event()
+        self.begun = asyncio.Event()
         self.task = asyncio.create_task(self._read())
 
     async def _read(self) -> bytes:
@@ -140,6 +149,7 @@ class Reading:
             assert response.headers["content-type"].startswith("text/event-stream")
             assert response.headers["access-control-allow-origin"] == "*"
             async for line in response.aiter_lines():
+                self.begun.set()  # by a comment
                 if line.startswith("id: "):
                     self.last_id = line[4:]
                 elif line and not line.startswith(":"):
@@ -165,8 +175,8 @@ async def reading(
     server: Server, client: httpx.AsyncClient, live: LiveRun, after: str = ""
 ) -> AsyncIterator[Reading]:
     reader = Reading(server, client, live.id, after)
-    await asyncio.sleep(0.02)
     try:
+        await asyncio.wait_for(reader.begun.wait(), PATIENCE)
         yield reader
     finally:
         reader.task.cancel()
@@ -209,7 +219,10 @@ async def test_a_stream_is_told_live_and_again_to_who_comes_late_and_ends_with_t
             assert await resumed.whole() == b"".join([commit(), metadata(live), answer()])
 
 
-async def test_frames_that_a_request_sends_late_stand_before_those_of_the_next_one() -> None:
+async def test_frames_that_a_request_sends_late_stand_before_those_of_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tees, "_GRACE", PATIENCE)  # however busy this machine is
     async with serving(MemoryStore()) as (server, client):
         live = begin(server)
         await live.acknowledge()
@@ -254,6 +267,7 @@ async def test_failed_tries_are_withdrawn_and_stay_in_the_stream() -> None:
         for attempt in (1, 2):
             async with streaming(client, live.id) as request:
                 await request.send(chunk(attempt), rollback())
+                await arrived(live, 2 * attempt - 1)
                 await server.tees.settle(live, [A], ends=False)
             failed(live, attempt)
         await live.acknowledge()
@@ -277,6 +291,7 @@ async def test_steps_that_stream_nothing_leave_nothing_in_a_stream() -> None:
         live = begin(server)
         async with streaming(client, live.id) as request:
             await request.send(chunk(1), commit())
+            await arrived(live, 1)
             await server.tees.settle(live, [A], ends=False)
         done(live)
         done(live, B)
@@ -414,6 +429,11 @@ async def test_a_token_of_a_run_is_given_to_who_has_a_key() -> None:
         assert (await client.post("/v1/realtime/token", json=wanted)).status_code == 401
         given = await client.post("/v1/realtime/token", json=wanted, headers=BEARER)
         assert given.status_code == 201
+        own = server.host.register(NewRun(new_run_id(), "x", "", "GET", "/x", b"", app="shop"))
+        await own.acknowledge()
+        wanted[0]["channel"] = own.id
+        sealed = await client.post("/v1/realtime/token", json=wanted, headers=BEARER)
+        assert sealed.status_code == 422
         headers = {"Authorization": f"Bearer {given.json()['jwt']}"}
         stream = await client.get("/v1/realtime/sse", headers=headers)
         assert b"inngest.response" in stream.content
