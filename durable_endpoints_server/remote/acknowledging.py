@@ -7,7 +7,7 @@ after the other is enough for all sessions, and what one commit held is acknowle
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError
 from durable_endpoints_server.live import LiveRun
@@ -18,8 +18,8 @@ from durable_endpoints_server.tasks import TaskSet
 class Acknowledged(Protocol):
     """A session, as far as it matters here."""
 
-    def acknowledge(self, number: int) -> None:
-        """Its frames up to this one are on disk."""
+    def acknowledge(self, number: int, tail: int) -> None:
+        """Its frames up to this one are on disk, and its stream log up to the position `tail`."""
         ...
 
     def refuse(self, number: int, error: EngineError) -> None:
@@ -27,31 +27,36 @@ class Acknowledged(Protocol):
         ...
 
 
+class _Pending(NamedTuple):
+    number: int
+    live: LiveRun
+    ticket: Ticket
+    tail: int
+
+
 class Acknowledger:
     """Waits for what sessions have submitted, and tells them."""
 
     def __init__(self) -> None:
-        self._pending: dict[Acknowledged, tuple[int, LiveRun, Ticket]] = {}
+        self._pending: dict[Acknowledged, _Pending] = {}
         self._task: asyncio.Task[None] | None = None
 
     def add(self, session: Acknowledged, number: int, live: LiveRun, tasks: TaskSet) -> None:
         """Tell `session` when all that `live` has submitted until now is on disk."""
-        self._pending[session] = number, live, live.ticket
+        self._pending[session] = _Pending(number, live, live.ticket, live.stream_tail)
         if self._task is None or self._task.done():
             self._task = tasks.spawn(self._run(), "acknowledge")
 
     async def _run(self) -> None:
         while self._pending:
-            # What else a commit has to tell, of chunks that it holds, is told first.
-            await asyncio.sleep(0)
             pending, self._pending = self._pending, {}
-            for session, (number, live, ticket) in pending.items():
+            for session, (number, live, ticket, tail) in pending.items():
                 try:
                     await live.until_written(ticket)
                 except EngineError as error:
                     session.refuse(number, error)
                 else:
-                    session.acknowledge(number)
+                    session.acknowledge(number, tail)
 
 
 def reason_of(error: EngineError) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -26,8 +28,14 @@ _HELLO: Final = 10.0
 """Seconds within which a new connection says whose it is."""
 _MESSAGE: Final = 1024 * 1024
 """Bytes of frames from which on what is to be said travels in one more message."""
+_FULL: Final = 8 * 1024 * 1024
+"""Bytes that wait for a peer to read them, from which on what is large waits to be said."""
 _MOST_BYTES: Final = 256 * 1024 * 1024
-"""Bytes that wait for a peer to read them, beyond which it is given up."""
+"""The same, beyond which the peer is given up."""
+_PATIENCE: Final = 120.0
+"""Seconds within which a peer reads a message."""
+_FAREWELL: Final = 5.0
+"""The same for the last ones, when the connection is closed here."""
 _MOST_QUESTIONS: Final = 10_000
 _LONGEST_NAME: Final = 200
 _LONGEST_REASON: Final = 120
@@ -44,8 +52,11 @@ class Connection:
         self._end = end
         self._outbox: list[bytes] = []
         self._size = 0
-        """Bytes in the outbox."""
+        """Bytes in the outbox, or just being sent."""
         self._news = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._large = asyncio.Lock()
+        self._is_gone = False
         self._closing: tuple[int, str] | None = None
         self._readers = Readers(self)
         self._questions: dict[int, asyncio.Task[None]] = {}
@@ -70,8 +81,9 @@ class Connection:
             self.close_soon(1011, "the server failed, and has logged why")
         finally:
             self._disconnected()
-            if self._closing is None:
-                writer.cancel()
+            if self._closing is not None:
+                await asyncio.wait({writer}, timeout=_FAREWELL)
+            writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
 
     # What the process says
@@ -163,7 +175,8 @@ class Connection:
         except WireError as error:
             self.send(["failed", number, code_of(error), str(error)])
         else:
-            self.send(["answer", number, found])
+            async with self.large():
+                self.send(["answer", number, found])
         finally:
             self._questions.pop(number, None)
 
@@ -180,6 +193,16 @@ class Connection:
             self.close_soon(1008, "the peer does not read what it is told")
         self._news.set()
 
+    @asynccontextmanager
+    async def large(self) -> AsyncIterator[None]:
+        """Say what may be large within this: it begins when the peer has read most of what it was
+        told, or is gone; one at a time."""
+        async with self._large:
+            while self._size > _FULL and not self._is_gone:
+                self._has_room.clear()
+                await self._has_room.wait()
+            yield
+
     def close_soon(self, code: int, reason: str) -> None:
         """Close the connection once what was said has left."""
         if self._closing is None:
@@ -193,8 +216,11 @@ class Connection:
                 self._news.clear()
                 while self._outbox:
                     # A peer that lives, reads; one that does not is as good as gone.
-                    async with asyncio.timeout(self.hub.options.lease / 1_000):
-                        await self._end.send(self._next_message())
+                    message, size = self._next_message()
+                    async with asyncio.timeout(_PATIENCE):
+                        await self._end.send(message)
+                    self._size -= size
+                    self._has_room.set()
                 if self._closing is not None:
                     await self._end.close(*self._closing)
                     return
@@ -204,18 +230,19 @@ class Connection:
         except TransportClosedError:
             pass
 
-    def _next_message(self) -> str:
+    def _next_message(self) -> tuple[str, int]:
         count = size = 0
         while count < len(self._outbox) and (not count or size < _MESSAGE):
             size += len(self._outbox[count])
             count += 1
         frames, self._outbox = self._outbox[:count], self._outbox[count:]
-        self._size -= size
-        return (b"[" + b",".join(frames) + b"]").decode()
+        return (b"[" + b",".join(frames) + b"]").decode(), size
 
     # The end
 
     def _disconnected(self) -> None:
+        self._is_gone = True
+        self._has_room.set()
         self._readers.close()
         for task in self._questions.values():
             task.cancel()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from durable_endpoints.protocol import wire
@@ -75,6 +77,15 @@ class RemoteProcess:
         """Say something to it, if it can be reached."""
         if self.connection is not None:
             self.connection.send(frame)
+
+    @asynccontextmanager
+    async def large(self) -> AsyncIterator[None]:
+        """Say what may be large within this."""
+        if self.connection is None:
+            yield
+        else:
+            async with self.connection.large():
+                yield
 
     def break_off(self, error: WireError) -> None:
         """It has broken the rules of the wire."""

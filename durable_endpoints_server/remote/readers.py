@@ -107,7 +107,8 @@ class RemoteReader:
         if isinstance(found, Silence):
             self._send("silence", found.name)
         else:
-            self._send("frames", found.decode())
+            async with self._connection.large():
+                self._send("frames", found.decode())
 
     def _send(self, name: str, what: str) -> None:
         reader = self._reader

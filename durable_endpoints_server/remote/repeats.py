@@ -13,8 +13,9 @@ from durable_endpoints.protocol.ops import (
     StepState,
 )
 from durable_endpoints.protocol.runs import Complete, Fail
-from durable_endpoints.protocol.streams import RecordKind, StreamRecord
+from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints_server.engine.model import Run, Status
+from durable_endpoints_server.remote.chunks import counted
 
 
 class Repeats:
@@ -25,12 +26,8 @@ class Repeats:
     ) -> None:
         """`memo` is the run's, `records` what this execution has added to its stream log."""
         self._memo = {step.id.hash: step for step in memo}
-        self.chunks: dict[tuple[str, int, RecordKind], int] = {}
+        self.chunks = counted(records)
         """How many chunks of each kind the log has of this execution."""
-        for record in records:
-            if not record.kind.is_end:
-                key = record.step, record.attempt, record.kind
-                self.chunks[key] = self.chunks.get(key, 0) + record.length
 
     @property
     def resolved(self) -> dict[str, StepRecord]:

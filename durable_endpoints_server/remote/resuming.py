@@ -12,6 +12,7 @@ from durable_endpoints.protocol.errors import EngineError
 from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints.protocol.wire import Frame, WireError
 from durable_endpoints_server.engine.model import Run, Status
+from durable_endpoints_server.remote.chunks import ChunkCounts
 from durable_endpoints_server.remote.repeats import Repeats, has_left
 from durable_endpoints_server.remote.sessions import RemoteSession, number_of
 from durable_endpoints_server.store.base import Entry
@@ -86,11 +87,12 @@ class Resumption:
             base = wire.whole(self._options.get("base", 0))
             page = await host.store.stream_page(self._run_id, base, _EVERYTHING)
             records = [] if page is None else page.records
+        repeats = Repeats(entry.memo, records)
         if self._is_held_for_it(entry.run):
             del self._process.kept[self._run_id]
-            self._go_on(entry, records)
+            self._go_on(entry, repeats)
             return True
-        await self._tell_what_became_of(entry.run)
+        await self._tell_what_became_of(entry, repeats)
         return False
 
     def _is_held_for_it(self, run: Run) -> bool:
@@ -103,10 +105,9 @@ class Resumption:
             and process.hub.host.live_run(run.id) is None
         )
 
-    def _go_on(self, entry: Entry, records: list[StreamRecord]) -> None:
+    def _go_on(self, entry: Entry, repeats: Repeats) -> None:
         process = self._process
         live = process.hub.host.resume(entry)
-        repeats = Repeats(entry.memo, records)
         session = RemoteSession(process, live, is_known=True, taken=self._acked, repeats=repeats)
         process.add(session)
         session.resume(self._acked, self._options)
@@ -114,12 +115,16 @@ class Resumption:
             if not step.is_final:
                 live.watch(step)
 
-    async def _tell_what_became_of(self, run: Run) -> None:
+    async def _tell_what_became_of(self, entry: Entry, repeats: Repeats) -> None:
+        run = entry.run
         if self._options.get("leaving"):
             frame = await self._leave
             how, last = (*frame[3:5], None, None)[:2]
             detail = wire.unpack_end(last) if how == "end" else last
             if has_left(run, self._generation, wire.text(how), detail):
+                if entry.stream is not None:
+                    counts = ChunkCounts(repeats.chunks).all_written()
+                    self._process.send(["written", run.id, entry.stream.tail, counts])
                 self._process.send(["ack", run.id, number_of(frame)])
                 return
         if run.status is Status.CANCELLED:

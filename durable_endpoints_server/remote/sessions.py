@@ -14,21 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 from durable_endpoints.protocol import wire
 from durable_endpoints.protocol.errors import EngineError, LimitError, LostRunError
 from durable_endpoints.protocol.ops import Invoke, StepOp, StepRecord, WaitForEvent
-from durable_endpoints.protocol.streams import RecordKind, StreamRecord
+from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints.protocol.wire import Frame, WireError
 from durable_endpoints_server.engine.transitions import Command, Park, Release, Suspend
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.remote.acknowledging import reason_of
+from durable_endpoints_server.remote.chunks import ChunkCounts, chunks_of
 from durable_endpoints_server.remote.repeats import Repeats
 
 if TYPE_CHECKING:
     from durable_endpoints_server.remote.process import RemoteProcess
     from durable_endpoints_server.store.base import Entry
-
-Chunks = tuple[str, int, RecordKind]
-"""Chunks that are counted together: of one step, one try and one kind."""
-
-_CHUNKS: Final = (RecordKind.DATA, RecordKind.PROGRESS, RecordKind.LOG)
 
 
 class RemoteSession:
@@ -58,12 +54,13 @@ class RemoteSession:
         self._repeats = repeats if repeats is not None else Repeats()
         self._is_handed_over = is_known
         self._acked = taken
+        self._due = 0, 0
+        """What is to be acknowledged once the process was told what is written."""
         self._told = 0
         """How many resolved steps the process was told of, or will be once they are on disk."""
         self._resolved: dict[str, StepRecord] = dict(self._repeats.resolved)
         """Steps that were resolved from outside, as they are now."""
-        self._received: dict[Chunks, int] = dict(self._repeats.chunks)
-        self._written: dict[Chunks, int] = dict(self._repeats.chunks)
+        self._chunks = ChunkCounts(self._repeats.chunks)
         self._answers: dict[int, Frame] = {}
         """Answers about signals, by the numbers of the questions, as long as they may be lost."""
         self._backlog: list[Frame] | None = None
@@ -194,18 +191,9 @@ class RemoteSession:
 
     def _push(self, frame: Frame) -> None:
         _, _, step, attempt, kind, ordinal, values = wire.array_of(frame, 7)
-        if kind not in _CHUNKS or not isinstance(values, list):
-            raise WireError("chunks are an array of data, progress or log lines")
-        chunks = [wire.json_text(value) for value in values]
-        if any(b"\n" in chunk for chunk in chunks):
-            raise WireError("a chunk is JSON on one line")
-        key = wire.text(step), wire.whole(attempt), RecordKind(kind)
-        received = self._received.get(key, 0)
-        if not 0 <= wire.whole(ordinal) <= received:
-            raise WireError(f"chunk {ordinal} of run {self.id} follows {received} of its kind")
-        if new := chunks[received - ordinal :]:
-            self._received[key] = received + len(new)
-            self.live.push(key[0], key[1], new, key[2])
+        key = chunks_of(step, attempt, kind)
+        if new := self._chunks.new(key, wire.whole(ordinal), wire.array(values)):
+            self.live.push(key.step, key.attempt, new, key.kind)
 
     def _withdraw(self, frame: Frame) -> None:
         step = wire.text(wire.array_of(frame, 4)[3])
@@ -255,7 +243,7 @@ class RemoteSession:
 
     async def _suspend(self) -> None:
         await self.live.suspend()
-        self.acknowledge(self.taken)
+        self.acknowledge(self.taken, self.live.stream_tail)
 
     async def _abandon(self) -> None:
         await self.live.abandon()
@@ -269,9 +257,13 @@ class RemoteSession:
 
     # What the process is told
 
-    def acknowledge(self, number: int) -> None:
-        """Frames up to `number` are on disk."""
+    def acknowledge(self, number: int, tail: int = 0) -> None:
+        """Frames up to `number` are on disk, and the stream log up to the position `tail`: of that
+        the process is told first."""
         if self.is_over or number <= self._acked:
+            return
+        if self.live.stream_written < tail:
+            self._due = number, tail  # it is written, and `wrote` is about to be told
             return
         self._acked = number
         if self._is_leaving and number == self.taken:
@@ -309,17 +301,9 @@ class RemoteSession:
 
     def wrote(self, records: Sequence[StreamRecord]) -> None:
         """These records of the stream log are written."""
-        counted = set()
-        for record in records:
-            if not record.kind.is_end:
-                key = record.step, record.attempt, record.kind
-                self._written[key] = self._written.get(key, 0) + record.length
-                counted.add(key)
-        self._tell_written(counted)
-
-    def _tell_written(self, keys: set[Chunks]) -> None:
-        counts = [[key[0], key[1], int(key[2]), self._written[key]] for key in keys]
-        self.send("written", self.live.stream_written, counts)
+        self.send("written", self.live.stream_written, self._chunks.wrote(records))
+        (number, tail), self._due = self._due, (0, 0)
+        self.acknowledge(number, tail)
 
     def release(self) -> None:
         """The process has nothing of this session: let another execution begin at once."""
@@ -344,32 +328,36 @@ class RemoteSession:
     async def start(self, entry: Entry) -> None:
         """Hand the run to the process, once the claim is on disk. Raises `LostRunError` or
         `StorageError`."""
-        live, ticket = self.live, None
-        while ticket is not live.ticket:
-            ticket = live.ticket
-            await live.until_written(ticket)
+        await self._until_written()
+        async with self.process.large():
+            await self._until_written()
+            self.process.send(["execute", self._execution(entry)])
+            self._resolved.clear()
+            self._is_handed_over = True
+
+    async def _until_written(self) -> None:
+        ticket = None
+        while ticket is not self.live.ticket:
+            ticket = self.live.ticket
+            await self.live.until_written(ticket)
+
+    def _execution(self, entry: Entry) -> dict[str, Any]:
+        """What a process needs to execute the run."""
+        live, stream = self.live, self.live.stream
         memo = [self._resolved.get(step.id.hash, step) for step in live.memo]
-        stream = live.stream
-        self.process.send(
-            [
-                "execute",
-                {
-                    "run": live.id,
-                    "generation": live.generation,
-                    "began_at": live.began_at,
-                    "depth": live.run.depth,
-                    "function_id": live.run.function_id,
-                    "request": wire.pack_bytes(entry.request or b""),
-                    "retries": entry.retries,
-                    "root_path": entry.root_path,
-                    "memo": [wire.pack_step(step) for step in memo],
-                    "stream": stream
-                    and {"tail": stream.tail, "size": stream.size, "outside": stream.outside},
-                },
-            ]
-        )
-        self._resolved.clear()
-        self._is_handed_over = True
+        return {
+            "run": live.id,
+            "generation": live.generation,
+            "began_at": live.began_at,
+            "depth": live.run.depth,
+            "function_id": live.run.function_id,
+            "request": wire.pack_bytes(entry.request or b""),
+            "retries": entry.retries,
+            "root_path": entry.root_path,
+            "memo": [wire.pack_step(step) for step in memo],
+            "stream": stream
+            and {"tail": stream.tail, "size": stream.size, "outside": stream.outside},
+        }
 
     def resume(self, acked: int, options: Mapping[str, Any]) -> None:
         """The process goes on over a new connection: tell it what it may have missed, and what of
@@ -381,8 +369,8 @@ class RemoteSession:
             self.live.open_stream()
         if self._acked > acked:
             self.send("ack", self._acked)
-        if self._written:
-            self._tell_written(set(self._written))
+        if counts := self._chunks.all_written():
+            self.send("written", self.live.stream_written, counts)
         for item in wire.array(options.get("open", [])):
             key, is_woken = wire.array_of(item, 2)
             step = self._resolved.get(wire.text(key))

@@ -201,6 +201,32 @@ async def test_a_peer_that_does_not_read_is_given_up(
         assert (await process.until_closed()).code == 1008
 
 
+async def test_what_is_large_waits_until_a_slow_peer_has_read(
+    store: MemoryStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FULL", 50_000)
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello()
+        await process.say(register("r"), end("r", 2, b"x" * 10_000))
+        await process.acked("r", 2)
+        (connection,) = server.hub._connections
+        gate, send = asyncio.Event(), process.end.peer.send
+
+        async def slowly(message: str) -> None:
+            await gate.wait()
+            await send(message)
+
+        monkeypatch.setattr(process.end.peer, "send", slowly)
+        about = {"run": "r", "timeout": 0}
+        await process.say(*(["ask", n, "outcome", about] for n in range(100)))
+        await asyncio.sleep(0.05)
+        assert 50_000 < connection._size < 100_000
+        gate.set()
+        for n in range(100):
+            await process.until("answer", n)
+
+
 async def until_closing(connections: Any) -> None:
     async with asyncio.timeout(3):
         while not all(connection._closing for connection in connections):
