@@ -16,7 +16,8 @@ creates the run. What happens to it here:
   to run one step (`x-inngest-step-id`), several at a time. Every reply is a list of ops, which
   become the same commands that an execution of our own SDK records. When only time or an event can
   help, the run is suspended.
-* **The end.** `RunComplete` carries the response, which `/output` gives to whoever has the token.
+* **The end.** `RunComplete` carries the response, or the reply is the response (SDKs differ);
+  `/output` gives it to whoever has the token.
 
 Ops become commands as follows (`commands.py`):
 

@@ -37,7 +37,7 @@ from durable_endpoints_server.inngest.commands import (
 )
 from durable_endpoints_server.inngest.ops import WireOp
 from durable_endpoints_server.inngest.recording import record
-from durable_endpoints_server.inngest.replies import Lost, Ops, Reply, Threw
+from durable_endpoints_server.inngest.replies import Answered, Lost, Ops, Reply, Threw
 from durable_endpoints_server.inngest.trigger import Trigger
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.store.base import Entry
@@ -199,6 +199,9 @@ class Execution:
         """Do what a reply says. Whether that was the end of this execution."""
         if isinstance(reply, Ops):
             return await self._take_ops(reply)
+        if isinstance(reply, Answered):
+            await self._tees.settle(self._live, (), ends=True)
+            return await self._end(Complete(reply.response.status, reply.response.pack()))
         elapsed = (self._host.clock.now() - target.since) * 1_000
         if isinstance(reply, Lost):
             return await self._not_reached(reply, elapsed)

@@ -25,8 +25,6 @@ RUN_COMPLETE: Final = "RunComplete"
 SYNC_RUN_COMPLETE: Final = "SyncRunComplete"
 DISCOVERY_REQUEST: Final = "DiscoveryRequest"
 
-HANDLER_ID: Final = HANDLER_STEP.hash
-"""The id of ops about the handler itself."""
 _LAZY: Final = frozenset({"DeferAdd", "DeferAbort", "None"})
 """Ops that ask for nothing now, and may ride along with others."""
 _MAX_OPS: Final = 10_000

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from durable_endpoints_server.inngest import loose_json, ops, results
+import httpx
+
+from durable_endpoints.protocol.messages import StoredResponse
+from durable_endpoints_server.inngest import loose_json, results
 from durable_endpoints_server.inngest.ops import WireOp, read_ops
 from durable_endpoints_server.inngest.refusals import MalformedError
 
@@ -29,6 +31,13 @@ class Ops(NamedTuple):
     """When a failed one shall be tried again, in milliseconds, if the application says so."""
 
 
+class Answered(NamedTuple):
+    """The handler has returned, and this is its response as it is: SDKs that wrap nothing around it
+    (Go's) reply so."""
+
+    response: StoredResponse
+
+
 class Threw(NamedTuple):
     """The handler itself has failed."""
 
@@ -43,20 +52,20 @@ class Lost(NamedTuple):
     reason: str
 
 
-Reply = Ops | Threw | Lost
+Reply = Ops | Answered | Threw | Lost
 
 
-def read_reply(status: int, headers: Mapping[str, str], body: bytes, now: int) -> Reply:
+def read_reply(status: int, headers: httpx.Headers, body: bytes, now: int) -> Reply:
     """What a reply means; `now` in epoch milliseconds."""
     if _SDK not in headers:
         return _from_nobody(status)
+    if status != 206 and status < 500 and _NO_RETRY not in headers:
+        return Answered(StoredResponse(status, results.own_headers(headers.multi_items()), body))
     delay = _retry_after(headers.get("retry-after", ""), now)
     try:
         value = loose_json.read(body) if body else None
         if status == 206:
             return Ops(read_ops([value] if isinstance(value, dict) else value), delay)
-        if 200 <= status < 300:
-            return Ops([_returned(value)])
     except (ValueError, MalformedError) as error:
         problem = f"the application's reply ({status}) cannot be read: {error}"
         return Threw(results.error("ReplyError", problem), is_final=False)
@@ -74,11 +83,6 @@ def _from_nobody(status: int) -> Reply:
         "something before it has answered"
     )
     return Threw(results.error("ReplyError", problem), is_final=False)
-
-
-def _returned(value: Any) -> WireOp:
-    """What a handler's plain value stands for."""
-    return read_ops([{"op": ops.RUN_COMPLETE, "id": ops.HANDLER_ID, "data": value}])[0]
 
 
 def _retry_after(text: str, now: int) -> int | None:

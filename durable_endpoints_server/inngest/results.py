@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
+from collections.abc import Iterable
 from typing import Any, Final
 
 from durable_endpoints.protocol.messages import Headers, StoredResponse
@@ -30,6 +31,8 @@ _CONNECTION: Final = frozenset(
     }
 )
 """Headers of one connection, which mean nothing on another one (RFC 9110 §7.6.1)."""
+_OF_SDK: Final = ("x-inngest-", "x-run-id", "date", "server")
+"""How the names begin of headers that are not the handler's."""
 _MAX_ERROR: Final = 65_536
 
 
@@ -52,6 +55,15 @@ def response_of(data: Any) -> StoredResponse:
 
 
 _JSON: Final[Headers] = [(b"content-type", b"application/json")]
+
+
+def own_headers(headers: Iterable[tuple[str, str]]) -> Headers:
+    """The headers of a reply that are the handler's, and not the SDK's or the connection's."""
+    values: dict[str, list[str]] = {}
+    for name, value in headers:
+        if not name.lower().startswith(_OF_SDK):
+            values.setdefault(name.lower(), []).append(value)
+    return _headers({"headers": values})
 
 
 def error_of(value: Any) -> bytes:

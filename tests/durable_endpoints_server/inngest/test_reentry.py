@@ -387,7 +387,8 @@ async def test_a_plain_value_and_both_forms_of_a_result_are_answered(
         (httpx.Response(206, json=complete('"\\"twice\\""', 200)), 200, b'"\\"twice\\""'),
         (httpx.Response(206, json=[complete("x", 204)]), 204, b""),
         (httpx.Response(206, json={**complete(""), "data": own}), 201, b"\x00\xff"),
-        (httpx.Response(200, json={"plain": 1}), 200, b'{"data":{"plain":1}}'),
+        (httpx.Response(206, json={**complete(""), "data": [1]}), 200, b'{"data":[1]}'),
+        (httpx.Response(203, text="as it is", headers={"x-own": "1"}), 203, b"as it is"),
     ]
     for reply, status, body in forms:
         reply.headers.update(SDK_HEADERS)
@@ -399,6 +400,9 @@ async def test_a_plain_value_and_both_forms_of_a_result_are_answered(
             assert (answer.status_code, answer.content) == (status, body)
             if status == 201:
                 assert answer.headers.get_list("x-many") == ["a", "b"]
+            if status == 203:
+                assert answer.headers["x-own"] == "1"
+            assert not any(name.startswith("x-inngest") for name in answer.headers)
 
 
 async def test_reentries_are_signed_for_the_sdk_and_over_everything(
