@@ -23,7 +23,8 @@ from durable_endpoints.protocol.runs import Complete, Fail
 from durable_endpoints.protocol.step_ids import HANDLER_STEP
 from durable_endpoints.sealing import Keyring
 
-_RUN = "durable-run-id"
+_RUN = "durable-result"
+"""The run, in a result that this SDK has made."""
 _OMITTED = "durable-omitted"
 _HEADERS = "durable-headers"
 _BODY = "durable-body"
