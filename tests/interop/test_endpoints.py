@@ -20,6 +20,9 @@ from tests.interop.clients import FOLDER
 
 pytestmark = pytest.mark.anyio
 
+in_development_too = pytest.mark.parametrize("site", ["dev", "serve"], indirect=True)
+with_keys = pytest.mark.parametrize("site", ["serve"], indirect=True)
+
 KEY = "signkey-test-" + "12ab" * 16
 EVENT_KEY = "key-for-events-12345"
 
@@ -81,8 +84,7 @@ class Site:
 def site(
     request: pytest.FixtureRequest, node_modules: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    """With keys, unless a test asks for one in development."""
-    kind = getattr(request, "param", "serve")
+    kind: str = request.param
     app = App()
     ours, theirs = {}, {"INNGEST_DEV": "1"}
     if kind == "serve":
@@ -109,7 +111,7 @@ def site(
         app.kill()
 
 
-@pytest.mark.parametrize("site", ["dev", "serve"], indirect=True)
+@in_development_too
 async def test_all_that_an_endpoint_can_do(site: Site) -> None:
     """One after the other they would take a while: Inngest's SDK sleeps whole seconds."""
     asked = {
@@ -141,6 +143,7 @@ async def test_all_that_an_endpoint_can_do(site: Site) -> None:
     assert [bodies[f"7 {step}"] for step in ("one", "two", "three")] == [1, 1, 1]
 
 
+@with_keys
 async def test_a_failure_is_told_to_whoever_waits_without_the_stack(site: Site) -> None:
     direct, proxied = await asyncio.gather(site.get("failing?of=d"), site.get("proxied/failing"))
     for answer in (direct, proxied):
@@ -150,6 +153,7 @@ async def test_a_failure_is_told_to_whoever_waits_without_the_stack(site: Site) 
     assert site.app.bodies["d always"] == 4
 
 
+@with_keys
 async def test_where_the_answer_will_be_is_told_by_redirect_or_token(site: Site) -> None:
     redirect = await site.get("sleeping?of=r", follow_redirects=False)
     assert redirect.status_code == 302
@@ -163,6 +167,7 @@ async def test_where_the_answer_will_be_is_told_by_redirect_or_token(site: Site)
     assert answer.json() == '"hello world"'
 
 
+@with_keys
 async def test_an_event_that_fits_ends_a_wait(site: Site) -> None:
     fits = "async.data.ok == true && event.data.method == 'POST'"
     asking = asyncio.create_task(
@@ -175,6 +180,7 @@ async def test_an_event_that_fits_ends_a_wait(site: Site) -> None:
     assert answer.json() == {"approved": {"ok": True, "by": "me"}}
 
 
+@with_keys
 async def test_a_run_survives_the_server_wherever_it_was(site: Site) -> None:
     paths = ["sleeping?of=k", "slow?of=k", "waiting?of=k", "parallel?of=k"]
     begun = await asyncio.gather(*(site.get(path, follow_redirects=False) for path in paths))
