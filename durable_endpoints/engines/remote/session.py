@@ -323,15 +323,16 @@ class RemoteSession:
         self._run = run.with_usage(
             run.steps, run.memo_bytes + len(step.value or b""), max(run.last_order, step.order)
         )
-        self._note(step)
         if self._held or any(unplaced <= number for unplaced in self._unplaced):
             self._held.append((step, number))
         else:
             self._tell(step)
 
     def _tell(self, step: StepRecord) -> None:
+        # What the execution does not take stays open here, so that the server tells it again.
         if self.listener is not None and self.listener.resolved(step):
             self._seen += 1
+            self._note(step)
 
     def signal_opened(self, number: int, answer: StepRecord | SignalTaken) -> None:
         """What came of a wait for a signal."""
@@ -346,6 +347,7 @@ class RemoteSession:
     def resume(self) -> list[Frame]:
         """What to say on a new link, to go on where the last one broke."""
         self._seen = 0
+        self._held.clear()
         state: dict[str, Any] = {
             "open": [[key, _is_woken(step)] for key, step in self._open.items()],
             "base": self._base,
@@ -355,8 +357,11 @@ class RemoteSession:
         if self._instead is not None:
             # Its client was told that there is no run: if there is none, let none begin later.
             return [["resume", self.id, self.generation, 0, {**state, "only": self._instead}]]
-        head = ["resume", self.id, self.generation, self._confirmed, state]
-        return [head, *self._journal.everything()]
+        frames = self._journal.everything()
+        for frame in frames:
+            if frame[0] == "leave" and frame[3] == "suspend":
+                frame[4] = self._seen  # since now, as the server counts
+        return [["resume", self.id, self.generation, self._confirmed, state], *frames]
 
     # Inside
 
