@@ -15,6 +15,9 @@ from durable_endpoints import endpoint, step, stream
 from durable_endpoints.asgi_transport import AppTransport
 from durable_endpoints.engines.remote.dialing import LostConnectionError
 from durable_endpoints.engines.remote.engine import RemoteEngine
+from durable_endpoints.protocol import wire
+from durable_endpoints.protocol.ops import StepKind, StepRecord, StepState
+from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints.settings import Settings
 from tests.durable_endpoints.helpers import fast
 from tests.durable_endpoints.remote.peer import Peer
@@ -154,6 +157,37 @@ async def test_chunks_that_are_not_written_are_pushed_again(tmp_path: Any) -> No
         assert (await asking).status_code == 200
 
 
+async def test_a_suspension_is_said_again_with_what_was_seen_on_the_new_connection(
+    tmp_path: Any,
+) -> None:
+    """Else the server would take a step that it has just told, and that nobody saw, for seen."""
+    peer = Peer()
+    async with connected(peer, tmp_path) as (app, client):
+        told = asyncio.Event()
+
+        @app.get("/")
+        @endpoint
+        async def handle() -> None:
+            await asyncio.gather(step.sleep("short", "1s"), step.run("hold on", told.wait))
+            await step.sleep("long", "1h")
+
+        asking = asyncio.create_task(client.get("/"))
+        run, number, _ = await peer.hear("record")
+        peer.say("ack", run, number)
+        peer.say("resolved", run, _slept("short"), number)
+        await asyncio.sleep(0.05)
+        told.set()
+        for _ in ("hold on", "long"):
+            peer.say("ack", run, (await peer.hear("record"))[1])
+        assert (await peer.hear("leave"))[2:] == ["suspend", 1]
+        peer.cut()
+        assert len((await peer.hear("resume"))[3]["open"]) == 1
+        _, number, *how = await peer.hear("leave")
+        assert how == ["suspend", 0]
+        peer.say("ack", run, number)
+        assert (await asking).status_code == 303
+
+
 async def test_a_run_that_another_execution_has_is_given_up(tmp_path: Any) -> None:
     peer = Peer()
     async with connected(peer, tmp_path) as (app, client):
@@ -250,6 +284,11 @@ class _Any:
 
 
 _any: Any = _Any()
+
+
+def _slept(name: str) -> list[Any]:
+    step = StepId(hash_name(name), name, 0)
+    return wire.pack_step(StepRecord(step, StepKind.SLEEP, StepState.DONE, order=1, value=b"null"))
 
 
 def _step(name: str) -> list[Any]:
