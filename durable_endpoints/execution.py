@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 _PATIENCE = 10_000
 """Milliseconds to wait for the step that an engine wants, where nothing else goes on."""
+_DUE_PATIENCE = 1.0
+"""Seconds for which an engine may take to resolve what is due already."""
 
 
 class Departure(Enum):
@@ -427,7 +429,16 @@ class Execution:
         """Wait until an open step is resolved, or its retry is due."""
         if not self.is_open:
             await self.refuse()
-        return await self._park(record.id.hash)
+        if record.due is None or record.due > self.engine.now():
+            return await self._park(record.id.hash)
+        # It is due already: the engine is about to say so, if not in this very moment.
+        let_go = self.hold_on()
+        timer = self._loop.call_later(_DUE_PATIENCE, let_go)
+        try:
+            return await self._park(record.id.hash)
+        finally:
+            timer.cancel()
+            let_go()
 
     async def park_for_handover(self) -> None:
         """Wait until nothing else goes on in this execution, and let another one begin then."""
