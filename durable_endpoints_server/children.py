@@ -38,6 +38,8 @@ class Children:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._at_work: set[object] = set()
+        self._telling: dict[str, asyncio.Event] = {}
+        """Children that have ended, by their ids, whose parents do not know that yet."""
 
     @property
     def is_busy(self) -> bool:
@@ -47,12 +49,30 @@ class Children:
     def restart(self) -> None:
         """Whatever was under way on an event loop before this one went with it."""
         self._at_work.clear()
+        self._telling.clear()
 
     def ended(self, child: Run) -> None:
         """A run has ended that another one has invoked."""
         assert child.parent_run is not None
         assert child.parent_step is not None
-        self._begin(self._wake(child.parent_run, child.parent_step), f"wake {child.parent_run}")
+        told = self._telling[child.id] = asyncio.Event()
+        waking = self._tell(child.id, told, self._wake(child.parent_run, child.parent_step))
+        self._begin(waking, f"wake {child.parent_run}")
+
+    async def until_told(self, child_id: str) -> None:
+        """Return once the parent of a run that has just ended knows that, and it is on disk."""
+        if (told := self._telling.get(child_id)) is not None:
+            await told.wait()
+
+    async def _tell(
+        self, child_id: str, told: asyncio.Event, waking: Coroutine[Any, Any, None]
+    ) -> None:
+        try:
+            await waking
+        finally:
+            told.set()
+            if self._telling.get(child_id) is told:
+                del self._telling[child_id]
 
     def abandoned(self, run_id: str) -> None:
         """A run has ended that may have children which have not."""

@@ -76,7 +76,10 @@ async def _stream_tail(process: RemoteProcess, about: Mapping[str, Any]) -> Any:
 
 
 async def _until_idle(process: RemoteProcess, about: Mapping[str, Any]) -> Any:
-    await process.hub.host.until_idle(_run(about))
+    host, run_id = process.hub.host, _run(about)
+    await host.until_idle(run_id)
+    # If it is the parent that asks, it hears of the end before it hears that it need not wait.
+    await host.children.until_told(run_id)
 
 
 async def _cancel(process: RemoteProcess, about: Mapping[str, Any]) -> Any:

@@ -267,6 +267,7 @@ class RemoteSession:
             return
         self._acked = number
         if self._is_leaving and number == self.taken:
+            self._tell_tail()
             self._close("ack", number)
             return
         for answered in [answered for answered in self._answers if answered <= number]:
@@ -297,6 +298,8 @@ class RemoteSession:
         self.live.ticket.then(lambda: self.send("resolved", *parts))
 
     def stopped(self, reason: str) -> None:
+        if reason != "lost":
+            self._tell_tail()
         self._close("stopped", reason)
 
     def wrote(self, records: Sequence[StreamRecord]) -> None:
@@ -304,6 +307,12 @@ class RemoteSession:
         self.send("written", self.live.stream_written, self._chunks.wrote(records))
         (number, tail), self._due = self._due, (0, 0)
         self.acknowledge(number, tail)
+
+    def _tell_tail(self) -> None:
+        """All that this execution has streamed is on disk: where that ends, the last frame of its
+        client's stream has to follow."""
+        if self.live.stream is not None and not self.is_over:
+            self.send("written", self.live.stream_tail, [])
 
     def release(self) -> None:
         """The process has nothing of this session: let another execution begin at once."""

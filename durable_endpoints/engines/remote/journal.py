@@ -90,30 +90,34 @@ class Journal:
             self._entries.append(Numbered(number, frame))
         return frame
 
-    def push(self, run_id: str, source: Try, values: list[bytes], replaces: bool) -> Saying | None:
-        """Note chunks, and return what is to be said; None if they travel with others. With
-        `replaces`, the last one that was not sent may go, if it is of the same source."""
+    def push(
+        self, run_id: str, source: Try, values: list[bytes], replaces: bool
+    ) -> tuple[Saying | None, int]:
+        """Note chunks, and return what is to be said, None if they travel with others, and by how
+        much the stream grows. With `replaces`, the last one that was not sent may go, if it is of
+        the same source."""
         with self._guard:
             last = self._entries[-1] if self._entries else None
             if isinstance(last, Chunks) and last.source == source and not last.is_sent:
                 if replaces and len(values) == 1:
-                    self.chunks_size += last.replace_last(values[0])
-                    return None
+                    more = last.replace_last(values[0])
+                    self.chunks_size += more
+                    return None, more
                 if len(last.values) + len(values) <= _MANY:
-                    self._add(last, values)
-                    return None
+                    return None, self._add(last, values)
             chunks = Chunks(run_id, source, self._ordinals.get(source, 0))
-            self._add(chunks, values)
+            more = self._add(chunks, values)
             self._entries.append(chunks)
-        return lambda: self._send(chunks)
+        return lambda: self._send(chunks), more
 
-    def _add(self, chunks: Chunks, values: list[bytes]) -> None:
+    def _add(self, chunks: Chunks, values: list[bytes]) -> int:
         before = chunks.size
         for value in values:
             chunks.add(value)
         self.chunks += len(values)
         self.chunks_size += chunks.size - before
         self._ordinals[chunks.source] = chunks.end
+        return chunks.size - before
 
     def _send(self, chunks: Chunks) -> Frame | None:
         with self._guard:

@@ -77,8 +77,9 @@ class Pushing:
         replaces = (
             kind is RecordKind.PROGRESS and step != OUTSIDE and self._journal.chunks >= _PLENTY
         )
-        self._streamed += weight
-        saying = self._journal.push(self._run_id, (step, attempt, kind), values, replaces)
+        source = step, attempt, kind
+        saying, more = self._journal.push(self._run_id, source, values, replaces)
+        self._streamed += more
         if saying is not None:
             self._speaks.say(saying)
         return True
