@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from durable_endpoints import testing
 from durable_endpoints.testing import VirtualEngine
 from tests.requirements import missing
+from tests.wire.engine import use_wire
 
 FOLDER = Path(__file__).parent
 
@@ -27,9 +29,25 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": False}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engine",
+        choices=["embedded", "wire"],
+        default=os.environ.get("DURABLE_TESTS_ENGINE", "embedded"),
+        help="what keeps the runs of the tests of the SDK: an engine in the application's process, "
+        "or a server behind a connection in memory",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test is imported: whichever engine a test makes is the one that was asked for."""
+    if config.getoption("--engine") == "wire":
+        use_wire()
+
+
 @pytest.fixture
 def engine() -> VirtualEngine:
-    return VirtualEngine()
+    return testing.VirtualEngine()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -48,6 +66,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for folder in TOGETHER:
             if is_in(item, folder):
                 item.add_marker(pytest.mark.xdist_group(folder))
+        if item.config.getoption("--engine") != "embedded":
+            for mark in item.iter_markers("embedded"):
+                item.add_marker(pytest.mark.skip(f"only embedded: {mark.args[0]}"))
     items.sort(key=lambda item: not any(is_in(item, folder) for folder in BEGUN_FIRST))
 
 

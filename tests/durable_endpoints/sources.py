@@ -14,9 +14,15 @@ from tests.durable_endpoints.streams import Frame
 A, B = hash_name("a"), hash_name("b")
 
 
+async def seen() -> None:
+    """Let readers see what was streamed, before it is withdrawn: later ones are spared that."""
+    await asyncio.sleep(0.02)
+
+
 async def words(text: str, fail_after: int | None = None) -> AsyncIterator[str]:
     for n, word in enumerate(text.split(" ")):
         if n == fail_after:
+            await seen()
             raise RuntimeError("the provider went away")
         yield word if n == 0 else " " + word
         await asyncio.sleep(0)

@@ -221,7 +221,17 @@ async def test_a_step_that_cannot_be_recorded_stops_the_next(
     assert counted.began == ["first", "first", "second"]  # it was never acknowledged
 
 
-@pytest.mark.parametrize("is_new_to_it", [True, False], ids=["unnoticed", "known"])
+@pytest.mark.parametrize(
+    "is_new_to_it",
+    [
+        pytest.param(True, id="unnoticed"),
+        pytest.param(
+            False,
+            id="known",
+            marks=pytest.mark.embedded("whether a server's store is well, its answers tell"),
+        ),
+    ],
+)
 async def test_a_registration_that_fails_runs_nothing_twice_and_keeps_nothing(
     engine: VirtualEngine, store: FlakyStore, is_new_to_it: bool
 ) -> None:

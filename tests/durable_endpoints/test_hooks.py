@@ -126,6 +126,7 @@ async def test_tracking_all_endpoints(engine: VirtualEngine) -> None:
         await client.get("/p/1?secret=1", headers={"authorization": "secret"})
         await client.get("/b")
         await client.get("/nowhere")
+        await engine.settle()
         seen: list[Any] = list(await engine.store.requests(10))
     assert [(line.method, line.route, line.status) for line in reversed(seen)] == [
         ("GET", "/d/{n}", 200),

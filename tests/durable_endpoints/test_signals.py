@@ -79,6 +79,7 @@ async def test_a_signal_that_nobody_waits_for_is_not_kept(stored: VirtualEngine)
         assert answer.json() is None
 
 
+@pytest.mark.embedded("counts the turns of the event loop until the signal is there")
 async def test_a_signal_before_the_deadline_beats_the_timeout_and_one_at_it_comes_too_late(
     stored: VirtualEngine,
 ) -> None:
@@ -267,6 +268,7 @@ class Thoughtful(MemoryStore):
         return await super().arrival(event)
 
 
+@pytest.mark.embedded("counts the turns of the event loop until the signal is there")
 @pytest.mark.parametrize("is_live", [True, False], ids=["live", "idle"])
 async def test_a_signal_that_was_sent_in_time_is_heard_out(
     engine: VirtualEngine, is_live: bool

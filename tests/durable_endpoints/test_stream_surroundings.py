@@ -25,7 +25,7 @@ from durable_endpoints.testing import VirtualEngine
 from durable_endpoints_server.engine.facts import Change, Streamed
 from durable_endpoints_server.store.memory import MemoryStore
 from tests.durable_endpoints.helpers import fast, one, run_id_of, star
-from tests.durable_endpoints.sources import A, B, Flaky, url_of, words
+from tests.durable_endpoints.sources import A, B, Flaky, seen, url_of, words
 from tests.durable_endpoints.streams import SSE, Held, events_of, frames_of, read
 from tests.durable_endpoints_server.helpers import FlakyStore, anything
 
@@ -352,8 +352,9 @@ async def test_a_result_that_cannot_be_kept_has_its_chunks_withdrawn_at_once(
 ) -> None:
     @endpoint(retries=0)
     async def handler(request: Request) -> PlainTextResponse:
-        def bad() -> Any:
+        async def bad() -> Any:
             stream.push("from a")
+            await seen()
             return {1}
 
         with pytest.raises(StepValueError):

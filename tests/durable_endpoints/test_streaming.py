@@ -27,7 +27,7 @@ from durable_endpoints import (
 from durable_endpoints.protocol.step_ids import hash_name
 from durable_endpoints.testing import VirtualEngine
 from tests.durable_endpoints.helpers import fast, one, run_id_of, star
-from tests.durable_endpoints.sources import A, B, Flaky, url_of, words
+from tests.durable_endpoints.sources import A, B, Flaky, seen, url_of, words
 from tests.durable_endpoints.streams import SSE, Frame, Held, events_of, frames_of, read
 
 pytestmark = pytest.mark.anyio
@@ -191,6 +191,7 @@ async def test_an_http_exception_is_an_answer_and_an_escaped_one_a_failure(
     @endpoint(retries=0)
     async def boom() -> None:
         stream.push("x")
+        await seen()
         raise RuntimeError("boom")
 
     async with engine.client(app) as client:
@@ -322,6 +323,7 @@ async def test_a_handler_that_fails_pushes_again_what_was_not_permanent(
         await step.run("a", lambda: 1)
         stream.push(f"try {passes}")
         if passes == 1:
+            await seen()
             raise RuntimeError("once")
         return PlainTextResponse("x")
 

@@ -150,6 +150,7 @@ async def test_the_next_request_is_a_new_process(engine: VirtualEngine) -> None:
     assert shop.ran == ["charge", "ship"]
 
 
+@pytest.mark.embedded("a connection does not move to the event loop of the next request")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("with_lifespan", [True, False])
 @pytest.mark.parametrize("when", ["before", "after", "recorded"])
@@ -176,7 +177,7 @@ async def test_parallel_steps_are_lost_together(engine: VirtualEngine) -> None:
 
     async def body(name: str) -> str:
         ran.append(name)
-        await asyncio.sleep(0.001 if name == "quick" else 0.02)
+        await asyncio.sleep(0.001 if name == "quick" else 0.2)
         ran.append(f"{name} to its end")
         return name
 
