@@ -7,6 +7,44 @@ sealed bytes travel as base64.
 
 This module knows how values become parts of frames and back. Everything that arrives is checked
 here: what is not as it should be raises `WireError`.
+
+A session is one execution of one run. Those of its frames that have a number `n` count from 1, are
+taken in order, and are kept by the process until `ack`: after a break it says them again.
+
+    process -> server
+    hello {process, app, sdk, draining}          first on each connection; answered by welcome
+    resume run generation acked {open, base,     a session that goes on after a break; what of it is
+           follows, leaving, only?}              not acknowledged follows
+    resumed                                      that was all: what else the server has is released
+    executors {root_paths, default, capacity}    what may be sent here from now on
+    register run n new-run                       begin a run that this process executes; n = 1
+    begin run generation                         begin what `execute` has handed over
+    record run n op                              a step
+    signal run n op replace                      wait for a signal; answered by signal
+    push run step attempt kind ordinal [json]    chunks; `ordinal` counts those of their kind before
+    withdraw run n step                          a try was given up: its chunks are withdrawn
+    follow run, watch run step                   keep a stream log; resolve a step of the memo here
+    leave run n how …                            suspend seen | release why | park why | end how |
+                                                 abandon; the session is over once that is ack'ed
+    ask q what {…}, forget q                     a question; answered by answer or failed
+    read r run start limited, next r patience    a reader of a stream; each next is answered by
+        stops stays, poke r, close r             frames, silence or failed
+    beat, drain, bye                             it lives; begin nothing here; it ends
+
+    server -> process
+    welcome {now, lease, heartbeat, policy, …}   first
+    ack run n                                    everything up to n is on disk
+    written run position [[step, attempt, kind,  so much of the stream is written; comes before the
+            count]]                              ack of what was said after it
+    resolved run step n                          an open step is now this, after frame n
+    signal run n step|null taken-by|null         the run waits now, or another one does
+    stopped run reason, refused run n reason     the session is over: cancelled, timed_out, lost,
+            message                              storage, limit
+    execute {run, generation, memo, request, …}  a run to execute
+    hold flag                                    begin no new runs for a while
+    answer q value, failed q|r code message      what came of a question
+    frames r text position id stops,             what a reader gets, and why it gets nothing
+        silence r why position id stops
 """
 
 from __future__ import annotations
