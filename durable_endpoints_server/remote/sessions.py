@@ -58,6 +58,9 @@ class RemoteSession:
         """What is to be acknowledged once the process was told what is written."""
         self._told = 0
         """How many resolved steps the process was told of, or will be once they are on disk."""
+        self._may_have_missed = False
+        """Whether some of them may be of no use to the execution that suspends: then another one
+        follows at once, which costs little."""
         self._resolved: dict[str, StepRecord] = dict(self._repeats.resolved)
         """Steps that were resolved from outside, as they are now."""
         self._chunks = ChunkCounts(self._repeats.chunks)
@@ -216,7 +219,8 @@ class RemoteSession:
         command: Command | None = None
         match how:
             case "suspend":
-                command = Release("resolved") if self._told > wire.whole(last) else Suspend()
+                missed = self._told > wire.whole(last) or self._may_have_missed
+                command = Release("resolved") if missed else Suspend()
             case "release":
                 command = Release(wire.text(last))
             case "park":
@@ -372,6 +376,8 @@ class RemoteSession:
         """The process goes on over a new connection: tell it what it may have missed, and what of
         its frames need not be sent again. Raises `WireError`."""
         self._told = 0
+        # What it was told before the break, and had no use for any more, is counted nowhere.
+        self._may_have_missed = bool(self._resolved)
         self.connection = self.process.connection
         self.has_begun = True
         if options.get("follows"):

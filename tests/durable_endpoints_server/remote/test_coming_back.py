@@ -260,7 +260,7 @@ async def test_what_was_resolved_while_a_connection_was_broken_is_told_after_it(
         await process.until("resolved", "r", lambda frame: frame[2][1] == "v")
         await process.say(suspend("r", 4, seen=2))
         await process.acked("r", 4)
-        assert (await stored(store, "r")).status is Status.WAITING
+        await process.executes("r")
     await store.close()
 
 
@@ -434,3 +434,27 @@ async def test_the_wait_for_a_quiet_moment_ends(clock: VirtualClock) -> None:
             await asyncio.sleep(0.005)
         await process.executes("poison")
         await process.until("hold", False)
+
+
+@pytest.mark.parametrize("kills", [False, True])
+async def test_what_was_resolved_unseen_before_a_break_is_not_slept_through(
+    kills: bool, clock: VirtualClock
+) -> None:
+    """The process knows it, so it does not ask; but its execution had departed before."""
+    store = MemoryStore()
+    server = RemoteHost(store, clock)
+    await server.host.attach()
+    process = FakeProcess(server)
+    await process.hello()
+    await process.say(register("r"), record("r", 2, wait("w", "paid")))
+    await process.acked("r", 2)
+    await server.host.events.publish(NewEvent("e1", "paid", b"1"))
+    await process.until("resolved", "r")
+    process.end.cut()
+    if kills:
+        await server.kill()
+        server = RemoteHost(store, clock, "boot/another")
+        await server.host.attach()
+    await process.come_back(server, resume("r", 1, 2, leaving=True), suspend("r", 3, seen=0))
+    await process.executes("r")
+    await server.stop()
