@@ -1,4 +1,5 @@
-"""Three steps over real HTTP: the bare handler, the floor, and ours, interleaved in one run."""
+"""Three steps over real HTTP: the bare handler, the floor, and ours, with the engine in process and
+in a companion server, interleaved in one run."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from typing import Any
 import orjson
 
 from benchmarks.report import heading, spread, table
-from benchmarks.servers import VARIANTS, Server
+from benchmarks.servers import OVER_A_SERVER, VARIANTS, Companion, Server
 
 CLIENTS = (1, 64)
 
@@ -21,14 +22,19 @@ CLIENTS = (1, 64)
 def measure(folder: Path, rounds: int, seconds: float) -> None:
     """Print a table for each number of clients. Shares are medians of the rounds' own ratios."""
     with ExitStack() as stack:
-        servers = [stack.enter_context(Server(variant, folder)) for variant in VARIANTS]
+        companion = Companion(folder)
+        stack.enter_context(companion)
+        servers = [Server(variant, folder) for variant in VARIANTS]
+        servers += [Server(variant, folder, companion=companion) for variant in OVER_A_SERVER]
+        for server in servers:
+            stack.enter_context(server)
         for clients in CLIENTS:
             measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
             for server in servers:
                 _load(server, clients, 0.5)
             for _ in range(rounds):
                 for server in servers:
-                    measured[server.variant].append(_load(server, clients, seconds))
+                    measured[server.name].append(_load(server, clients, seconds))
             _show(clients, measured)
 
 

@@ -91,7 +91,7 @@ async def test_a_source_is_closed_when_its_step_is_not_finished(engine: VirtualE
     @endpoint(retries=0)
     async def handler(request: Request) -> PlainTextResponse:
         try:
-            await step.options(timeout="200ms").run("a", lambda: stream.pipe(source()))
+            await step.options(timeout="1s").run("a", lambda: stream.pipe(source()))
         except StepError:
             return PlainTextResponse("timed out")
         return PlainTextResponse("?")
