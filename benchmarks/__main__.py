@@ -10,12 +10,13 @@ from pathlib import Path
 
 import click
 
-from benchmarks import context, long_runs, over_http, sleepers, streams, wakes
+from benchmarks import companion, context, long_runs, over_http, sleepers, streams, wakes
 
 MEASUREMENTS: dict[str, Callable[[Path], None]] = {
     "context": context.measure,
     "steps": long_runs.measure,
     "wakes": wakes.measure,
+    "companion": companion.measure,
     "sleepers": sleepers.measure,
     "streams": streams.measure,
 }

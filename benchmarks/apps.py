@@ -99,6 +99,21 @@ def _durable(checkpoint: Checkpoint) -> FastAPI:
             value = await step.run(f"step-{number}", increase_async, value)
         return {"value": value}
 
+    @app.get("/steps/{count}")
+    @endpoint
+    async def steps(count: int) -> Response:
+        value = 0
+        for number in range(count):
+            value = await step.run(f"step-{number}", increase_async, value)
+        return PlainTextResponse(str(value))
+
+    @app.get("/waits/{number}")
+    @endpoint
+    async def waits(number: str) -> Response:
+        """Answers with the instant at which it had its event."""
+        await step.wait_for_event("go", event="go", match={"data.number": number}, timeout="1h")
+        return PlainTextResponse(str(time.monotonic_ns()))
+
     @app.get("/nap")
     @endpoint
     async def nap() -> Response:

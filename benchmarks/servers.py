@@ -16,8 +16,8 @@ VARIANTS = ("bare", "floor", "each", "background")
 OVER_A_SERVER = ("each", "background")
 """Those that are measured with a companion server too."""
 
-_SIGNING_KEY = "signkey-bench-" + "5e" * 32
-_EVENT_KEY = "an-event-key-for-benchmarks"
+SIGNING_KEY = "signkey-bench-" + "5e" * 32
+EVENT_KEY = "an-event-key-for-benchmarks"
 
 
 class Process:
@@ -85,7 +85,7 @@ class Server(Process):
             if companion is None
             else {
                 "DURABLE_ENDPOINTS_SERVER_URL": companion.url,
-                "DURABLE_ENDPOINTS_SIGNING_KEY": _SIGNING_KEY,
+                "DURABLE_ENDPOINTS_SIGNING_KEY": SIGNING_KEY,
                 "DURABLE_ENDPOINTS_SEALING_KEY": "a sealing key for benchmarks only",
             }
         )
@@ -105,9 +105,13 @@ class Companion(Process):
         program = ["-m", "durable_endpoints_server", "serve", "--log-level", "warning"]
         super().__init__(
             "the companion server",
-            [*program, "--database", str(folder / "companion.db")],
+            [
+                *program,
+                *("--database", str(folder / "companion.db")),
+                *("--app-origin", "http://127.0.0.1:9"),
+            ],
             {
-                "DURABLE_ENDPOINTS_SIGNING_KEY": _SIGNING_KEY,
-                "DURABLE_ENDPOINTS_EVENT_KEY": _EVENT_KEY,
+                "DURABLE_ENDPOINTS_SIGNING_KEY": SIGNING_KEY,
+                "DURABLE_ENDPOINTS_EVENT_KEY": EVENT_KEY,
             },
         )

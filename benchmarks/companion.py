@@ -1,0 +1,149 @@
+"""A companion server's own numbers: how fast it wakes who waits, and how many steps it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import orjson
+from ulid import ULID
+
+from benchmarks.report import heading, percentile, spread, table
+from benchmarks.servers import EVENT_KEY, SIGNING_KEY, Companion, Server
+from durable_endpoints import CheckpointClient
+from durable_endpoints.protocol.checkpoints import ApiResult, RunEvent
+from durable_endpoints.protocol.step_ids import hash_name
+
+TURNS = 200
+RUNS = 64
+STEPS = 50
+ROUNDS = 5
+EVENT = RunEvent("http://127.0.0.1:9", "/x")
+
+
+def measure(folder: Path) -> None:
+    with ExitStack() as stack:
+        companion = Companion(folder)
+        stack.enter_context(companion)
+        server = Server("each", folder, companion=companion)
+        stack.enter_context(server)
+        asyncio.run(_measure(companion, server))
+
+
+async def _measure(companion: Companion, server: Server) -> None:
+    async with httpx2.AsyncClient(timeout=60) as client:
+        rows = [
+            (name, f"{percentile(lags, 50):.2f}", f"{percentile(lags, 95):.2f}")
+            for name, lags in (
+                ("event sent to /e -> handler past its wait", await woken(client, server)),
+                ("handler returns -> /wait answered", await answered(client, server)),
+                ("last checkpoint sent -> /output answered", await output(client, companion)),
+            )
+        ]
+        heading("Waking up, with a companion server")
+        table(("", "p50 ms", "p95 ms"), rows)
+
+        rates = []
+        for name, work in (
+            ("our SDK, one connection", lambda: steps_of_ours(client, server)),
+            ("Inngest's checkpoints, a request each", lambda: steps_over_http(companion)),
+        ):
+            await work()
+            before = companion.cpu_seconds()
+            found = [await work() for _ in range(ROUNDS)]
+            spent = (companion.cpu_seconds() - before) / (ROUNDS * RUNS * STEPS)
+            rates.append((name, spread(found, "{:.0f}"), f"{spent * 1e6:.0f}"))
+        heading(f"Steps on disk per second, {RUNS} runs at once")
+        table(("", "steps/s", "CPU us of the server"), rates)
+
+
+async def woken(client: httpx2.AsyncClient, server: Server) -> list[float]:
+    """Milliseconds from the sending of an event over HTTP to the line after the wait."""
+    assert server.companion is not None
+    lags: list[float] = []
+    for number in range(TURNS):
+        redirect = await client.get(f"{server.url}/waits/{number}")
+        answer = asyncio.create_task(client.get(server.url + redirect.headers["location"]))
+        await asyncio.sleep(0.02)
+        event = {"name": "go", "data": {"number": str(number)}}
+        sent_at = time.monotonic_ns()
+        await client.post(f"{server.companion.url}/e/{EVENT_KEY}", json=event)
+        lags.append((int((await answer).text) - sent_at) / 1e6)
+    return lags
+
+
+async def answered(client: httpx2.AsyncClient, server: Server) -> list[float]:
+    """Milliseconds from the handler's return, its commit included, to the answer of `/wait`."""
+    lags: list[float] = []
+    for _ in range(TURNS):
+        redirect = await client.get(f"{server.url}/nap")
+        answer = await client.get(server.url + redirect.headers["location"])
+        lags.append((time.monotonic_ns() - int(answer.text)) / 1e6)
+    return lags
+
+
+async def output(client: httpx2.AsyncClient, companion: Companion) -> list[float]:
+    """Milliseconds from the sending of a run's end to the answer of who waits at `/output`."""
+    lags: list[float] = []
+    async with CheckpointClient(companion.url, signing_key=SIGNING_KEY) as reporting:
+        for _ in range(TURNS):
+            run = await reporting.new_run(str(ULID()), EVENT, [_step("a")])
+            url = f"{companion.url}/v1/http/runs/{run.run_id}/output?token={run.token}"
+            waiting = asyncio.create_task(client.get(url))
+            await asyncio.sleep(0.02)
+            sent_at = time.perf_counter()
+            end = asyncio.create_task(reporting.response(run, ApiResult(200, {}, b"done")))
+            assert (await waiting).content == b"done"
+            lags.append((time.perf_counter() - sent_at) * 1e3)
+            await end
+    return lags
+
+
+async def steps_of_ours(client: httpx2.AsyncClient, server: Server) -> float:
+    began = time.perf_counter()
+    url = f"{server.url}/steps/{STEPS}"
+    answers = await asyncio.gather(*(client.get(url) for _ in range(RUNS)))
+    assert all(answer.text == str(STEPS) for answer in answers)
+    return RUNS * STEPS / (time.perf_counter() - began)
+
+
+async def steps_over_http(companion: Companion) -> float:
+    """With clients that cost less than any of the libraries."""
+
+    async def run() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", companion.port)
+        run_id = str(ULID())
+        event = EVENT.as_json()
+        first = {"run_id": run_id, "event": event, "steps": [_step("0")], "retries": 3, "ts": 0}
+        await _post(reader, writer, "/v1/checkpoint", first)
+        for number in range(1, STEPS):
+            step = {"run_id": run_id, "steps": [_step(str(number))], "ts": 0}
+            await _post(reader, writer, f"/v1/checkpoint/{run_id}/steps", step)
+        writer.close()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(run() for _ in range(RUNS)))
+    return RUNS * STEPS / (time.perf_counter() - began)
+
+
+async def _post(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, value: Any
+) -> None:
+    body = orjson.dumps(value)
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {SIGNING_KEY}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    writer.write(head.encode() + body)
+    answer = await reader.readuntil(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200"), answer
+    length = answer.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
+    await reader.readexactly(int(length))
+
+
+def _step(name: str) -> dict[str, Any]:
+    return {"op": "StepRun", "id": hash_name(name), "name": name, "data": 1}
