@@ -21,7 +21,7 @@ from durable_endpoints import (
 from durable_endpoints.client import Log, Progress, StreamEvent, Transcript, open_stream
 from durable_endpoints.testing import VirtualEngine
 from tests.durable_endpoints.helpers import one, run_id_of
-from tests.durable_endpoints.sources import A, url_of
+from tests.durable_endpoints.sources import A, seen, url_of
 from tests.durable_endpoints.streams import Frame, events_of, read
 
 pytestmark = pytest.mark.anyio
@@ -87,11 +87,12 @@ async def test_what_a_failed_try_reported_is_withdrawn_and_who_comes_later_is_sp
 ) -> None:
     tries: list[int] = []
 
-    def work() -> None:
+    async def work() -> None:
         tries.append(1)
         step.progress(len(tries), 2)
         step.log.info(f"try {len(tries)}")
         if len(tries) == 1:
+            await seen()
             raise ConnectionError
 
     @endpoint
