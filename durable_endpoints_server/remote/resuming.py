@@ -66,6 +66,9 @@ class Resumption:
         finally:
             if process.resuming.get(self._run_id) is self:
                 del process.resuming[self._run_id]
+            if process.is_ready:
+                # A later execution of the run may have been kept for it, of which it never heard.
+                process.release_kept()
         try:
             for frame in self._backlog if goes_on else ():
                 process.take(frame)

@@ -12,7 +12,12 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from durable_endpoints.protocol import wire
-from durable_endpoints.protocol.errors import EngineError, LimitError, LostRunError
+from durable_endpoints.protocol.errors import (
+    EngineError,
+    LimitError,
+    LostRunError,
+    StorageError,
+)
 from durable_endpoints.protocol.ops import Invoke, StepOp, StepRecord, WaitForEvent
 from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints.protocol.wire import Frame, WireError
@@ -341,12 +346,23 @@ class RemoteSession:
     async def start(self, entry: Entry) -> None:
         """Hand the run to the process, once the claim is on disk. Raises `LostRunError` or
         `StorageError`."""
-        await self._until_written()
-        async with self.process.large():
+        try:
             await self._until_written()
-            self.process.send(["execute", self._execution(entry)])
-            self._resolved.clear()
-            self._is_handed_over = True
+            async with self.process.large():
+                await self._until_written()
+                self._hand_over(entry)
+        except StorageError:
+            await self.live.abandon()
+            self._end()
+            raise
+
+    def _hand_over(self, entry: Entry) -> None:
+        if self.is_over:
+            return  # the run has ended meanwhile, or its process has come back without it
+        self.connection = self.process.connection
+        self.process.send(["execute", self._execution(entry)])
+        self._resolved.clear()
+        self._is_handed_over = True
 
     async def _until_written(self) -> None:
         ticket = None

@@ -216,6 +216,25 @@ async def test_what_a_process_does_not_come_back_for_is_released_at_once(
         assert (await process.executes("r"))["generation"] == 4
 
 
+async def test_a_later_execution_of_what_a_process_comes_back_for_is_released_too(
+    clock: VirtualClock,
+) -> None:
+    """It has left the run, and heard neither that this is on disk, nor of the next `execute`."""
+    store = MemoryStore()
+    first = RemoteHost(store, clock)
+    await first.host.attach()
+    process = FakeProcess(first)
+    await process.hello()
+    leave: Frame = ["leave", "r", 2, "release", "x"]
+    await process.say(register("r"), leave)
+    assert (await process.executes("r"))["generation"] == 2
+    await first.kill()
+    async with serving(store, clock, "boot/another") as second:
+        await process.come_back(second, resume("r", leaving=True), leave)
+        assert (await process.until("refused", "r"))[3] == "lost"
+        assert (await process.executes("r"))["generation"] == 3
+
+
 async def test_frames_of_an_earlier_execution_are_not_taken_for_those_of_a_later_one(
     clock: VirtualClock,
 ) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from durable_endpoints.protocol import wire
 from durable_endpoints.protocol.wire import Frame
 from durable_endpoints.testing import VirtualClock
+from durable_endpoints_server.engine.facts import Change, RunChanged
 from durable_endpoints_server.engine.model import Policy, Status
 from durable_endpoints_server.remote import connection as module
 from durable_endpoints_server.store.memory import MemoryStore
@@ -227,6 +228,35 @@ async def test_what_is_large_waits_until_a_slow_peer_has_read(
             await process.until("answer", n)
 
 
+async def test_a_run_that_was_ended_before_its_process_could_be_told_is_not_executed(
+    store: MemoryStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FULL", 50_000)
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello()
+        await process.say(register("big"), end("big", 2, b"x" * 60_000), register("r"))
+        await process.acked("r", 1)
+        gate, send = asyncio.Event(), process.end.peer.send
+
+        async def slowly(message: str) -> None:
+            await gate.wait()
+            await send(message)
+
+        monkeypatch.setattr(process.end.peer, "send", slowly)
+        await process.say(["ask", 1, "outcome", {"run": "big", "timeout": 0}])
+        await process.say(["leave", "r", 2, "release", "x"])
+        async with asyncio.timeout(3):
+            while (await stored(store, "r")).generation == 1:
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        assert await server.host.cancel("r", "cancelled")
+        gate.set()
+        await process.until("answer", 1)
+        await asyncio.sleep(0.01)
+        assert process.all("execute") == []
+
+
 async def until_closing(connections: Any) -> None:
     async with asyncio.timeout(3):
         while not all(connection._closing for connection in connections):
@@ -249,6 +279,27 @@ async def test_a_store_that_fails_is_said_and_the_run_goes_on_once_it_works(
         assert "disk" in refused[4]
         store.fails = None
         assert (await process.executes("r"))["memo"] == []
+
+
+async def test_a_claim_that_the_store_could_not_write_is_made_again(clock: VirtualClock) -> None:
+    store = FlakyStore()
+
+    def is_claim(change: Change) -> bool:
+        fact = change.facts[0] if change.facts else None
+        return isinstance(fact, RunChanged) and fact.run.status is Status.RUNNING
+
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello()
+        await process.say(register("r"))
+        await process.acked("r", 1)
+        store.fails = is_claim
+        await process.say(["leave", "r", 2, "release", "x"])
+        async with asyncio.timeout(3):
+            while not store.refused:
+                await asyncio.sleep(0.001)
+        store.fails = None
+        assert (await process.executes("r"))["generation"] == 2
 
 
 JSON = st.recursive(
