@@ -51,6 +51,9 @@ Placement = Callable[[Entry], Place | Nobody]
 """Finds a place for a run."""
 
 
+_Line = tuple[str, str]
+"""The application and the root path of runs that wait for the same processes."""
+
 _PAGE = 1_000
 _RESCAN = 10.0
 """Seconds after which the store is asked for ready runs, even if nobody called."""
@@ -74,8 +77,11 @@ class Dispatcher:
         self._quarantine: deque[str] = deque()
         self._unclaimed: set[str] = set()
         """Runs for which nobody was here."""
-        self._held: dict[str, deque[str]] = {}
-        """Runs for which nobody was free, by application. They count as queued."""
+        self._held: dict[_Line, deque[str]] = {}
+        """Runs for which nobody was free. They count as queued."""
+        self._called: dict[str, str] = {}
+        """Runs that were held, and for which room was made, with their application: one that does
+        not take it leaves it to the next."""
         self._stuck: set[str] = set()
         """Applications with runs of either kind."""
         self._more = False
@@ -106,14 +112,15 @@ class Dispatcher:
 
     def make_room(self, app: str) -> None:
         """One more run of an application may be executed than before."""
-        held = self._held.get(app)
-        if held is None:
-            return
-        self._queue.appendleft(held.popleft())
-        if not held:
-            del self._held[app]
-            self._more = True  # more of them may be in the store than are held
-        self.nudge()
+        for line in [line for line in self._held if line[0] == app]:
+            held = self._held[line]
+            run_id = held.popleft()
+            self._called[run_id] = app
+            self._queue.appendleft(run_id)
+            if not held:
+                del self._held[line]
+                self._more = True  # more of them may be in the store than are held
+            self.nudge()
 
     def wake(self, run: Run) -> None:
         """`run` is ready."""
@@ -152,6 +159,7 @@ class Dispatcher:
         self._quarantine.clear()
         self._queued.clear()
         self._held.clear()
+        self._called.clear()
         self._stuck.clear()
         self._running, self.alone = 0, False
         while True:
@@ -176,7 +184,7 @@ class Dispatcher:
 
     async def _fetch(self) -> None:
         try:
-            full = [app for app, held in self._held.items() if len(held) >= _PAGE]
+            full = [app for (app, _), held in self._held.items() if len(held) >= _PAGE]
             new = await self._fetch_without(full)
             if not new and self._more:
                 # A page of runs that have no place must not hide those of other applications.
@@ -220,13 +228,14 @@ class Dispatcher:
         assert find_place is not None
         # From here on a new wake counts: it may be about a change that this read does not see.
         self._queued.discard(run_id)
+        leaves_room = self._called.pop(run_id, None)
         try:
             while (entry := await self._host.store.entry(run_id)) is not None:
                 if self._host.draining or self._host.live_run(run_id) is not None:
                     return
                 if entry.run.status is not Status.READY:
                     return
-                place = find_place(entry)
+                place, leaves_room = find_place(entry), None
                 if isinstance(place, Nobody):
                     self._put_off(entry, place)
                     return
@@ -243,6 +252,8 @@ class Dispatcher:
             self._host.recovery.rescue_soon(run_id)
         finally:
             self._running -= 1
+            if leaves_room is not None:
+                self.make_room(leaves_room)
             self.nudge()
 
     def _put_off(self, entry: Entry, why: Nobody) -> None:
@@ -253,7 +264,7 @@ class Dispatcher:
         if why is Nobody.HERE:
             self._unclaimed.add(run_id)
             return
-        held = self._held.setdefault(entry.app, deque())
+        held = self._held.setdefault((entry.app, entry.root_path), deque())
         if run_id not in self._queued and len(held) < _PAGE:
             self._queued.add(run_id)
             held.append(run_id)

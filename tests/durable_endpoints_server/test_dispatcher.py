@@ -39,9 +39,9 @@ pytestmark = pytest.mark.anyio
 
 
 def ready(
-    store: FlakyStore, run_id: str, at: int = 1_000, interruptions: int = 0, app: str = ""
+    store: FlakyStore, run_id: str, at: int = 1_000, interruptions: int = 0, **options: Any
 ) -> Run:
-    decision = register(new_run(run_id, app=app), "they", None, at)
+    decision = register(new_run(run_id, **options), "they", None, at)
     store.apply(decision.change)
     for _ in range(interruptions):
         for command in (Interrupt(alone=False), Claim("they", None)):
@@ -386,6 +386,43 @@ async def test_a_run_for_which_nobody_is_free_waits_beside_those_of_its_own_app_
         gates["shop2"].set()
         await until(lambda: host.live == {})
         assert (await statuses(store))["gone"] is Status.READY
+
+
+async def test_room_that_a_waiting_run_does_not_take_is_for_the_next(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    """One was cancelled while it waited; the process of another has still enough to do."""
+    gates = {name: asyncio.Event() for name in ("a1", "b1", "a2", "b2", "a3")}
+    free = {"/a": 1, "/b": 1}
+
+    async def execute(live: LiveRun, entry: Entry) -> None:
+        began.append(live.id)
+        await gates[live.id].wait()
+        await complete(live, entry)
+        free[entry.root_path] += 1
+        host.dispatcher.make_room(entry.app)
+
+    def place(entry: Entry) -> Place | Nobody:
+        if not free[entry.root_path]:
+            return Nobody.FREE
+        free[entry.root_path] -= 1
+        return Place("a worker", execute)
+
+    began: list[str] = []
+    for n, run_id in enumerate(("a1", "b1", "b2", "a2", "a3")):
+        ready(store, run_id, at=n, app="shop", root_path=f"/{run_id[0]}")
+    async with serving(store, clock) as host:
+        host.dispatcher.place_by(place)
+        await until(lambda: began == ["a1", "b1"])
+        await asyncio.sleep(0.01)
+        assert await host.cancel("a2", "cancelled")
+        gates["a1"].set()
+        await until(lambda: began == ["a1", "b1", "a3"])
+        gates["b1"].set()
+        await until(lambda: began == ["a1", "b1", "a3", "b2"])
+        for gate in gates.values():
+            gate.set()
+        await until(lambda: host.live == {})
 
 
 async def test_many_runs_that_have_no_place_hide_none_that_has(
