@@ -41,6 +41,15 @@ def write(value: Any) -> bytes:
         return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
+def is_strict(text: bytes) -> bool:
+    """Whether a JSON text is one for those as well who take no half characters."""
+    try:
+        orjson.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
 def printable(text: str, limit: int) -> str:
     """A text that UTF-8 can hold, and no longer than `limit` characters."""
     return text[:limit].encode("utf-8", "replace").decode("utf-8")

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from durable_endpoints.protocol.errors import EngineError
+from durable_endpoints.protocol.errors import EngineError, LimitError
 from durable_endpoints_server.dispatcher import Nobody, Place
 from durable_endpoints_server.engine.model import Run
 from durable_endpoints_server.inngest.apps import Apps, is_called_back
@@ -74,7 +74,10 @@ class Reentries:
         execution = self._executions.get(run_id)
         if execution is None or execution.generation != generation:
             raise Refusal(409, f"Run {run_id} is not executed by this request.", "stale")
-        await execution.checkpoint(ops)
+        try:
+            await execution.checkpoint(ops)
+        except LimitError as error:
+            raise Refusal(413, error.explanation, "too_large") from None
 
     async def drain(self, timeout: float) -> None:
         """Begin nothing new, and wait for what is under way, for `timeout` seconds."""

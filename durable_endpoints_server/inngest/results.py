@@ -69,15 +69,15 @@ def own_headers(headers: Iterable[tuple[str, str]]) -> Headers:
 def error_of(value: Any) -> bytes:
     """An error object as it is remembered, with a name and a message. Raises nothing."""
     if not isinstance(value, dict):
-        form = {"name": "Error", "message": str(value) if value else "Unknown error"}
-        return loose_json.write(form)
+        message = loose_json.printable(str(value), 16_384) if value else "Unknown error"
+        return loose_json.write({"name": "Error", "message": message})
     form = {
         **value,
         "name": str(value.get("name") or "Error"),
         "message": str(value.get("message") or value.get("error") or "Unknown error"),
     }
     text = loose_json.write(form)
-    if len(text) <= _MAX_ERROR:
+    if len(text) <= _MAX_ERROR and loose_json.is_strict(text):
         return text
     kept = {name: loose_json.printable(form[name], 16_384) for name in ("name", "message")}
     stack = form.get("stack")

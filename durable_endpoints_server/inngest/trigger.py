@@ -45,13 +45,13 @@ class Trigger(NamedTuple):
     @property
     def path(self) -> str:
         """The path of the URL, percent-encoded."""
-        return quote(str(self._data["path"]), safe=_PATH_SAFE)
+        return quote(str(self._data["path"]), _PATH_SAFE, errors="replace")
 
     @property
     def target(self) -> str:
         """The path with the query."""
         query = str(self._data.get("query_params") or "").removeprefix("?")
-        return f"{self.path}?{quote(query, safe=_QUERY_SAFE)}" if query else self.path
+        return f"{self.path}?{quote(query, _QUERY_SAFE, errors='replace')}" if query else self.path
 
     @property
     def content_type(self) -> str:

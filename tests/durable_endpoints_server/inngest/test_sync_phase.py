@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from base64 import b64encode
 from typing import Any
 
@@ -14,6 +15,8 @@ from durable_endpoints.testing import VirtualClock
 from durable_endpoints_server.engine.model import Status
 from tests.durable_endpoints_server.helpers import FlakyStore, anything
 from tests.durable_endpoints_server.inngest.sdk import (
+    COMPLETE,
+    SDK_HEADERS,
     complete,
     op,
     sleep,
@@ -276,3 +279,32 @@ async def test_text_that_is_cut_in_the_middle_of_a_character_is_not_lost(
         raw = (await w.client.get(f"/v0/runs/{w.run_id}/actions")).content
         assert b'"\\ud83d"' in raw
         assert (await w.steps(complete("1"))).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["path", "query_params", "fn", "content_type", "body"])
+async def test_half_a_character_in_a_request_does_not_stop_its_run(
+    name: str, store: FlakyStore, clock: VirtualClock
+) -> None:
+    async with world(store, clock) as w:
+        form = {
+            "run_id": w.run_id,
+            "event": w.event(**{name: "/\ud83d"}),
+            "steps": [sleep("z", "1s")],
+        }
+        begun = await w.client.post("/v1/checkpoint", content=json.dumps(form), headers=SDK_HEADERS)
+        assert begun.status_code == 200
+        assert await w.pass_time(1) is Status.COMPLETED
+
+
+async def test_half_a_character_in_an_error_can_be_told(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    async with world(store, clock) as w:
+        failed = {
+            "id": COMPLETE,
+            "op": "StepFailed",
+            "error": {"name": "E", "message": "no \ud83d"},
+        }
+        form = {"run_id": w.run_id, "event": w.event(), "steps": [failed]}
+        await w.client.post("/v1/checkpoint", content=json.dumps(form), headers=SDK_HEADERS)
+        assert (await w.output()).json()["error"] == {"name": "E", "message": "no ?"}
