@@ -235,7 +235,7 @@ class SqliteReader:
         self, name: str | None, since: int, before: tuple[int, str], limit: int
     ) -> list[Event]:
         docs = await self._list(
-            "list_events",
+            "list_events" if name is None else "list_events_named",
             event=name,
             since=since,
             before=before[0],

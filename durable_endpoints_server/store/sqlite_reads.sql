@@ -237,8 +237,14 @@ select coalesce(
 -- name: list_events
 select json_group_array(json(doc)) from (
     select doc from event_doc
-    where (:event is null or name = :event)
-        and (received_at, id) < (:before, :before_id) and received_at >= :since
+    where (received_at, id) < (:before, :before_id) and received_at >= :since
+    order by received_at desc, id desc limit :limit
+)
+
+-- name: list_events_named
+select json_group_array(json(doc)) from (
+    select doc from event_doc
+    where name = :event and (received_at, id) < (:before, :before_id) and received_at >= :since
     order by received_at desc, id desc limit :limit
 )
 
