@@ -62,7 +62,8 @@ class Link:
         self.trouble = "it was not asked yet"
         """Why the link is down."""
         self.is_foreign = False
-        """Whether the server has told that it does not know this wire."""
+        """Whether the server has told, before it ever said welcome, that it does not know this
+        wire. (Later it is a proxy that says so, while the server behind it is away.)"""
         self._dial = dial
         self._ends = ends
         self._loop = asyncio.get_running_loop()
@@ -73,6 +74,7 @@ class Link:
         self._guard = threading.Lock()
         self._tried: asyncio.Future[None] = self._loop.create_future()
         self._is_closing = False
+        self._was_welcomed = False
         self._task = self._loop.create_task(self._run(), name="link to the server")
 
     @property
@@ -147,15 +149,23 @@ class Link:
                 self._ends.heard(frame)
             await self._serve(connection)
         except ForeignServerError as error:
-            self.is_foreign, self.trouble = True, error.explanation
+            if self._was_welcomed:
+                self._note_trouble(error.explanation)
+            else:
+                self.is_foreign, self.trouble = True, error.explanation
         except (LostConnectionError, TimeoutError) as error:
             self._note_trouble(str(error) or "it does not say welcome")
         except WireError as error:
             logger.error("the server says what cannot be understood: %s", error)
             self._note_trouble(f"it says what cannot be understood ({error})")
+        except Exception as error:
+            # Without a link nothing goes on here, and nobody else may go on with it: heartbeats
+            # come from another thread.
+            logger.exception("the link to the server failed, and is opened again")
+            self._note_trouble(f"the link failed ({error!r})")
         finally:
+            self.is_open = False
             if was_open:
-                self.is_open = False
                 self._down_since = self._loop.time()
                 self._ends.lost()
             self._note_tried()
@@ -179,7 +189,7 @@ class Link:
         with self._guard:
             self._outgoing.clear()
             self._is_noted = False
-        self.is_open = True
+        self.is_open = self._was_welcomed = True
         self._ends.opened(rest[0])
         self._note_tried()
         return more

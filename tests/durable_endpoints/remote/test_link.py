@@ -15,6 +15,7 @@ from durable_endpoints import endpoint, step, stream
 from durable_endpoints.asgi_transport import AppTransport
 from durable_endpoints.engines.remote.dialing import LostConnectionError
 from durable_endpoints.engines.remote.engine import RemoteEngine
+from durable_endpoints.errors import ForeignServerError
 from durable_endpoints.protocol import wire
 from durable_endpoints.protocol.ops import StepKind, StepRecord, StepState
 from durable_endpoints.protocol.step_ids import StepId, hash_name
@@ -207,6 +208,41 @@ async def test_a_run_that_another_execution_has_is_given_up(tmp_path: Any) -> No
         assert response.status_code == 303
         assert f"runId={run}" in response.headers["location"]
         assert ran == ["a"]
+
+
+async def test_a_proxy_that_knows_no_server_for_a_while_does_not_end_the_link(
+    tmp_path: Any,
+) -> None:
+    peer = Peer()
+    async with connected(peer, tmp_path, server_timeout=5) as (app, client):
+
+        @app.get("/")
+        @endpoint
+        async def handle() -> str:
+            return await step.run("a", lambda: "b")
+
+        await peer.hear("executors")
+        peer.trouble = ForeignServerError("the server answers 404")
+        peer.cut()
+        asking = asyncio.create_task(client.get("/"))
+        await asyncio.sleep(0.1)
+        peer.trouble = None
+        answering = asyncio.create_task(answer_all(peer))
+        assert (await asking).json() == "b"
+        answering.cancel()
+
+
+async def test_a_link_that_fails_in_this_process_is_opened_again(tmp_path: Any) -> None:
+    peer = Peer()
+    async with connected(peer, tmp_path) as (app, _):
+
+        def fail(*_: Any) -> None:
+            raise RuntimeError("a mistake of ours")
+
+        app.user_middleware[0].kwargs["engine"].execute = fail
+        await peer.hear("executors")
+        peer.say("execute", {})
+        assert (await peer.hear("hello"))[0]["app"] == "default"
 
 
 async def test_a_server_that_is_away_is_waited_for(tmp_path: Any) -> None:
