@@ -106,7 +106,7 @@ class CheckpointClient:
     async def get_steps(self, run_id: str) -> dict[str, Any]:
         """What the server remembers of a run's steps, by their hashes: `{"data": …}`, `{"error":
         …}`, or what a wait was resolved with."""
-        return checkpoints.read_actions(await self._asker.ask(checkpoints.actions(run_id)))
+        return checkpoints.read_object(await self._asker.ask(checkpoints.actions(run_id)))
 
     async def aclose(self) -> None:
         """Close the connections, unless they are of a client of yours."""

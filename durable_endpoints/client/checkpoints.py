@@ -58,7 +58,7 @@ class CheckpointClientSync:
 
     def get_steps(self, run_id: str) -> dict[str, Any]:
         """What the server remembers of a run's steps, by their hashes."""
-        return checkpoints.read_actions(self._ask(checkpoints.actions(run_id)))
+        return checkpoints.read_object(self._ask(checkpoints.actions(run_id)))
 
     def _ask(self, question: Question, tries: Tries | None = None) -> bytes:
         """Put any question to the server, as often as it takes; the answer's body."""

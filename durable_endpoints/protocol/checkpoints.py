@@ -196,16 +196,11 @@ def is_complete(steps: Sequence[Op]) -> bool:
 
 def read_run(run_id: str, answer: bytes) -> CheckpointRun:
     """What the server says of a new run. Raises `CheckpointError`."""
-    data = _object(answer).get("data")
+    data = read_object(answer).get("data")
     if not isinstance(data, dict):
         raise BadCheckpointError("the server's answer names no run: is it an Inngest server?")
     known = {name: str(data.get(name) or "") for name in CheckpointRun._fields}
     return CheckpointRun(**{**known, "run_id": run_id})
-
-
-def read_actions(answer: bytes) -> dict[str, Any]:
-    """The remembered steps: what they gave, by their hashes. Raises `CheckpointError`."""
-    return _object(answer)
 
 
 def failure(question: Question, status: int, body: bytes) -> CheckpointError | None:
@@ -224,7 +219,8 @@ def failure(question: Question, status: int, body: bytes) -> CheckpointError | N
     return kind(f"{question.method} {path} was answered by {status}: {said}", status, body)
 
 
-def _object(answer: bytes) -> dict[str, Any]:
+def read_object(answer: bytes) -> dict[str, Any]:
+    """An answer that is a JSON object. Raises `CheckpointError` for any other."""
     try:
         value = orjson.loads(answer)
     except ValueError:

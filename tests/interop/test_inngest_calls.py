@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -14,9 +15,15 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request
 
-from durable_endpoints import ConfigurationError, endpoint, remember, step
+from durable_endpoints import (
+    ConfigurationError,
+    DurableEndpointsMiddleware,
+    endpoint,
+    remember,
+    step,
+)
 from durable_endpoints.engines.inngest.calling import Calls
-from durable_endpoints.engines.inngest.engine import InngestEngine
+from durable_endpoints.engines.inngest.engine import InngestEngine, inngest_engine
 from durable_endpoints.settings import Settings
 from tests.interop.inngest_server import InngestServer
 from tests.interop.test_inngest_engine import application, client_of, counting, follow
@@ -189,3 +196,43 @@ async def test_what_the_server_cannot_be_used_with_is_told_at_the_start(
 ) -> None:
     with pytest.raises(ConfigurationError, match=says):
         await InngestEngine(Settings.load(settings, {})).start()
+
+
+async def _silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()
+
+
+async def test_a_server_that_never_answers_is_waited_for_no_longer_than_it_may_be() -> None:
+    seen: list[str] = []
+    async with await asyncio.start_server(_silence, "127.0.0.1") as silent:
+        url = f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+        kept = InngestEngine(Settings.load({"server_url": url, "server_timeout": 0.2}, {}))
+        app = FastAPI()
+        app.add_middleware(DurableEndpointsMiddleware, engine=kept)
+
+        @app.get("/")
+        @endpoint
+        async def handler() -> str:
+            return await step.run("a", counting([], "a"))
+
+        @app.get("/proceeds")
+        @endpoint(on_unavailable="proceed")
+        async def proceeds() -> str:
+            seen.append(step.run_id)
+            return await step.run("a", counting([], "a"))
+
+        async with client_of(app) as client:
+            assert (await client.get("/")).status_code == 503
+            answer = await client.get("/proceeds")
+        assert (answer.status_code, answer.json()) == (200, "a")
+        assert "in time" in answer.headers["durable-degraded"]
+        assert not kept.executes(seen[0])
+
+
+def test_applications_with_keys_of_their_own_share_no_engine() -> None:
+    url = "http://127.0.0.1:1"
+    old = inngest_engine(Settings.load({"server_url": url, "signing_key": OLD}, {}))
+    new = inngest_engine(Settings.load({"server_url": url, "signing_key": NEW}, {}))
+    assert old is not new
+    assert old is inngest_engine(Settings.load({"server_url": url, "signing_key": OLD}, {}))

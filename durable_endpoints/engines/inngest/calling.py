@@ -23,7 +23,8 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from durable_endpoints.engines.base import Executor, Reentry
-from durable_endpoints.engines.inngest import ops, reentry
+from durable_endpoints.engines.inngest import ops, origins, reentry
+from durable_endpoints.engines.inngest.channel import publish
 from durable_endpoints.engines.inngest.outbox import REQUEST
 from durable_endpoints.engines.inngest.realtime import Tee
 from durable_endpoints.engines.inngest.reentry import Answer, Orders, ReentrySession
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("durable_endpoints")
 
-_MAX_BODY = 8 * 1024 * 1024
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _REMEMBERED = 100_000
 
@@ -158,6 +158,7 @@ class _Call:
             await visit
         finally:
             gone.cancel()
+            tee.close()
             session.is_sent.set()
             if not visit.done():
                 visit.cancel()
@@ -166,7 +167,7 @@ class _Call:
         """The execution that the server asks for, or what to answer without one."""
         engine = self._engine
         try:
-            actions = await engine.checkpoints.get_steps(self._run_id)
+            actions = await engine.server.checkpoints.get_steps(self._run_id)
         except UnknownRunError:
             return _refusal(400, "the server does not know this run any more")
         kept = actions.pop(hash_name(REQUEST), None)
@@ -229,7 +230,7 @@ class _Call:
         async def frames() -> AsyncIterator[bytes]:
             yield metadata_frame(session.id, "") + last
 
-        await self._engine.publish(session.id, frames())
+        await publish(self._engine, session.id, frames())
 
 
 class _LazyTee:
@@ -244,12 +245,17 @@ class _LazyTee:
         await self._log.used.wait()
         self._tee = Tee(engine, session.id, self._log)
 
+    def close(self) -> None:
+        """Nothing more is streamed."""
+        self._log.close()
+        if not self._log.used.is_set():
+            self._opening.cancel()
+
     async def finish(self) -> None:
         """Return when everything that was streamed is sent."""
-        self._log.close()
+        self.close()
         if self._log.used.is_set():
             await self._opening
-        self._opening.cancel()
         if self._tee is not None:
             await self._tee.finish()
 
@@ -291,7 +297,8 @@ def _orders(headers: Mapping[str, str]) -> Orders:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The body of a call; None if it is too large."""
+    """The body of a call; None if it is larger than any that the server was shown. (To look for a
+    signature costs the more, the larger it is, and anybody may ask for that.)"""
     pieces: list[bytes] = []
     size = 0
     while True:
@@ -300,7 +307,7 @@ async def _read(receive: Receive) -> bytes | None:
             return b"".join(pieces)
         pieces.append(message.get("body", b""))
         size += len(pieces[-1])
-        if size > _MAX_BODY:
+        if size > origins.SHOWN:
             return None
         if not message.get("more_body", False):
             return b"".join(pieces)

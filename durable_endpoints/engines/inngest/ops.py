@@ -18,7 +18,7 @@ from durable_endpoints.protocol.events import SIGNAL
 from durable_endpoints.protocol.failures import decode
 from durable_endpoints.protocol.ops import (
     Alternative,
-    SendEvent,
+    NewEvent,
     Sleep,
     StepKind,
     StepRecord,
@@ -148,9 +148,8 @@ def _attempts(error: Any) -> int:
     return attempts if isinstance(attempts, int) else 1
 
 
-def event_of(op: SendEvent) -> dict[str, Any]:
+def event_of(event: NewEvent) -> dict[str, Any]:
     """An event as it is sent: once, under its id."""
-    event = op.event
     ts = {} if event.ts is None else {"ts": event.ts}
     return {"id": event.id, "name": event.name, "data": orjson.Fragment(event.data), **ts}
 

@@ -8,8 +8,9 @@ from durable_endpoints.protocol.checkpoints import RunEvent
 from durable_endpoints.protocol.messages import StoredRequest
 from durable_endpoints.requests import header
 
-_SHOWN = 256 * 1024
-"""Bytes of a body that the server is shown: its events may not be much larger."""
+SHOWN = 256 * 1024
+"""Bytes of a body that the server is shown, and so at the most of one that it calls back with: its
+events may not be much larger."""
 
 
 def event_of(request: StoredRequest, public_url: str | None) -> RunEvent:
@@ -38,5 +39,5 @@ def event_of(request: StoredRequest, public_url: str | None) -> RunEvent:
         query_params=request.query_string.decode("latin-1"),
         content_type=header(request.headers, b"content-type") or "",
         ip=forwarded or header(request.headers, b"x-real-ip") or "",
-        body=request.body if len(request.body) <= _SHOWN else b"",
+        body=request.body if len(request.body) <= SHOWN else b"",
     )

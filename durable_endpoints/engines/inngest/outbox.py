@@ -59,7 +59,7 @@ class Outbox:
             self.keep_request()
         self._begin()
         while self._sending is not None:
-            await asyncio.shield(self._sending)
+            await asyncio.wait([self._sending])  # how it has ended is told by `_failure`
         if self._failure is not None:
             raise self._failure
 
@@ -91,23 +91,24 @@ class Outbox:
             while self._queue:
                 ops, event = self._queue.popleft()
                 if event is not None:
-                    await self._engine.send(event_of(event))
+                    await self._engine.server.send(event_of(event.event))
                 await self._checkpoint(ops)
         except EngineError as error:
             self._failure = error
         except CheckpointError as error:
-            self._failure = self._engine.failed(error)
-        except BaseException:
-            self._failure = StorageError("this process ended before a checkpoint", where="")
+            self._failure = self._engine.server.failed(error)
+        except BaseException as error:
+            self._failure = StorageError(f"a checkpoint was given up: {error!r}", where="")
             raise
         finally:
             self._sending = None
 
     async def _checkpoint(self, ops: Sequence[WireOp]) -> None:
+        server = self._engine.server
         if self.run is not None:
-            await self._engine.checkpoints.steps(self.run, ops)
+            await server.in_time(server.checkpoints.steps(self.run, ops))
             return
-        self.run = await self._engine.checkpoints.new_run(
-            self._run_id, self._event, ops, retries=self._retries
+        self.run = await server.in_time(
+            server.checkpoints.new_run(self._run_id, self._event, ops, retries=self._retries)
         )
-        self._engine.keep_tokens(self.run)
+        self._engine.tokens.keep(self.run)

@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
-
-import orjson
+from typing import TYPE_CHECKING
 
 from durable_endpoints.engines.base import Outcome
+from durable_endpoints.engines.inngest.channel import publish, subscribe
 from durable_endpoints.engines.inngest.log import LogReader, StreamLog
 from durable_endpoints.errors import EngineError
-from durable_endpoints.protocol.checkpoints import Question
 from durable_endpoints.protocol.frames import metadata_frame
 from durable_endpoints.protocol.streams import Silence, StreamStart
 
@@ -53,7 +51,7 @@ class Tee:
                 first is Silence.YET
             ):
                 if isinstance(first, bytes):
-                    await self._engine.publish(self._run_id, self._frames(first))
+                    await publish(self._engine, self._run_id, self._frames(first))
         finally:
             self._reader.close()
 
@@ -143,7 +141,7 @@ class RealtimeReader:
     async def _listen(self) -> None:
         """Take what the server passes on."""
         rest = b""
-        async for piece in self._engine.subscribe(self._run_id):
+        async for piece in subscribe(self._engine, self._run_id):
             *frames, rest = (rest + piece).split(b"\n\n")
             self._frames += [frame + b"\n\n" for frame in frames if not _is_dropped(frame)]
             self._change.set()
@@ -167,9 +165,3 @@ class RealtimeReader:
 
 def _is_dropped(frame: bytes) -> bool:
     return not frame.strip() or any(line.startswith(_DROPPED) for line in frame.split(b"\n", 2)[:2])
-
-
-def topic_question(run_id: str) -> Question:
-    """Ask for a token that opens a run's stream."""
-    topics: list[dict[str, Any]] = [{"channel": run_id, "name": "$stream", "kind": "run"}]
-    return Question("POST", "/v1/realtime/token", orjson.dumps(topics))

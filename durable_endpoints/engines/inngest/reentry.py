@@ -160,7 +160,7 @@ class ReentrySession(Mirror):
         """Tell what was done, or what was found."""
         if self._done is not None:
             if self._event is not None:
-                await self._engine.send(ops.event_of(self._event))
+                await self._engine.server.send(ops.event_of(self._event.event))
             await self._say(self._operation(self._done))
         elif self._orders.target and not self._is_running:
             await self._say(_not_found(self._orders.target, self._bodies.values()))

@@ -150,6 +150,10 @@ class FirstSession(Mirror):
         nothing."""
         self._leave()
 
+    def renounce(self) -> None:
+        """The request goes on without its run, of which the server knows nothing."""
+        self._leave()
+
     def stop(self, reason: str) -> None:
         """The run was ended from outside."""
         listener = self.listener
