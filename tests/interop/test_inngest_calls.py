@@ -24,6 +24,7 @@ from durable_endpoints import (
 )
 from durable_endpoints.engines.inngest.calling import Calls
 from durable_endpoints.engines.inngest.engine import InngestEngine, inngest_engine
+from durable_endpoints.events import new_event
 from durable_endpoints.settings import Settings
 from tests.interop.inngest_server import InngestServer
 from tests.interop.test_inngest_engine import application, client_of, counting, follow
@@ -236,3 +237,29 @@ def test_applications_with_keys_of_their_own_share_no_engine() -> None:
     new = inngest_engine(Settings.load({"server_url": url, "signing_key": NEW}, {}))
     assert old is not new
     assert old is inngest_engine(Settings.load({"server_url": url, "signing_key": OLD}, {}))
+
+
+async def test_an_engine_that_starts_on_another_event_loop_goes_on_with_the_first(
+    inngest: InngestServer,
+) -> None:
+    kept = InngestEngine(Settings.load({"server_url": inngest.url, "signing_key": OLD}, {}))
+    app = FastAPI()
+    app.add_middleware(DurableEndpointsMiddleware, engine=kept)
+
+    @app.get("/")
+    @endpoint
+    async def handler() -> str:
+        return await step.run("a", counting([], "a"))
+
+    async def elsewhere() -> str:
+        event = new_event("an/event", {}, "its id", None)
+        before = await kept.send_event(event)
+        await kept.start()
+        after = await kept.send_event(event)
+        await kept.server.close()
+        return before + after
+
+    async with client_of(app) as client:
+        assert (await client.get("/")).json() == "a"
+        assert await asyncio.to_thread(asyncio.run, elsewhere()) == "its id" * 2
+        assert (await client.get("/")).json() == "a"

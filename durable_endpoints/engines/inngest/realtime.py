@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _MOST = 900_000
 """Bytes of one request: a server takes a megabyte."""
+_MOST_UNREAD = 8 * 1024 * 1024
+"""Bytes that wait for a reader whose client is slow, from which on no more are taken."""
 _TURN = 30_000
 """Milliseconds for which a reader asks for the end of its run at a time."""
 _AGAIN = 1.0
@@ -80,6 +82,8 @@ class RealtimeReader:
         self._engine = engine
         self._run_id = run_id
         self._frames: list[bytes] = []
+        self._unread = 0
+        self._has_room = asyncio.Event()
         self._is_over = False
         self._is_poked = False
         self._change = asyncio.Event()
@@ -109,7 +113,8 @@ class RealtimeReader:
         while True:
             self._change.clear()
             if self._frames:
-                frames, self._frames = self._frames, []
+                frames, self._frames, self._unread = self._frames, [], 0
+                self._has_room.set()
                 return b"".join(frames)
             if self._is_over:
                 return Silence.OVER
@@ -144,7 +149,11 @@ class RealtimeReader:
         async for piece in subscribe(self._engine, self._run_id):
             *frames, rest = (rest + piece).split(b"\n\n")
             self._frames += [frame + b"\n\n" for frame in frames if not _is_dropped(frame)]
+            self._unread += len(piece)
             self._change.set()
+            while self._unread > _MOST_UNREAD:
+                self._has_room.clear()
+                await self._has_room.wait()
 
     async def _wait(self) -> None:
         """Notice the end of the run, which the server's stream may not tell."""

@@ -81,9 +81,6 @@ class Journal:
         self.chunks_size = 0
         """… and what they weigh."""
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def number(self, number: int, frame: Frame) -> Frame:
         """Note a frame with a number, and return it."""
         with self._guard:

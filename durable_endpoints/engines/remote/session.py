@@ -268,6 +268,8 @@ class RemoteSession:
         if self.generation == 1 and not self._confirmed:
             self._instead = list(how)
         self._say("leave", *how)
+        if self._instead is not None:
+            self._journal.clear()  # the request too, which is large
         self._close()
         self._station.leave_behind(self)
 
