@@ -28,6 +28,8 @@ MAX_TOPICS: Final = 100
 """Topics that one token opens."""
 _MOST_WAITING: Final = 1_000
 """Messages that wait for a listener; one that is further behind is let go."""
+_MOST_BYTES: Final = 8 * 1024 * 1024
+"""The same, in bytes."""
 _MAX_TOKEN: Final = 64 * 1024
 
 
@@ -126,15 +128,17 @@ class Listener:
 
     def __init__(self) -> None:
         self._messages: deque[bytes] = deque()
+        self._size = 0
         self._news = asyncio.Event()
         self.is_released = False
         """Whether it gets nothing any more: it was too slow, or the process is about to end."""
 
     def add(self, message: bytes) -> None:
-        if len(self._messages) >= _MOST_WAITING:
+        self._messages.append(message)
+        self._size += len(message)
+        if len(self._messages) > _MOST_WAITING or self._size > _MOST_BYTES:
+            self._messages.clear()
             self.release()
-        else:
-            self._messages.append(message)
         self._news.set()
 
     def release(self) -> None:
@@ -150,4 +154,5 @@ class Listener:
         self._news.clear()
         messages = list(self._messages)
         self._messages.clear()
+        self._size = 0
         return messages

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary, ref
 
 from durable_endpoints.protocol.frames import verbatim_chunk
 from durable_endpoints.protocol.streams import OUTSIDE, RecordKind
+from durable_endpoints_server.engine.streams import check_room
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.streams import Streams
 from durable_endpoints_server.tee_frames import (
@@ -134,6 +135,8 @@ class Tee:
         """By step: which try of it this is. None for one that had ended before."""
         self._late: dict[str, list[bytes]] = {}
         """By such a step: what it has streamed."""
+        self._late_size = 0
+        """Bytes of that."""
 
     async def feed(self, piece: bytes) -> None:
         """Take more of it. Raises `ValueError` for what are no frames, and as `LiveRun.push`
@@ -173,6 +176,8 @@ class Tee:
         if isinstance(frame, Chunk):
             attempt = self._attempt(live, frame.step)
             if attempt is None:
+                check_room(self._late_size, len(frame.value), live.policy)
+                self._late_size += len(frame.value)
                 self._late.setdefault(frame.step, []).append(frame.value)
             else:
                 self._introduce(live)

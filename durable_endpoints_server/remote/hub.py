@@ -198,6 +198,10 @@ class Hub:
         self._leases.hear(name)
         return True
 
+    def is_executing(self, run: Run) -> bool:
+        """Whether one of the processes executes the run."""
+        return run.owner.startswith(self.owner_of(""))
+
     def place(self, entry: Entry) -> Place | Nobody:
         """The process of the run's application that has the least to do."""
         serving = [

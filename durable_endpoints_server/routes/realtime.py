@@ -65,6 +65,8 @@ def routes(server: Server) -> list[BaseRoute]:
                 f"Run {run_id} is not being executed: nothing is streamed for it.",
                 "not_running",
             )
+        if server.hub.is_executing(live.run):
+            raise no_run(run_id)  # nobody but the process itself streams into it
         stream = server.tees.open(live)
         taking = asyncio.create_task(_take_in(request, stream))
         finished = asyncio.create_task(stream.finished.wait())

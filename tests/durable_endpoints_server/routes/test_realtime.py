@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from durable_endpoints.ids import new_run_id
+from durable_endpoints.protocol import wire
 from durable_endpoints.protocol.failures import Failure
 from durable_endpoints.protocol.messages import StoredResponse
 from durable_endpoints.protocol.ops import StepDone, StepKind, StepRetry
@@ -26,11 +27,13 @@ from durable_endpoints_server import tees
 from durable_endpoints_server.app import create_app
 from durable_endpoints_server.engine.transitions import Claim, decide
 from durable_endpoints_server.live import LiveRun
-from durable_endpoints_server.realtime import Topic, run_token, topics_token
+from durable_endpoints_server.realtime import Listener, Topic, run_token, topics_token
+from durable_endpoints_server.remote.transport import memory_pair
 from durable_endpoints_server.server import Server
 from durable_endpoints_server.settings import ServerSettings
 from durable_endpoints_server.store.memory import MemoryStore
 from durable_endpoints_server.store.sqlite import SqliteStore
+from tests.durable_endpoints_server.remote.fakes import register
 from tests.durable_endpoints_server.routes.serving import serving
 
 pytestmark = pytest.mark.anyio
@@ -390,6 +393,25 @@ async def test_more_than_a_run_may_stream_is_refused() -> None:
         await live.acknowledge()
         status, error = await refusal(client, live.id, *[chunk("x" * 500)] * 3)
         assert (status, "max_stream" in error) == (413, True)
+        await server.tees.settle(live, [B], ends=False)
+        status, error = await refusal(client, live.id, *[chunk("x" * 500, B)] * 3)
+        assert (status, "max_stream" in error) == (413, True)
+
+
+async def test_nobody_else_streams_into_a_run_that_a_process_of_our_sdk_executes() -> None:
+    async with serving(MemoryStore()) as (server, client):
+        near, far = memory_pair()
+        serve = asyncio.create_task(server.hub.serve(near))
+        run_id = new_run_id()
+        hello: wire.Frame = ["hello", {"process": "p1", "app": "shop"}]
+        await far.send(wire.encode([hello, ["resumed"], register(run_id)]).decode())
+        while server.host.live_run(run_id) is None:
+            await asyncio.sleep(0.001)
+        assert (await refusal(client, run_id, chunk("x", "")))[0] == 404
+        page = await server.host.store.stream_page(run_id, 0, 1_000)
+        assert page is None or page.records == []
+        await far.close()
+        await serve
 
 
 async def test_half_a_character_as_javascript_sends_it_does_no_harm() -> None:
@@ -476,3 +498,13 @@ async def test_messages_of_a_topic_come_as_events_too() -> None:
             assert await anext(lines) == ""
             line = await anext(lines)
         assert orjson.loads(line.removeprefix("data: "))["data"] == "x"
+
+
+def test_a_listener_that_does_not_keep_up_is_let_go_and_holds_no_memory() -> None:
+    for messages in ([b"x" * 1_000_000] * 9, [b"x"] * 1_001):
+        listener = Listener()
+        for message in messages:
+            assert not listener.is_released
+            listener.add(message)
+        assert listener.is_released
+        assert asyncio.run(listener.next(0.01)) == []
