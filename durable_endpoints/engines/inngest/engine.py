@@ -150,7 +150,7 @@ class InngestEngine:
                 asyncio.run_coroutine_threadsafe(server.close(), loop)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        return self.server.spawn(coroutine, name)
+        return self.server.background.spawn(coroutine, name)
 
     @property
     def is_running(self) -> bool:

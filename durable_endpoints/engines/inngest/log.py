@@ -7,6 +7,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterable
 
+from durable_endpoints.engines.inngest.watch import Watch
 from durable_endpoints.errors import LimitError
 from durable_endpoints.protocol.frames import record_frames
 from durable_endpoints.protocol.streams import RecordKind, Silence, StreamRecord
@@ -108,8 +109,7 @@ class LogReader:
         self.stays = False
         self.position = 0
         self._log = log
-        self._is_poked = False
-        self._change = asyncio.Event()
+        self._watch = Watch()
 
     @property
     def id(self) -> str:
@@ -118,31 +118,19 @@ class LogReader:
 
     async def next(self, patience: int) -> bytes | Silence:
         """The next frames, as soon as there are any, or why there are none after `patience` ms."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + patience / 1_000
-        while True:
-            self._change.clear()
-            if frames := self._take():
-                return frames
-            if self._log.is_closed:
-                return Silence.OVER
-            if self._is_poked or loop.time() >= deadline:
-                self._is_poked = False
-                return Silence.YET
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._change.wait()
-            except TimeoutError:
-                pass
+        return await self._watch.first(self._find, patience)
+
+    def _find(self) -> bytes | Silence:
+        frames = self._take()
+        return Silence.OVER if not frames and self._log.is_closed else frames
 
     def poke(self) -> None:
         """Let `next` look once more and return."""
-        self._is_poked = True
-        self.look()
+        self._watch.poke()
 
     def look(self) -> None:
         """Something has changed."""
-        self._change.set()
+        self._watch.look()
 
     def close(self) -> None:
         """Nothing more is read."""

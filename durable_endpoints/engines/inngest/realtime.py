@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from durable_endpoints.engines.base import Outcome
 from durable_endpoints.engines.inngest.channel import publish, subscribe
 from durable_endpoints.engines.inngest.log import LogReader, StreamLog
+from durable_endpoints.engines.inngest.watch import Watch
 from durable_endpoints.errors import EngineError
 from durable_endpoints.protocol.frames import metadata_frame
 from durable_endpoints.protocol.streams import Silence, StreamStart
@@ -85,8 +86,7 @@ class RealtimeReader:
         self._unread = 0
         self._has_room = asyncio.Event()
         self._is_over = False
-        self._is_poked = False
-        self._change = asyncio.Event()
+        self._watch = Watch()
         log = engine.log_of(run_id)
         self._here = None if log is None or start.skips_sync else log.reader()
         """What is streamed in this process, as long as the run is executed here."""
@@ -109,30 +109,20 @@ class RealtimeReader:
                 return found
             self._here.close()
             self._here = None
-        deadline = asyncio.get_running_loop().time() + patience / 1_000
-        while True:
-            self._change.clear()
-            if self._frames:
-                frames, self._frames, self._unread = self._frames, [], 0
-                self._has_room.set()
-                return b"".join(frames)
-            if self._is_over:
-                return Silence.OVER
-            if self._engine.is_draining and not self.stays:
-                return Silence.ELSEWHERE
-            if self._is_poked or asyncio.get_running_loop().time() >= deadline:
-                self._is_poked = False
-                return Silence.YET
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._change.wait()
-            except TimeoutError:
-                pass
+        return await self._watch.first(self._find, patience)
+
+    def _find(self) -> bytes | Silence:
+        if self._frames:
+            frames, self._frames, self._unread = self._frames, [], 0
+            self._has_room.set()
+            return b"".join(frames)
+        if self._is_over:
+            return Silence.OVER
+        return Silence.ELSEWHERE if self._engine.is_draining and not self.stays else b""
 
     def poke(self) -> None:
         """Let `next` look once more and return."""
-        self._is_poked = True
-        self._change.set()
+        self._watch.poke()
         if self._here is not None:
             self._here.poke()
 
@@ -150,7 +140,7 @@ class RealtimeReader:
             *frames, rest = (rest + piece).split(b"\n\n")
             self._frames += [frame + b"\n\n" for frame in frames if not _is_dropped(frame)]
             self._unread += len(piece)
-            self._change.set()
+            self._watch.look()
             while self._unread > _MOST_UNREAD:
                 self._has_room.clear()
                 await self._has_room.wait()
@@ -169,7 +159,7 @@ class RealtimeReader:
                 self._is_over = True
             elif self._engine.is_draining:
                 break
-        self._change.set()
+        self._watch.look()
 
 
 def _is_dropped(frame: bytes) -> bool:

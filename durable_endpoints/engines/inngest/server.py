@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Awaitable, Coroutine
-from contextvars import Context
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -20,6 +18,7 @@ from durable_endpoints.checkpoint_client import (
     Tries,
     http_client,
 )
+from durable_endpoints.engines.background import Background
 from durable_endpoints.engines.remote.dialing import is_local
 from durable_endpoints.errors import StorageError
 from durable_endpoints.protocol import checkpoints, signing
@@ -30,8 +29,6 @@ from durable_endpoints.protocol.checkpoints import (
     UnknownRunError,
 )
 from durable_endpoints.settings import Settings
-
-logger = logging.getLogger("durable_endpoints")
 
 T = TypeVar("T")
 
@@ -54,33 +51,17 @@ class Server:
         """How runs are reported."""
         self.drain = asyncio.Event()
         """Set once nobody shall wait for a run any more."""
+        self.background = Background()
         self._key = key
         self._timeout = settings.server_timeout / 1_000
         self._event_key = settings.event_key or "NO_EVENT_KEY_SET"
         self._asker = Asker(Address(self.url, key, fallback), self.http)
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._failed_at = 0.0
 
     async def close(self) -> None:
         """End what runs in the background, and the connections."""
-        current = asyncio.current_task()
-        tasks = [task for task in self._tasks if task is not current]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.background.end()
         await self.http.aclose()
-
-    def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run in the background, in an empty context, and log what it raises."""
-        task = asyncio.get_running_loop().create_task(coroutine, name=name, context=Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s failed: %s", task.get_name(), error, exc_info=error)
 
     async def read(self, question: Question, tries: int = TRIES) -> dict[str, Any]:
         """Ask for a JSON object. Raises as `ask` does."""

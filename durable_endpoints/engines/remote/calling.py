@@ -11,15 +11,12 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from durable_endpoints.engines.remote.dialing import Keys, is_local
+from durable_endpoints.engines.remote.dialing import PASSING, REFUSED_KEY, Keys, is_local
 from durable_endpoints.errors import ConfigurationError, StepValueError, StorageError
 from durable_endpoints.protocol.ops import NewEvent
 from durable_endpoints.settings import Settings
 
 _FIRST_PAUSE = 0.1
-_PASSING = (408, 425, 429)
-"""Statuses below 500 that say: try again later."""
-_REFUSED_KEY = (401, 403)
 _NO_KEY = "NO_EVENT_KEY_SET"
 """What stands in the path where no event key is set, as in Inngest's SDKs."""
 
@@ -73,12 +70,12 @@ def _post(settings: Settings, path: str, body: bytes, key: str) -> httpx.Respons
             except httpx.HTTPError as error:
                 trouble = str(error) or type(error).__name__
             else:
-                if answer.status_code in _REFUSED_KEY:
+                if answer.status_code in REFUSED_KEY:
                     raise ConfigurationError(
                         f"the server {url} refuses the {key}: set DURABLE_ENDPOINTS_EVENT_KEY or "
                         "DURABLE_ENDPOINTS_SIGNING_KEY to one of its own"
                     )
-                if answer.status_code < 500 and answer.status_code not in _PASSING:
+                if answer.status_code < 500 and answer.status_code not in PASSING:
                     return answer
                 trouble = f"it answers {answer.status_code}"
             if time.monotonic() + pause > give_up_at:
@@ -92,7 +89,7 @@ def _try_keys(
 ) -> httpx.Response:
     answer = client.post(url, content=body, headers={**headers, **keys.headers()})
     for _ in keys.tries()[1:]:
-        if answer.status_code not in _REFUSED_KEY:
+        if answer.status_code not in REFUSED_KEY:
             break
         keys.turn()
         answer = client.post(url, content=body, headers={**headers, **keys.headers()})

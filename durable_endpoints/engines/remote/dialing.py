@@ -21,8 +21,9 @@ _OPEN_TIMEOUT = 10.0
 _CLOSE_TIMEOUT = 1.0
 _PING = 10.0
 """Seconds between two signs of life that the server is asked for, and for which one may take."""
-_REFUSED_KEY = (401, 403)
-_PASSING = (408, 425, 429)
+REFUSED_KEY = (401, 403)
+"""Statuses of a server that does not take the key that it was shown."""
+PASSING = (408, 425, 429)
 """Statuses below 500 that say: try again later."""
 
 
@@ -96,12 +97,12 @@ class WebSocketDial:
                 return _WebSocket(await self._connect())
             except websockets.exceptions.InvalidStatus as error:
                 status = error.response.status_code
-                if status < 500 and status not in (*_REFUSED_KEY, *_PASSING):
+                if status < 500 and status not in (*REFUSED_KEY, *PASSING):
                     # 404, or 200 with a page: whatever it is, it knows no such address.
                     raise ForeignServerError(
                         f"the server answers {status} at {wire.PATH}"
                     ) from None
-                if status not in _REFUSED_KEY:
+                if status not in REFUSED_KEY:
                     raise LostConnectionError(f"the server answers {status}") from None
                 self._keys.turn()
             except (OSError, TimeoutError, websockets.exceptions.WebSocketException) as error:

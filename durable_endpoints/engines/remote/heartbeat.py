@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterable
 import httpx
 import orjson
 
-from durable_endpoints.engines.remote.dialing import Keys, is_local
+from durable_endpoints.engines.remote.dialing import REFUSED_KEY, Keys, is_local
 from durable_endpoints.protocol import wire
 
 logger = logging.getLogger("durable_endpoints")
-
-_REFUSED_KEY = (401, 403)
 
 
 class Heartbeat:
@@ -50,7 +48,7 @@ class Heartbeat:
             for _ in self._keys.tries():
                 headers = {"Content-Type": "application/json", **self._keys.headers()}
                 status = client.post(self._url, content=body, headers=headers).status_code
-                if status not in _REFUSED_KEY:
+                if status not in REFUSED_KEY:
                     break
                 self._keys.turn()
         except httpx.HTTPError as error:

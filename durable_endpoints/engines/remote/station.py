@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from contextvars import Context
 from importlib.metadata import version
 from typing import Any, Protocol
 
 from ulid import ULID
 
+from durable_endpoints.engines.background import Background
 from durable_endpoints.engines.remote.dialing import Dial
 from durable_endpoints.engines.remote.link import Link, Saying
 from durable_endpoints.engines.remote.questions import Questions, error_of
@@ -28,8 +27,6 @@ from durable_endpoints.protocol.streams import RecordKind, StreamStart
 from durable_endpoints.protocol.wire import Frame, WireError
 from durable_endpoints_server.engine.model import Policy, Stream
 from durable_endpoints_server.engine.transitions import register
-
-logger = logging.getLogger("durable_endpoints")
 
 _VERSION = version("durable-endpoints")
 _MOST_LEFT_BEHIND = 1_000
@@ -80,7 +77,7 @@ class Station:
         self._numbers = itertools.count(1)
         """For questions and for readers."""
         self._questions = Questions(self._numbers)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._background = Background()
         self._beating: asyncio.TimerHandle | None = None
         self._heard: dict[str, Callable[..., None]] = {
             "ack": self._acknowledged,
@@ -127,16 +124,8 @@ class Station:
         self.link.say(saying)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run in the background, in an empty context, and log what it raises."""
-        task = self.loop.create_task(coroutine, name=name, context=Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s failed", task.get_name(), exc_info=error)
+        """Run in the background, and log what it raises."""
+        return self._background.spawn(coroutine, name)
 
     async def ask(
         self, what: str, about: dict[str, Any], lasts: float = 0.0, is_releasable: bool = False
@@ -213,11 +202,7 @@ class Station:
 
     async def close(self) -> None:
         """Say goodbye: what is still executed here goes on elsewhere."""
-        current = asyncio.current_task()
-        tasks = [task for task in self._tasks if task is not current]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.end()
         self.say(["bye"])
         await self.link.close()
         closed = EngineClosedError("this server is shutting down")
