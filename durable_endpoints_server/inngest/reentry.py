@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from durable_endpoints.protocol.errors import EngineError, LimitError
+from durable_endpoints.protocol.errors import EngineError, LimitError, LostRunError
 from durable_endpoints_server.dispatcher import Nobody, Place
 from durable_endpoints_server.engine.model import Run
 from durable_endpoints_server.inngest.apps import Apps, is_called_back
@@ -71,11 +71,14 @@ class Reentries:
 
     async def checkpoint(self, run_id: str, generation: int, ops: Sequence[WireOp]) -> None:
         """Record steps that an application has made within a re-entry. Raises `Refusal`."""
+        stale = Refusal(409, f"Run {run_id} is not executed by this request.", "stale")
         execution = self._executions.get(run_id)
         if execution is None or execution.generation != generation:
-            raise Refusal(409, f"Run {run_id} is not executed by this request.", "stale")
+            raise stale
         try:
             await execution.checkpoint(ops)
+        except LostRunError:
+            raise stale from None
         except LimitError as error:
             raise Refusal(413, error.explanation, "too_large") from None
 

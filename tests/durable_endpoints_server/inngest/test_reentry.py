@@ -582,7 +582,7 @@ async def test_steps_may_be_told_of_within_a_reentry_that_is_under_way(
         assert (await w.client.post(url, json={})).status_code == 400
 
 
-async def test_steps_told_of_within_a_reentry_that_are_too_many_are_refused(
+async def test_steps_told_of_within_a_reentry_that_are_too_many_or_too_late_are_refused(
     store: FlakyStore, clock: VirtualClock
 ) -> None:
     async with world(store, clock, max_steps=3) as w:
@@ -590,18 +590,20 @@ async def test_steps_told_of_within_a_reentry_that_are_too_many_are_refused(
 
         class Telling(App):
             async def answer(self, request: httpx.Request) -> httpx.Response:
-                form = {
-                    "generation_id": int(request.headers["x-inngest-generation-id"]),
-                    "steps": [step_run(name, 1) for name in "abcd"],
-                }
-                told = await w.client.post(f"/v1/checkpoint/{w.run_id}/async", json=form)
-                statuses.append(told.status_code)
+                for names in ("abcd", "e"):
+                    form = {
+                        "generation_id": int(request.headers["x-inngest-generation-id"]),
+                        "steps": [step_run(name, 1) for name in names],
+                    }
+                    told = await w.client.post(f"/v1/checkpoint/{w.run_id}/async", json=form)
+                    statuses.append(told.status_code)
+                    await w.server.host.cancel(w.run_id, "cancelled")
                 return await App.answer(self, request)
 
         w.app.__class__ = Telling
         await w.begin(sleep("nap", "0s"))
-        assert await w.settle() is Status.COMPLETED
-        assert statuses == [413]
+        assert await w.settle() is Status.CANCELLED
+        assert statuses == [413, 409]
 
 
 async def test_one_application_does_not_take_all_executions(
