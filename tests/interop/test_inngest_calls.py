@@ -87,6 +87,8 @@ async def test_a_forged_call_and_a_repeated_one_are_refused(inngest: InngestServ
         ):
             answer = await client.post("/", headers=headers)
             assert (answer.status_code, answer.json()) == (401, {"message": "Unauthorized"})
+        large = await client.post("/", headers=forged, content=b"1" * 300_000)
+        assert large.status_code == 413
     assert len(done) == 1
 
 
