@@ -366,7 +366,8 @@ class Execution:
     async def open_signal(self, op: WaitForEvent, replace: bool) -> StepRecord | SignalTaken:
         """Open a wait for a signal, unless another run waits for it, and shall not be replaced.
 
-        What this returns is to be parked on before anything else is awaited.
+        A step that this returns may be resolved already: `take` it then. Else it is to be parked on
+        before anything else is awaited.
         """
         try:
             opened = await self.ask(self.session.open_signal(op, replace))
@@ -374,7 +375,10 @@ class Execution:
             error.where = self.calls.where(op.step)
             raise
         self._recorded += 1
-        return opened
+        if isinstance(opened, StepRecord) and opened.is_final:
+            self.memo.update(opened)
+        # The wait may have ended between the engine's answer and now, while nobody was parked.
+        return self.memo.get(op.step.hash) or opened
 
     def hold_on(self) -> Callable[[], None]:
         """Do not depart, although everything waits, before what this returns is called, or the

@@ -120,6 +120,8 @@ async def wait(
                 error = _conflict(execution, signal, opened).encode()
                 failed = execution.record(StepFailed(step, StepKind.SIGNAL, error, attempt=1))
                 raise rebuild(failed, execution.calls.where(step))
+            if opened.is_final:
+                return _from_value(await execution.take(opened))
             record = opened
         else:
             execution.session.watch(record)

@@ -113,7 +113,7 @@ class RemoteSession:
         number = number_of(frame)
         if number <= self.taken:
             if number in self._answers:
-                self.process.send(self._answers[number])
+                self._answer_again(self._answers[number])
             return False
         if number != self.taken + 1:
             raise WireError(f"frame {number} of run {self.id} follows frame {self.taken}")
@@ -174,6 +174,13 @@ class RemoteSession:
         self._answers[number] = answer = ["signal", self.id, number, packed, taken]
         self.process.send(answer)
         self.acknowledge_later()
+
+    def _answer_again(self, answer: Frame) -> None:
+        """The wait may have ended since: that was said to a process which did not know of it."""
+        self.process.send(answer)
+        opened = None if answer[3] is None else wire.unpack_step(answer[3])
+        if opened is not None and (step := self._resolved.get(opened.id.hash)) is not None:
+            self._tell_resolved(step)
 
     def _meanwhile(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something that takes a while, and let later frames wait for that."""
@@ -279,8 +286,6 @@ class RemoteSession:
             self._tell_tail()
             self._close("ack", number)
             return
-        for answered in [answered for answered in self._answers if answered <= number]:
-            del self._answers[answered]
         self.send("ack", number)
 
     def refuse(self, number: int, error: EngineError) -> None:
@@ -398,6 +403,8 @@ class RemoteSession:
         self.has_begun = True
         if options.get("follows"):
             self.live.open_stream()
+        for answered in [answered for answered in self._answers if answered <= acked]:
+            del self._answers[answered]
         if self._acked > acked:
             self.send("ack", self._acked)
         if counts := self._chunks.all_written():

@@ -131,7 +131,7 @@ class RemoteSession:
     async def open_signal(self, op: WaitForEvent, replace: bool) -> StepRecord | SignalTaken:
         self._check()
         before = self._run
-        step = self._decide(op)
+        self._decide(op)
         self._run = before  # until the server says that the run waits
         answer: asyncio.Future[StepRecord | SignalTaken] = (
             asyncio.get_running_loop().create_future()
@@ -142,10 +142,6 @@ class RemoteSession:
             opened = await self._in_time(answer)
         finally:
             self._signals.pop(number, None)
-        if isinstance(opened, StepRecord):
-            self._run = self._run._replace(steps=self._run.steps + 1)
-            if step.id.hash not in self._open:
-                self._note(opened)
         return opened
 
     def watch(self, step: StepRecord) -> None:
@@ -339,8 +335,12 @@ class RemoteSession:
     def signal_opened(self, number: int, answer: StepRecord | SignalTaken) -> None:
         """What came of a wait for a signal."""
         future = self._signals.get(number)
-        if future is not None and not future.done():
-            future.set_result(answer)
+        if future is None or future.done():
+            return
+        if isinstance(answer, StepRecord):
+            self._run = self._run._replace(steps=self._run.steps + 1)
+            self._note(answer)
+        future.set_result(answer)
 
     def written(self, position: int, counts: dict[Try, int]) -> None:
         """What was streamed is written up to a position."""

@@ -189,6 +189,37 @@ async def test_a_suspension_is_said_again_with_what_was_seen_on_the_new_connecti
         assert (await asking).status_code == 303
 
 
+@pytest.mark.parametrize("apart", [True, False], ids=["told after it", "told in it"])
+async def test_a_signal_may_come_with_the_answer_that_its_wait_is_open(
+    tmp_path: Any, apart: bool
+) -> None:
+    """Before whoever opened the wait could run on: nobody else would tell it."""
+    peer = Peer()
+    async with connected(peer, tmp_path) as (app, client):
+
+        @app.get("/")
+        @endpoint
+        async def handle() -> Any:
+            signal = await step.wait_for_signal("go", signal="go", timeout="1h")
+            later = await step.wait_for_signal("more", signal="more", timeout="5ms")
+            return [signal and signal.data, await step.run("b", lambda: 2), later]
+
+        asking = asyncio.create_task(client.get("/"))
+        for name, value in (("go", b'{"name":"go","data":1,"ts":1}'), ("more", b"null")):
+            run, number, _, _ = await peer.hear("signal")
+            opened = _waited(name, StepState.PENDING, None)
+            resolved = _waited(name, StepState.DONE, value)
+            peer.say("signal", run, number, opened if apart else resolved, None)
+            peer.say("ack", run, number)
+            if apart:
+                peer.say("resolved", run, resolved, number)
+        assert (await peer.hear("record"))[2][0] == "done"
+        _, number, how, _ = await peer.hear("leave")
+        assert how == "end"
+        peer.say("ack", run, number)
+        assert (await asking).json() == [1, 2, None]
+
+
 async def test_a_run_that_another_execution_has_is_given_up(tmp_path: Any) -> None:
     peer = Peer()
     async with connected(peer, tmp_path) as (app, client):
@@ -325,6 +356,11 @@ _any: Any = _Any()
 def _slept(name: str) -> list[Any]:
     step = StepId(hash_name(name), name, 0)
     return wire.pack_step(StepRecord(step, StepKind.SLEEP, StepState.DONE, order=1, value=b"null"))
+
+
+def _waited(name: str, state: StepState, value: bytes | None) -> list[Any]:
+    step, order = StepId(hash_name(name), name, 0), 1 if state is StepState.DONE else 0
+    return wire.pack_step(StepRecord(step, StepKind.SIGNAL, state, order=order, value=value))
 
 
 def _step(name: str) -> list[Any]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from durable_endpoints.protocol import wire
-from durable_endpoints.protocol.ops import NewEvent
+from durable_endpoints.protocol.events import SIGNAL
+from durable_endpoints.protocol.ops import Alternative, NewEvent, StepKind, WaitForEvent
 from durable_endpoints.protocol.runs import Fail
 from durable_endpoints.protocol.wire import Frame
 from durable_endpoints.testing import VirtualClock
@@ -281,6 +282,28 @@ async def test_what_was_resolved_while_a_connection_was_broken_is_told_after_it(
         await process.acked("r", 4)
         await process.executes("r")
     await store.close()
+
+
+async def test_a_signal_is_told_again_if_the_answer_about_its_wait_was_lost(
+    clock: VirtualClock,
+) -> None:
+    """The process does not know of the wait, so it does not ask what became of it."""
+    op = WaitForEvent(step_id("go"), StepKind.SIGNAL, (Alternative("", SIGNAL + "go"),), 60_000)
+    async with serving(store := MemoryStore(), clock) as server:
+        process = FakeProcess(server)
+        await process.hello()
+        await process.say(register("r"))
+        await process.acked("r", 1)
+        opening = ["signal", "r", 2, wire.pack_op(op), False]
+        await process.say(opening)
+        await process.acked("r", 2)  # as the server sees it: this was lost
+        process.end.cut()
+        assert await server.host.signals.send("go", b"7")
+        await process.come_back(server, resume("r", 1, 1), opening)
+        assert (await process.until("signal", "r"))[3][1] == "go"
+        assert (await process.until("resolved", "r"))[2][1] == "go"
+        await process.say(suspend("r", 3, seen=0))
+        await until_status(store, "r", Status.READY, Status.RUNNING)
 
 
 async def test_a_leave_is_recognised_in_whatever_way(clock: VirtualClock) -> None:
