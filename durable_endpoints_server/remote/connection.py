@@ -174,6 +174,10 @@ class Connection:
             self.send(["failed", number, code_of(error), error.explanation])
         except WireError as error:
             self.send(["failed", number, code_of(error), str(error)])
+        except Exception:
+            # Whoever asked shall not wait for ever; the task's end is logged.
+            self.send(["failed", number, "storage", "the server failed, and has logged why"])
+            raise
         else:
             async with self.large():
                 self.send(["answer", number, found])

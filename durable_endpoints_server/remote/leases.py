@@ -29,9 +29,12 @@ class Leases:
         self._on_silence = on_silence
         self._ends: dict[str, int] = {}
         self._alarm: Alarm | None = None
+        self._is_closed = False
 
     def hear(self, process: str) -> None:
         """The process lives."""
+        if self._is_closed:
+            return
         self._ends[process] = self._clock.now() + self._lease
         if self._alarm is None:
             self._set_alarm()
@@ -40,11 +43,16 @@ class Leases:
         """The process has nothing that could be lost."""
         self._ends.pop(process, None)
         if not self._ends:
-            self.close()
+            self._cancel_alarm()
 
     def close(self) -> None:
-        """No process is watched any more."""
+        """No process is watched any more: this server is about to end, and no process can come back
+        to it. The next one gives each a whole lease."""
+        self._is_closed = True
         self._ends.clear()
+        self._cancel_alarm()
+
+    def _cancel_alarm(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None

@@ -6,10 +6,11 @@ closing a connection in which nothing happens. After a while the answer is 202: 
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
@@ -39,7 +40,7 @@ def routes(server: Server) -> list[BaseRoute]:
         token = request.query_params.get("token", "")
         if not server.keys.opens_run("output", run_id, token):
             raise ApiError(401, "The token does not open this run.", "unauthorized", OPEN)
-        ended = await server.host.waiters.wait(run_id, _TURN)
+        ended = await _wait(server, request, run_id)
         if ended is None:
             raise ApiError(404, f"There is no run {run_id}, or no more.", "not_found", OPEN)
         if ended.run.status is Status.COMPLETED and ended.response is not None:
@@ -50,6 +51,26 @@ def routes(server: Server) -> list[BaseRoute]:
 
     methods = ["GET", "HEAD", "OPTIONS"]
     return [Route(prefix + "/{run_id}/output", output, methods=methods) for prefix in PREFIXES]
+
+
+async def _wait(server: Server, request: Request, run_id: str) -> Ended | None:
+    """How the run stands at its end, or after a turn. Raises `ClientDisconnect` once nobody waits:
+    who only connects and leaves again must not use up what there is room for."""
+    waiting = asyncio.ensure_future(server.host.waiters.wait(run_id, _TURN))
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ClientDisconnect
+        return waiting.result()
+    finally:
+        waiting.cancel()
+        leaving.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _response(stored: StoredResponse) -> Response:
