@@ -27,7 +27,7 @@ class Background:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s failed: %s", task.get_name(), error, exc_info=error)
+            logger.error("%s failed", task.get_name(), exc_info=error)
 
     async def end(self) -> None:
         """Cancel all of them but the one that asks for it, and wait until they have ended."""
