@@ -1,12 +1,17 @@
 """`CheckpointClient`: Inngest's checkpoint API, for code that reports runs without `@endpoint`.
 
+    gathered = {"op": "StepRun", "id": sha1(b"gather").hexdigest(), "name": "gather", "data": 3}
+
     async with CheckpointClient("http://127.0.0.1:8288", signing_key=key) as client:
-        run = await client.new_run(run_id, RunEvent("https://app.example.com", "/report"), [op])
+        event = RunEvent("http://127.0.0.1:8000", "/report")
+        run = await client.new_run(str(ULID()), event, [gathered])
         await client.steps(run, [another])
         await client.response(run, ApiResult(200, {"content-type": "text/plain"}, b"done"))
 
-It works with Inngest's server and with ours. `durable_endpoints.client.CheckpointClientSync` is the
-same for code without an event loop.
+An `Op` is one opcode of that API, a mapping as above: what was done, the step's id (40 hex digits,
+usually the SHA-1 of its name), and its result. It works with Inngest's server and with ours. Ours
+takes origins only that it may call back: `--app-origin`, or with `dev` this machine.
+`durable_endpoints.client.CheckpointClientSync` is the same for code without an event loop.
 """
 
 from __future__ import annotations

@@ -97,7 +97,10 @@ async def wait_for_run(
         await _send(Response(status_code=204, headers=preflight), scope, send, cross_origin)
         return
     if method not in _METHODS:
-        detail = "A run is waited for with GET, and cancelled with DELETE."
+        detail = (
+            "A run is waited for with GET, and cancelled with DELETE. "
+            "(With curl -L, write -d '' in place of -X POST, which posts here too.)"
+        )
         response = problem(405, "method_not_allowed", detail, {"Allow": ", ".join(_METHODS)})
         await _send(response, scope, send, cross_origin)
         return

@@ -33,6 +33,17 @@ REENTRY_KEY = "durable_endpoints.reentry"
 _PASSING = (408, 425, 429)
 """Statuses below 500 that say: try again later."""
 
+_EXPIRED = (
+    "Authentication that expires can remember() its result, or go by "
+    'scope["durable_endpoints"]["started_at"]'
+)
+_NO_ROUTE = (
+    "No route takes the original request: it was moved or removed, or another application has the "
+    "same name at the server; give each one its own (DURABLE_ENDPOINTS_APP)"
+)
+_HINTS = {404: _NO_ROUTE, 405: _NO_ROUTE}
+"""What to do, by the status that the application answered."""
+
 
 class Pass:
     """One re-entry."""
@@ -136,6 +147,7 @@ class Pass:
         That is never the run's result. The pass is tried again like a failed handler, and if it
         stays so, the run fails with that reason.
         """
+        hint = _EXPIRED
         if app.cancelled():
             what = "it was cancelled"
         elif (error := app.exception()) is not None:
@@ -145,14 +157,14 @@ class Pass:
             return
         else:
             what = f"the application answered {self._status}"
+            hint = _HINTS.get(self._status or 0, hint)
         session = self.reentry.session
         known = [step for step in session.memo if step.id == HANDLER_STEP]
         attempt = known[0].attempt + 1 if known else 1
         retries = self.reentry.retries
         failure = failures.Failure(
             "ReentryRefused",
-            f"the re-entry was refused before the handler was reached: {what}. Authentication that "
-            'expires can remember() its result, or go by scope["durable_endpoints"]["started_at"]',
+            f"the re-entry was refused before the handler was reached: {what}. {hint}",
         )
         logger.warning(
             "run %s (%s): %s; try %d of %d",

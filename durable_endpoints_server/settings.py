@@ -96,6 +96,7 @@ class ServerSettings:
         if "lease" in found:
             found["heartbeat"] = max(1, found["lease"] // _HEARTBEATS)
         settings = cls(dev=dev, **found)
+        _check_environment(environ)
         if dev:
             _check_loopback(settings.host)
         elif not settings.signing_keys:
@@ -158,7 +159,9 @@ def _one_of(*allowed: str) -> Callable[[Any], str]:
 
 
 SETTINGS = (
-    Setting("host", values.text, "The address to listen at: 0.0.0.0 for all of this machine's."),
+    Setting(
+        "host", values.text, "The address to listen at. serve: 0.0.0.0 for all of this machine's."
+    ),
     Setting("port", _port, "The port; 0 takes any that is free."),
     Setting("database", values.text, "Where everything is kept: sqlite:///path."),
     Setting(
@@ -213,6 +216,10 @@ SETTINGS = (
     Setting("access_log", values.flag, "Log every request, not only those that fail."),
 )
 
+_NEARLY = 0.88
+"""How alike two names are that may be meant to be one: more than `SEALING_KEY_FALLBACK`, which is
+an application's, and `SIGNING_KEY_FALLBACK`."""
+
 _NO_KEYS = f"""serve needs a signing key, and has none. Make keys, and keep them:
 
   export {PREFIX}SIGNING_KEY=$(openssl rand -hex 32)   # applications need the same one
@@ -266,6 +273,21 @@ def _read(file: Path) -> dict[str, Any]:
     if any(setting.is_key and setting.name in written for setting in SETTINGS):
         _check_mode(file)
     return written
+
+
+def _check_environment(environ: Mapping[str, str]) -> None:
+    """Name variables that are nearly settings. Others may be an application's."""
+    own = [setting.variable for setting in SETTINGS]
+    own += [f"{setting.variable}_FALLBACK" for setting in SETTINGS if setting.is_key]
+    known = [name.removeprefix(PREFIX) for name in own]
+    for name in sorted(environ):
+        written = name.removeprefix(PREFIX)
+        if written == name or written in known:
+            continue
+        if close := get_close_matches(written, known, 1, cutoff=_NEARLY):
+            logger.warning(
+                "the variable %s is no setting: did you mean %s?", name, PREFIX + close[0]
+            )
 
 
 def _check_mode(file: Path) -> None:

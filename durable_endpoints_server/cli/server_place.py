@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import orjson
@@ -14,6 +14,7 @@ from durable_endpoints.protocol.ops import NewEvent
 from durable_endpoints.protocol.signing import hashed
 from durable_endpoints.protocol.urls import without_credentials
 from durable_endpoints_server.engine.model import Status
+from durable_endpoints_server.settings import is_loopback
 
 _TIMEOUT = 30.0
 _EVENT_KEYS = ("DURABLE_ENDPOINTS_EVENT_KEY", "INNGEST_EVENT_KEY")
@@ -137,6 +138,8 @@ class ServerPlace:
                 content=content,
                 headers=headers,
                 timeout=_TIMEOUT,
+                # A proxy for the world outside cannot reach this machine.
+                trust_env=not is_loopback(urlsplit(self._url).hostname or ""),
             )
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise EngineError(
@@ -150,11 +153,13 @@ class ServerPlace:
         except ValueError:
             answer = None
         expected = {"data", "ids"} if response.is_success else {"error"}
-        if not isinstance(answer, dict) or not expected & answer.keys():
+        # An address that a server does not know is told without a code.
+        is_unknown = response.status_code in (404, 405) and "code" not in (answer or ())
+        if not isinstance(answer, dict) or not expected & answer.keys() or is_unknown:
             raise EngineError(
                 f"what answers at {self.name} is no server of durable-endpoints of this version "
                 f"(it said {response.status_code} in another form): name the one that your "
-                "applications use with --server"
+                "applications use with --server, by scheme, host and port"
             )
         return answer
 

@@ -360,6 +360,7 @@ async def test_a_route_that_is_gone(engine: VirtualEngine) -> None:
         answer = await follow(engine, client, response.headers["location"], "10h")
         assert answer.json()["reason"] == "refused_before_handler"
         assert "404" in answer.json()["detail"]
+        assert "DURABLE_ENDPOINTS_APP" in answer.json()["detail"]  # or the route is another's
 
 
 async def test_the_middleware_wrapped_around_the_application(engine: VirtualEngine) -> None:

@@ -50,6 +50,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
         client.portal.call(fill)
 
         def request(method: str, url: str, **options: Any) -> httpx.Response:
+            del options["trust_env"]  # of a client, and not of a request
             assert url.startswith(URL)
             options.pop("timeout")
             return client.request(method, url.removeprefix(URL), **options)  # type: ignore[return-value]

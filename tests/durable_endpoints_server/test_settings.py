@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from durable_endpoints import settings as application
 from durable_endpoints.protocol.errors import ConfigurationError
+from durable_endpoints.settings import variable_of
 from durable_endpoints_server.settings import SETTINGS, ServerSettings
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -60,6 +62,14 @@ def test_development_has_no_keys_and_short_pauses() -> None:
     settings = load(dev=True)
     assert (settings.signing_keys, settings.retry_interval) == ((), 1_000)
     assert load({"retry_interval": "2"}, dev=True).retry_interval == 2_000
+
+
+def test_a_variable_with_a_typing_error_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    own = {setting.name for setting in SETTINGS}
+    load(environ={variable_of(name): KEY for name in application.SETTINGS if name not in own})
+    assert not caplog.records  # an application's are no mistakes
+    load(environ={"DURABLE_ENDPOINTS_APP_ORIGINS": "https://shop.example.com"})
+    assert "did you mean DURABLE_ENDPOINTS_APP_ORIGIN?" in caplog.text
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.1", "::1", "app.localhost"])

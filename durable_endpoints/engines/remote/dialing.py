@@ -4,6 +4,7 @@ mean."""
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Sequence
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
@@ -66,6 +67,11 @@ class Keys:
         key = self._keys[self._current]
         return {"Authorization": f"Bearer {signing.hashed(key)}"} if key else {}
 
+    @property
+    def are_set(self) -> bool:
+        """Whether there is a key to show."""
+        return self._keys != [""]
+
     def tries(self) -> range:
         """As often as a refused key may be followed by the other one."""
         return range(len(self._keys))
@@ -86,12 +92,14 @@ class WebSocketDial:
     """Dials the server at `url`, an `http://` or `https://` one."""
 
     def __init__(self, url: str, keys: Keys) -> None:
+        self._base = url
         self._url = f"ws{url.removeprefix('http')}{wire.PATH}"
         self._keys = keys
         # A proxy that the environment names for the world outside cannot reach this machine.
         self._proxy: Literal[True] | None = None if is_local(url) else True
 
     async def __call__(self) -> Connection:
+        status = 0
         for _ in self._keys.tries():
             try:
                 return _WebSocket(await self._connect())
@@ -106,9 +114,38 @@ class WebSocketDial:
                     raise LostConnectionError(f"the server answers {status}") from None
                 self._keys.turn()
             except (OSError, TimeoutError, websockets.exceptions.WebSocketException) as error:
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                raise LostConnectionError(reason) from None
-        raise LostConnectionError(
+                raise LostConnectionError(self._explained(error)) from None
+        raise LostConnectionError(self._refusal(status))
+
+    def _explained(self, error: Exception) -> str:
+        """What keeps a connection from being opened, and where it is looked for."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({error.verify_message})"
+        if isinstance(error, ssl.SSLError) and self._base.startswith("https:"):
+            return (
+                "TLS does not begin there. If it speaks plain HTTP, as it does without a proxy, "
+                "its URL begins with http://"
+            )
+        if isinstance(error, websockets.exceptions.InvalidMessage):
+            return "what answers there is no server of durable endpoints, or wants https://"
+        return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+    def _refusal(self, status: int) -> str:
+        """Why all keys were refused. This SDK's server says 401; 403 is what others say, also those
+        that have no such address."""
+        if status == 403 and urlsplit(self._base).path:
+            return (
+                f"it answers 403 at {wire.PATH}. A server's URL has no path: set "
+                "DURABLE_ENDPOINTS_SERVER_URL to scheme, host and port"
+            )
+        if status == 403:
+            return (
+                f"it answers 403 at {wire.PATH}: is that a server of durable endpoints, and not an "
+                "application, or a proxy that lets nobody in?"
+            )
+        if not self._keys.are_set:
+            return "it wants a signing key: set DURABLE_ENDPOINTS_SIGNING_KEY to one of its own"
+        return (
             "the server refuses the signing key: set DURABLE_ENDPOINTS_SIGNING_KEY to one of its "
             "own"
         )

@@ -147,6 +147,10 @@ class RemoteEngine:
         return self._settings.app_name
 
     @property
+    def server_url(self) -> str:
+        return self._settings.server_url or ""
+
+    @property
     def server_timeout(self) -> float:
         return self._settings.server_timeout / 1_000
 

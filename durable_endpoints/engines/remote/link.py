@@ -57,7 +57,8 @@ class Ends(Protocol):
 class Link:
     """One event loop's link. All methods are for that loop, but for `say`."""
 
-    def __init__(self, dial: Dial, ends: Ends) -> None:
+    def __init__(self, dial: Dial, ends: Ends, where: str = "") -> None:
+        """`where` is the server's URL, for the log."""
         self.is_open = False
         self.trouble = "it was not asked yet"
         """Why the link is down."""
@@ -66,6 +67,8 @@ class Link:
         wire. (Later it is a proxy that says so, while the server behind it is away.)"""
         self._dial = dial
         self._ends = ends
+        self._server = f"the server of durable endpoints {where}".rstrip()
+        self._is_known_to_be_away = False
         self._loop = asyncio.get_running_loop()
         self._down_since = self._loop.time()
         self._outgoing: deque[Saying] = deque()
@@ -153,6 +156,8 @@ class Link:
                 self._note_trouble(error.explanation)
             else:
                 self.is_foreign, self.trouble = True, error.explanation
+                why = "%s is taken for one of Inngest: %s"
+                logger.warning(why, self._server, self.trouble)
         except (LostConnectionError, TimeoutError) as error:
             self._note_trouble(str(error) or "it does not say welcome")
         except WireError as error:
@@ -175,7 +180,8 @@ class Link:
 
     def _note_trouble(self, trouble: str) -> None:
         if trouble != self.trouble and not self._is_closing:
-            logger.warning("the server of durable endpoints is away: %s", trouble)
+            logger.warning("%s is away: %s", self._server, trouble)
+            self._is_known_to_be_away = True
         self.trouble = trouble
 
     def _welcomed(self, message: bytes | str) -> list[Frame]:
@@ -183,8 +189,10 @@ class Link:
         (name, *rest), *more = wire.decode(message)
         if name != "welcome" or not rest or not isinstance(rest[0], dict):
             raise WireError("no welcome")
-        if self._down_since and self.trouble:
-            logger.info("connected to the server of durable endpoints")
+        # Whoever has read that it is away reads that it is back.
+        level = logging.WARNING if self._is_known_to_be_away else logging.INFO
+        logger.log(level, "connected to %s", self._server)
+        self._is_known_to_be_away = False
         self.trouble = ""
         with self._guard:
             self._outgoing.clear()

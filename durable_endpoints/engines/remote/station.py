@@ -42,6 +42,9 @@ class Home(Protocol):
     def app_name(self) -> str: ...
 
     @property
+    def server_url(self) -> str: ...
+
+    @property
     def server_timeout(self) -> float:
         """Seconds."""
         ...
@@ -93,7 +96,7 @@ class Station:
             "failed": self._failed,
             "hold": self._hold,
         }
-        self.link = Link(dial, self)
+        self.link = Link(dial, self, home.server_url)
 
     # For the engine
 

@@ -276,7 +276,9 @@ async def test_a_link_that_fails_in_this_process_is_opened_again(tmp_path: Any) 
         assert (await peer.hear("hello"))[0]["app"] == "default"
 
 
-async def test_a_server_that_is_away_is_waited_for(tmp_path: Any) -> None:
+async def test_a_server_that_is_away_is_waited_for(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     peer = Peer()
     peer.trouble = LostConnectionError("refused")
     async with connected(peer, tmp_path, server_timeout=5) as (app, client):
@@ -292,6 +294,9 @@ async def test_a_server_that_is_away_is_waited_for(tmp_path: Any) -> None:
         answering = asyncio.create_task(answer_all(peer))
         assert (await asking).json() == "b"
         answering.cancel()
+    away, back = [line for line in caplog.messages if "http://127.0.0.1:1" in line]
+    assert away.endswith("http://127.0.0.1:1 is away: refused")
+    assert back.startswith("connected to ")
 
 
 async def test_a_server_that_stays_away_is_a_503_and_no_run_begins_later(tmp_path: Any) -> None:

@@ -35,7 +35,13 @@ OLD, NEW = "signkey-prod-" + "01" * 32, "signkey-prod-" + "23" * 32
 @contextmanager
 def served(**settings: Any) -> Iterator[str]:
     """A server in a thread of its own, and its URL."""
-    app = create_app(Server(ServerSettings(**settings), MemoryStore()))
+    with listening(create_app(Server(ServerSettings(**settings), MemoryStore()))) as url:
+        yield url
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """An application in a thread of its own, and its URL."""
     config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -154,6 +160,23 @@ def test_a_wrong_key_is_told_in_the_503(caplog: pytest.LogCaptureFixture) -> Non
         assert response.status_code == 503
         assert "refuses the signing key" in response.json()["detail"]
         assert "DURABLE_ENDPOINTS_SIGNING_KEY" in caplog.text
+
+
+def test_where_no_server_is_one_reads_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    def detail(url: str) -> str:
+        with TestClient(application(url, server_timeout="200ms")) as client:
+            response = client.post("/work/4")
+            assert response.status_code == 503
+            assert f"{url} is away" in caplog.text
+            return str(response.json()["detail"])
+
+    with served(signing_keys=(OLD,)) as url:
+        assert "it wants a signing key: set DURABLE_ENDPOINTS_SIGNING_KEY" in detail(url)
+    with served(dev=True) as url:
+        assert "begins with http://" in detail(url.replace("http:", "https:"))
+        assert "A server's URL has no path" in detail(url + "/api")
+    with listening(FastAPI()) as url:  # which refuses any WebSocket
+        assert "is that a server of durable endpoints" in detail(url)
 
 
 def in_script(send: Any) -> Any:
