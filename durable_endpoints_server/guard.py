@@ -141,8 +141,9 @@ def _host_of(url: str) -> str:
 
 
 def _named(scope: Scope) -> tuple[str, str]:
-    """Method and path. Never the query: it may hold a token."""
-    return scope["method"], scope["path"]
+    """Method and path. Never the query, which may hold a token, and never an event key."""
+    path: str = scope["path"]
+    return scope["method"], "/e/…" if path.startswith("/e/") else path
 
 
 def _about(scope: Scope) -> dict[str, Any]:

@@ -161,7 +161,10 @@ def test_a_log_has_neither_tokens_nor_keys(
     caplog.set_level(logging.DEBUG)
     client.get("/v1/realtime/sse?token=s3cr3t-token")
     client.get("/v1/durable/runs", headers=AUTHORISED)
+    client.post(f"/e/{EVENT_KEY}", json={"name": "paid"})
     logged = "".join(f"{record.__dict__}" for record in caplog.records if "http" not in record.name)
     assert "/v1/durable/runs" in logged
     assert "s3cr3t-token" not in logged
     assert KEY not in logged
+    assert "/e/…" in logged
+    assert EVENT_KEY not in logged
