@@ -73,6 +73,8 @@ class RemoteEngine:
         self._offset = 0
         """What the server's clock is ahead of this machine's, in milliseconds."""
         self._heartbeat: Heartbeat | None = None
+        self._lease = 0.0
+        """Seconds, as the server has told."""
 
     @property
     def script(self) -> Script | None:
@@ -165,14 +167,23 @@ class RemoteEngine:
     def welcomed(self, welcome: dict[str, Any]) -> None:
         self._offset = wire.whole(welcome["now"]) - local_now()
         self.policy = _policy(self._settings, welcome["policy"])
+        self._lease = wire.whole(welcome["lease"]) / 1_000
         if self._is_networked and self._heartbeat is None:
             url, interval = self._settings.server_url or "", wire.whole(welcome["heartbeat"])
             self._heartbeat = Heartbeat(url, self._keys, self._names, interval / 1_000)
 
     def _names(self) -> list[str]:
-        """The names under which this process is known to the server, those of its living loops."""
-        stations = list(self._stations.items())
-        return [station.name for loop, station in stations if not loop.is_closed()]
+        """The names under which this process is known to the server, those of its living loops.
+
+        A blocked loop does not notice that its link is lost, and lives. One that could not open
+        another link for a whole lease, although heartbeats may reach the server (a proxy that lets
+        no WebSocket pass, say), can do nothing with its runs: others shall have them.
+        """
+        return [
+            station.name
+            for loop, station in list(self._stations.items())
+            if not loop.is_closed() and station.link.down_for < self._lease
+        ]
 
     def execute(self, station: Station, claimed: dict[str, Any]) -> None:
         claim = Claimed.unpack(claimed)

@@ -299,6 +299,27 @@ async def test_a_server_that_is_away_is_waited_for(
     assert back.startswith("connected to ")
 
 
+async def test_no_heartbeat_keeps_the_runs_of_a_process_without_a_link(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than a lease: it could not tell what becomes of them."""
+    peer = Peer()
+    async with connected(peer, tmp_path) as (app, _):
+        engine: Any = app.user_middleware[0].kwargs["engine"]
+        (name,) = engine._names()
+        peer.trouble = LostConnectionError("no WebSocket passes here")
+        peer.cut()
+        await asyncio.sleep(0.05)
+        assert engine._names() == [name]  # it may come back
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        monkeypatch.setattr(loop, "time", lambda: now + 29)
+        assert engine._names() == [name]
+        monkeypatch.setattr(loop, "time", lambda: now + 31)
+        assert engine._names() == []
+        monkeypatch.undo()
+
+
 async def test_a_server_that_stays_away_is_a_503_and_no_run_begins_later(tmp_path: Any) -> None:
     peer = Peer()
     peer.trouble = LostConnectionError("connection refused")
