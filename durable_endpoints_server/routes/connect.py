@@ -1,6 +1,7 @@
 """Connections of our SDK: a WebSocket for each process, and the heartbeat of its thread.
 
-GET  /v1/durable/connect     WebSocket, subprotocol `durable-endpoints.v1`: see `protocol/wire.py`
+GET  /v1/durable/connect     WebSocket, subprotocol `durable-endpoints.v1`: see `protocol/wire.py`;
+                             426 for any other request
 POST /v1/durable/heartbeat   {"process": …}: 200, or 404 if this server has nothing of that process
 """
 
@@ -39,6 +40,15 @@ def routes(server: Server) -> list[BaseRoute]:
         await websocket.accept(wire.SUBPROTOCOL)
         await server.hub.serve(WebSocketEnd(websocket))
 
+    async def no_websocket(request: Request) -> Response:
+        raise ApiError(
+            426,
+            "Processes connect here by WebSocket. A proxy in between has to pass on the headers "
+            "Upgrade and Connection.",
+            "no_websocket",
+            {"Upgrade": "websocket", "Connection": "Upgrade"},
+        )
+
     async def heartbeat(request: Request) -> Response:
         authorise(server, request)
         body = b""
@@ -58,6 +68,7 @@ def routes(server: Server) -> list[BaseRoute]:
 
     return [
         WebSocketRoute(wire.PATH, connect),
+        Route(wire.PATH, no_websocket),
         Route(wire.HEARTBEAT_PATH, heartbeat, methods=["POST"]),
     ]
 

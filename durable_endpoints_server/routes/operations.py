@@ -300,6 +300,13 @@ OPERATIONS: Final = (
         refuses=(404,),
         takes=_json({"type": "object", "required": ["process"], "properties": {"process": _TEXT}}),
     ),
+    Operation(
+        "GET",
+        "/v1/durable/connect",
+        "Where processes of our SDK connect, by WebSocket: this is for none.",
+        answers=(),
+        refuses=(426,),
+    ),
     Operation("GET", "/v1/durable/apps", "Applications that may be called back."),
     Operation("PUT", "/v1/durable/apps", "Let one be called back.", takes=_json(_APP)),
     Operation("POST", "/v1/durable/apps", "Let one be called back.", takes=_json(_APP)),

@@ -26,6 +26,11 @@ REFUSED_KEY = (401, 403)
 """Statuses of a server that does not take the key that it was shown."""
 PASSING = (408, 425, 429)
 """Statuses below 500 that say: try again later."""
+_UPGRADE_REQUIRED = 426
+_NO_UPGRADE = (
+    "what arrives there is no WebSocket: let the proxy before it pass on the headers Upgrade and "
+    "Connection"
+)
 
 
 class LostConnectionError(Exception):
@@ -105,6 +110,8 @@ class WebSocketDial:
                 return _WebSocket(await self._connect())
             except websockets.exceptions.InvalidStatus as error:
                 status = error.response.status_code
+                if status == _UPGRADE_REQUIRED:
+                    raise LostConnectionError(_NO_UPGRADE) from None
                 if status < 500 and status not in (*REFUSED_KEY, *PASSING):
                     # 404, or 200 with a page: whatever it is, it knows no such address.
                     raise ForeignServerError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import socket
 import time
@@ -31,6 +32,8 @@ from durable_endpoints_server.engine.transitions import register
 _VERSION = version("durable-endpoints")
 _MOST_LEFT_BEHIND = 1_000
 """Sessions that were given up while the server was away, and that it is to be told of."""
+
+logger = logging.getLogger("durable_endpoints")
 
 
 class Home(Protocol):
@@ -296,7 +299,19 @@ class Station:
             session.signal_opened(number, answer)
 
     def _execute(self, claimed: dict[str, Any]) -> None:
-        self._home.execute(self, claimed)
+        try:
+            self._home.execute(self, claimed)
+        except (KeyError, TypeError, ValueError) as error:
+            # One run that a newer version has written, say, must not break the link of all others.
+            run_id, generation = wire.text(claimed["run"]), wire.whole(claimed["generation"])
+            logger.error(
+                "run %s is parked: what the server keeps of it cannot be read here (%s). If a "
+                "newer version of durable-endpoints has written it, `durable-endpoints runs retry %s` "
+                "once only that one runs",
+                *(run_id, error, run_id),
+            )
+            self.link.say(["begin", run_id, generation])
+            self.link.say(["leave", run_id, 1, "park", "unreadable"])
 
     # Other frames
 

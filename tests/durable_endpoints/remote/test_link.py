@@ -276,6 +276,19 @@ async def test_a_link_that_fails_in_this_process_is_opened_again(tmp_path: Any) 
         assert (await peer.hear("hello"))[0]["app"] == "default"
 
 
+async def test_a_run_that_cannot_be_read_is_parked_and_disturbs_no_other(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = Peer()
+    async with connected(peer, tmp_path):
+        await peer.hear("executors")
+        claimed = {"run": "01J", "generation": 3, "began_at": 0, "depth": 0, "function_id": "GET /"}
+        peer.say("execute", {**claimed, "memo": [["from", "the", "future"]]})
+        assert await peer.hear("begin") == ["01J", 3]
+        assert await peer.hear("leave") == ["01J", 1, "park", "unreadable"]
+    assert any("run 01J is parked" in message for message in caplog.messages)
+
+
 async def test_a_server_that_is_away_is_waited_for(
     tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

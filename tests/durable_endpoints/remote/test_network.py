@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from starlette.responses import Response
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from durable_endpoints import (
     DurableEndpointsMiddleware,
@@ -160,6 +163,26 @@ def test_a_wrong_key_is_told_in_the_503(caplog: pytest.LogCaptureFixture) -> Non
         assert response.status_code == 503
         assert "refuses the signing key" in response.json()["detail"]
         assert "DURABLE_ENDPOINTS_SIGNING_KEY" in caplog.text
+
+
+def test_a_proxy_that_drops_the_upgrade_is_named_and_not_taken_for_another_server() -> None:
+    server = create_app(Server(ServerSettings(dev=True), MemoryStore()))
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await server(scope, receive, send)
+            return
+        got = TestClient(server).get(scope["path"])  # what such a proxy makes of it
+        denied = Response(got.content, got.status_code)
+        await WebSocket(scope, receive, send).send_denial_response(denied)
+
+    with (
+        listening(proxy) as url,
+        TestClient(application(url, server_timeout="200ms")) as client,
+    ):
+        response = client.post("/work/4")
+    assert response.status_code == 503
+    assert "pass on the headers Upgrade" in response.json()["detail"]
 
 
 def test_where_no_server_is_one_reads_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
