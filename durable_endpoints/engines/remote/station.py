@@ -306,8 +306,8 @@ class Station:
             run_id, generation = wire.text(claimed["run"]), wire.whole(claimed["generation"])
             logger.error(
                 "run %s is parked: what the server keeps of it cannot be read here (%s). If a "
-                "newer version of durable-endpoints has written it, `durable-endpoints runs retry %s` "
-                "once only that one runs",
+                "newer version of this package wrote it, `durable-endpoints runs retry %s` once "
+                "only that one runs",
                 *(run_id, error, run_id),
             )
             self.link.say(["begin", run_id, generation])
