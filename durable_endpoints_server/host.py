@@ -49,6 +49,8 @@ logger = logging.getLogger("durable_endpoints")
 
 _PAUSE = 0.01
 """Seconds before a run that was just being changed is looked at again."""
+_LOOKS = 50
+"""How often that is, of one that nobody in this process executes though the store says so."""
 _RESTART = 1.0
 """Seconds before a service that failed is started again."""
 
@@ -258,6 +260,7 @@ class Host:
         return await self._command(run_id, Retry())
 
     async def _command(self, run_id: str, command: Cancel | Retry) -> bool:
+        looks = 0
         while True:
             live = self.live_run(run_id)
             if live is not None and isinstance(command, Cancel):
@@ -270,6 +273,12 @@ class Host:
             run = await self.store.run(run_id)
             if run is None:
                 return False
+            if run.status is Status.RUNNING and isinstance(command, Cancel) and looks < _LOOKS:
+                # Its execution has just left, and what that wrote last is on its way: an end that
+                # does not know of it would give its positions in the stream log away again.
+                looks += 1
+                await asyncio.sleep(_PAUSE)
+                continue
             try:
                 if await self.command_idle(run, command):
                     return True

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from durable_endpoints.protocol.errors import StorageError
-from durable_endpoints.protocol.ops import StepDone, StepKind
+from durable_endpoints.protocol.ops import Sleep, StepDone, StepKind
 from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints.testing import VirtualClock
 from durable_endpoints_server.engine.model import Run, Status
-from durable_endpoints_server.engine.transitions import Cancel, Claim, decide, register
+from durable_endpoints_server.engine.transitions import Cancel, Claim, Suspend, decide, register
 from durable_endpoints_server.host import Host, HostOptions
+from durable_endpoints_server.store.sqlite import SqliteStore
 from tests.durable_endpoints_server.helpers import (
     POLICY,
     FlakyStore,
@@ -43,6 +47,31 @@ async def stored(store: FlakyStore, run_id: str) -> Run:
     run = await store.run(run_id)
     assert run is not None
     return run
+
+
+async def test_a_run_that_is_just_being_left_is_cancelled_after_that(
+    clock: VirtualClock, tmp_path: Path
+) -> None:
+    class SlowDisk(SqliteStore):
+        def _write(self, changes: Any, is_relaxed: bool) -> Any:
+            time.sleep(0.05)
+            return super()._write(changes, is_relaxed)
+
+    async with serving(SlowDisk(tmp_path / "runs.db"), clock) as host:
+        live = host.register(new_run("r"))
+        await live.acknowledge()
+        live.record(Sleep(StepId(hash_name("nap"), "nap", 0), duration=60_000))
+        live.push(hash_name("a"), 1, [b'"written"'])
+        await until(lambda: live.stream_written == 1)
+        live.push(hash_name("a"), 1, [b'"on its way"'])
+        live.leave(Suspend())  # which is not on disk yet
+        assert await host.cancel("r", "enough")
+        page = await host.store.stream_page("r", 0, 1_000)
+        assert page is not None
+        assert (page.status, [record.position for record in page.records]) == (
+            Status.CANCELLED,
+            [1, 2, 3],
+        )
 
 
 async def test_every_run_of_a_dead_process_is_ready_at_the_start(
