@@ -41,6 +41,7 @@ def routes(server: Server) -> list[BaseRoute]:
         await server.hub.serve(WebSocketEnd(websocket))
 
     async def no_websocket(request: Request) -> Response:
+        authorise(server, request)
         raise ApiError(
             426,
             "Processes connect here by WebSocket. A proxy in between has to pass on the headers "

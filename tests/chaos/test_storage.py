@@ -228,7 +228,7 @@ async def test_nothing_readable_is_on_disk_of_headers_and_bodies(tmp_path: Path)
         ("MAX_STEPS", "none"),
         ("SYNCHRONOUS", "off"),
         ("PUBLIC_URL", "api.example"),
-        ("SERVER_URL", "http://127.0.0.1:8288"),
+        ("SERVER_URL", "localhost:8288"),
     ],
 )
 async def test_a_wrong_setting_fails_the_start_with_its_name(
