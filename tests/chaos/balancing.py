@@ -15,6 +15,7 @@ from tests.requirements import need
 
 _CONFIGURATION = Path(__file__).with_name("haproxy.cfg")
 _PATIENCE = 20.0
+_REPLICAS = ("replicas,first,", "replicas,second,")
 
 
 class LoadBalancer:
@@ -43,6 +44,17 @@ class LoadBalancer:
                 assert self._process.poll() is None, "haproxy has ended"
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
+
+    def wait_for_both(self) -> None:
+        """Return once it sends requests to both replicas."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            servers = httpx.get(f"{self.url}/haproxy;csv", timeout=5).text.splitlines()
+            up = [line for line in servers if line.startswith(_REPLICAS) and ",UP," in line]
+            if len(up) == 2:
+                return
+            assert time.monotonic() < deadline, servers
+            time.sleep(0.05)
 
     def kill(self) -> None:
         self._process.kill()

@@ -80,9 +80,10 @@ async def test_a_rolling_restart_is_seen_by_no_client(fleet: Fleet, balancer: Lo
         for _ in range(ROUNDS):
             for replica in (fleet.first, fleet.second):
                 await anyio.sleep(0.5)
+                await anyio.to_thread.run_sync(balancer.wait_for_both)
                 await anyio.to_thread.run_sync(replica.terminate)
                 await anyio.to_thread.run_sync(replica.start)
-                await anyio.sleep(0.5)  # until the load balancer has seen it
+                await anyio.to_thread.run_sync(balancer.wait_for_both)
         load.is_over = True
     assert load.answered > CLIENTS
     repeated = {line: n for line, n in _counts(fleet, "rolling").items() if n > 1}
