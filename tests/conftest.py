@@ -3,7 +3,10 @@ over processes."""
 
 from __future__ import annotations
 
+import gc
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,16 @@ TOGETHER = ("browser", "interop", "llm")
 BEGUN_FIRST = ("chaos", "server", "examples", "docs", "typing", "durable_endpoints/demo")
 """Folders whose tests take seconds each, most of which they wait for other processes: what is short
 fills the gaps that they leave at the end."""
+
+
+@pytest.fixture
+def forgotten_coroutines_end_here() -> Iterator[None]:
+    """What a test forgets on purpose goes with it. Else Python complains of that in the middle of
+    some later test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        gc.collect()
 
 
 @pytest.fixture

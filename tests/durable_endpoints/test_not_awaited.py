@@ -17,6 +17,7 @@ from durable_endpoints.testing import VirtualEngine
 from tests.durable_endpoints.helpers import one
 
 pytestmark = [
+    pytest.mark.usefixtures("forgotten_coroutines_end_here"),
     pytest.mark.anyio,
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
