@@ -132,7 +132,10 @@ class RemoteSession:
         self.has_begun = True
 
     def _register(self, frame: Frame) -> None:
-        self._is_new(frame)  # the first one has made this session
+        # The first one has made this session. To a new server it is said again, if the one that
+        # wrote it was gone before it could say so.
+        if self._is_new(frame):
+            self.acknowledge_later()
 
     def _record(self, frame: Frame) -> None:
         op = self._own(wire.unpack_op(wire.array_of(frame, 4)[3]))
