@@ -4,6 +4,8 @@ mean."""
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -135,7 +137,12 @@ class WebSocketDial:
             )
         if isinstance(error, websockets.exceptions.InvalidMessage):
             return "what answers there is no server of durable endpoints, or wants https://"
-        return getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, socket.gaierror):
+            return error.strerror or "its name is unknown"
+        if isinstance(error, OSError):
+            # Not asyncio's own text: that has the address, which is nothing for clients to see.
+            return os.strerror(error.errno).lower() if error.errno else "nobody answers there"
+        return str(error) or type(error).__name__
 
     def _refusal(self, status: int) -> str:
         """Why all keys were refused. This SDK's server says 401; 403 is what others say, also those

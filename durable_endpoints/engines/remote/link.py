@@ -25,6 +25,9 @@ logger = logging.getLogger("durable_endpoints")
 _FIRST_PAUSE = 0.05
 _LAST_PAUSE = 1.0
 """Seconds between two attempts to connect, give or take a half."""
+_LASTING = 5.0
+"""Seconds after which a connection that is lost is opened again at once, as a first one is: a server
+that says welcome and closes is not asked without end."""
 _WELCOME = 10.0
 """Seconds in which a server says welcome."""
 _FULL = 256 * 1024
@@ -127,7 +130,8 @@ class Link:
         pause = _FIRST_PAUSE
         try:
             while not (self._is_closing or self.is_foreign):
-                if await self._connect_and_serve():
+                began = self._loop.time()
+                if await self._connect_and_serve() and self._loop.time() - began >= _LASTING:
                     pause = _FIRST_PAUSE
                 if not (self._is_closing or self.is_foreign):
                     await asyncio.sleep(pause * (0.5 + random.random()))
