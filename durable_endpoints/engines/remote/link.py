@@ -26,8 +26,8 @@ _FIRST_PAUSE = 0.05
 _LAST_PAUSE = 1.0
 """Seconds between two attempts to connect, give or take a half."""
 _LASTING = 5.0
-"""Seconds after which a connection that is lost is opened again at once, as a first one is: a server
-that says welcome and closes is not asked without end."""
+"""Seconds after which a connection that is lost is opened again at once, as a first one is: a
+server that says welcome and closes is not asked without end."""
 _WELCOME = 10.0
 """Seconds in which a server says welcome."""
 _FULL = 256 * 1024
