@@ -43,6 +43,8 @@ class Queue:
 
     def _answer_who_waited(self) -> None:
         self._is_timed = False
+        if not self._waiting:
+            return  # and the engine may have stopped meanwhile
         now = self._engine.now()
         for ending, instant in list(self._waiting.items()):
             if instant > now:
