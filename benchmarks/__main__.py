@@ -6,11 +6,22 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
-from benchmarks import companion, context, long_runs, over_http, sleepers, streams, wakes
+from benchmarks import (
+    companion,
+    context,
+    long_runs,
+    over_http,
+    profiling,
+    sleepers,
+    streams,
+    wakes,
+)
+from benchmarks.peers import measure as peers
 
 MEASUREMENTS: dict[str, Callable[[Path], None]] = {
     "context": context.measure,
@@ -23,20 +34,24 @@ MEASUREMENTS: dict[str, Callable[[Path], None]] = {
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice(["http", *MEASUREMENTS]))
-@click.option("--rounds", default=10, show_default=True, help="Of the HTTP measurement.")
+@click.argument("names", nargs=-1, type=click.Choice(["http", "peers", *MEASUREMENTS]))
+@click.option("--rounds", default=10, show_default=True, help="Of `http` and `peers`.")
 @click.option("--seconds", default=1.0, show_default=True, help="Per round and variant.")
-def main(names: tuple[str, ...], rounds: int, seconds: float) -> None:
-    """Measure NAMES, by default everything. Databases are made in the current folder's file system
-    if it has room, because a temporary folder may be in memory, where an fsync costs nothing."""
+@click.option("--profile", is_flag=True, help="Print where the processor time goes, too.")
+def main(names: tuple[str, ...], rounds: int, seconds: float, profile: bool) -> None:
+    """Measure NAMES, by default everything but `peers`. Databases are made in the current folder's
+    file system, because a temporary folder may be in memory, where an fsync costs nothing."""
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
     with tempfile.TemporaryDirectory(prefix=".benchmarks-", dir=".") as name:
         folder = Path(name).absolute()
         if not names or "http" in names:
-            over_http.measure(folder, rounds, seconds)
+            over_http.measure(folder, rounds, seconds, profile)
+        if "peers" in names:
+            peers.measure(folder, rounds, seconds)
         for measurement, measure in MEASUREMENTS.items():
             if not names or measurement in names:
-                measure(folder)
+                with profiling.sampled() if profile else nullcontext():
+                    measure(folder)
 
 
 main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,11 @@ async def _measure(companion: Companion, server: Server) -> None:
         table(("", "p50 ms", "p95 ms"), rows)
 
         rates = []
-        for name, work in (
-            ("our SDK, one connection", lambda: steps_of_ours(client, server)),
-            ("Inngest's checkpoints, a request each", lambda: steps_over_http(companion)),
-        ):
+        works: dict[str, Callable[[], Coroutine[Any, Any, float]]] = {
+            "our SDK, one connection": lambda: steps_of_ours(client, server),
+            "Inngest's checkpoints, a request each": lambda: steps_over_http(companion),
+        }
+        for name, work in works.items():
             await work()
             before = companion.cpu_seconds()
             found = [await work() for _ in range(ROUNDS)]

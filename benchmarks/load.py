@@ -1,6 +1,6 @@
 """A load generator: closed-loop keep-alive clients in a process of its own.
 
-    python -m benchmarks.load PORT CLIENTS SECONDS
+    python -m benchmarks.load PORT CLIENTS SECONDS [METHOD PATH END]
 
 prints JSON: the number of answers, and their latencies' median and 95th percentile in milliseconds.
 Bare `asyncio.Protocol`, so that it costs less than what it measures. Ends with an error at the
@@ -12,24 +12,40 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from typing import cast
+from typing import NamedTuple, cast
 
 import orjson
 import uvloop
 
 from benchmarks.apps import ANSWER, BODY
 
-_REQUEST = (
-    b"POST /run HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-    b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY)
-)
+
+class Request(NamedTuple):
+    """What is asked again and again."""
+
+    method: str = "POST"
+    path: str = "/run"
+    end: str = ANSWER.decode()
+    """What an answer ends with, and nothing else in it does."""
+
+    def encoded(self, port: int) -> bytes:
+        head = f"{self.method} {self.path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n".encode()
+        if self.method == "GET":
+            return head + b"\r\n"
+        return head + (
+            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY)
+        )
+
+
+THREE_STEPS = Request()
 
 
 class Client(asyncio.Protocol):
     """Sends a request, waits for its answer, and sends the next."""
 
-    def __init__(self, latencies: list[float], stop_at: float) -> None:
+    def __init__(self, request: bytes, end: bytes, latencies: list[float], stop_at: float) -> None:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._request, self._end = request, end
         self._latencies, self._stop_at = latencies, stop_at
         self._received = b""
         self._sent_at = 0.0
@@ -40,7 +56,7 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        if not self._received.endswith(ANSWER):
+        if not self._received.endswith(self._end):
             return
         if not self._received.startswith(b"HTTP/1.1 200"):
             self.closed.set_exception(RuntimeError(f"unexpected answer: {self._received!r}"))
@@ -54,7 +70,7 @@ class Client(asyncio.Protocol):
         else:
             self._transport.close()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         if not self.closed.done():
             if self._received:
                 self.closed.set_exception(RuntimeError(f"cut off: {self._received!r}"))
@@ -63,15 +79,18 @@ class Client(asyncio.Protocol):
 
     def _send(self) -> None:
         self._sent_at = time.perf_counter()
-        self._transport.write(_REQUEST)
+        self._transport.write(self._request)
 
 
-async def generate(port: int, clients: int, seconds: float) -> dict[str, float]:
+async def generate(port: int, clients: int, seconds: float, request: Request) -> dict[str, float]:
     loop = asyncio.get_running_loop()
     latencies: list[float] = []
     began = time.perf_counter()
+    encoded, end, stop_at = request.encoded(port), request.end.encode(), began + seconds
     connections = [
-        await loop.create_connection(lambda: Client(latencies, began + seconds), "127.0.0.1", port)
+        await loop.create_connection(
+            lambda: Client(encoded, end, latencies, stop_at), "127.0.0.1", port
+        )
         for _ in range(clients)
     ]
     await asyncio.gather(*(client.closed for _, client in connections))
@@ -87,4 +106,5 @@ async def generate(port: int, clients: int, seconds: float) -> dict[str, float]:
 
 if __name__ == "__main__":
     port, clients, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    print(orjson.dumps(uvloop.run(generate(port, clients, seconds))).decode())
+    request = Request(*sys.argv[4:])
+    print(orjson.dumps(uvloop.run(generate(port, clients, seconds, request))).decode())

@@ -6,21 +6,44 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import orjson
 
+from benchmarks.load import THREE_STEPS, Request
 from benchmarks.report import heading, spread, table
-from benchmarks.servers import OVER_A_SERVER, VARIANTS, Companion, Server
+from benchmarks.servers import OVER_A_SERVER, VARIANTS, Companion, PythonProcess, Server
 
 CLIENTS = (1, 64)
 
 
-def measure(folder: Path, rounds: int, seconds: float) -> None:
-    """Print a table for each number of clients. Shares are medians of the rounds' own ratios."""
+@dataclass(frozen=True)
+class Variant:
+    """Something that answers a request which has three steps."""
+
+    name: str
+    port: int
+    cpu_seconds: Callable[[], float]
+    """Of all processes that have a part in it."""
+    request: Request = THREE_STEPS
+
+
+def measure(folder: Path, rounds: int, seconds: float, is_profiled: bool) -> None:
+    """Print a table for each number of clients, and where the processor time goes at 64."""
+    with ours(folder) as servers:
+        interleaved([variant(server) for server in servers], rounds, seconds)
+        if is_profiled:
+            for server in servers:
+                _profile(server)
+
+
+@contextmanager
+def ours(folder: Path) -> Iterator[list[Server]]:
+    """The bare handler, the floor, and ours in all ways."""
     with ExitStack() as stack:
         companion = Companion(folder)
         stack.enter_context(companion)
@@ -28,44 +51,70 @@ def measure(folder: Path, rounds: int, seconds: float) -> None:
         servers += [Server(variant, folder, companion=companion) for variant in OVER_A_SERVER]
         for server in servers:
             stack.enter_context(server)
-        for clients in CLIENTS:
-            measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
-            for server in servers:
-                _load(server, clients, 0.5)
-            for _ in range(rounds):
-                for server in servers:
-                    measured[server.name].append(_load(server, clients, seconds))
-            _show(clients, measured)
+        yield servers
 
 
-def _load(server: Server, clients: int, seconds: float) -> dict[str, Any]:
-    before = server.cpu_seconds()
+def variant(server: Server) -> Variant:
+    return Variant(server.name, server.port, server.cpu_seconds)
+
+
+def interleaved(variants: Sequence[Variant], rounds: int, seconds: float) -> None:
+    """Let all variants take turns; shares are medians of the rounds' own ratios. The first one is
+    what the others are compared with."""
+    for clients in CLIENTS:
+        measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for one in variants:
+            _load(one, clients, 0.5)
+        for _ in range(rounds):
+            for one in variants:
+                measured[one.name].append(_load(one, clients, seconds))
+        _show(clients, measured[variants[0].name], measured)
+
+
+def _load(variant: Variant, clients: int, seconds: float) -> dict[str, Any]:
+    before = variant.cpu_seconds()
     program = [sys.executable, "-m", "benchmarks.load"]
-    output = subprocess.run(
-        [*program, str(server.port), str(clients), str(seconds)], check=True, stdout=subprocess.PIPE
-    ).stdout
+    arguments = [str(variant.port), str(clients), str(seconds), *variant.request]
+    output = subprocess.run([*program, *arguments], check=True, stdout=subprocess.PIPE).stdout
     result: dict[str, Any] = orjson.loads(output)
-    result["cpu"] = (server.cpu_seconds() - before) / result["answers"] * 1e6
+    result["cpu"] = (variant.cpu_seconds() - before) / result["answers"] * 1e6
     return result
 
 
-def _show(clients: int, measured: dict[str, list[dict[str, Any]]]) -> None:
+def _show(
+    clients: int, bare: list[dict[str, Any]], measured: dict[str, list[dict[str, Any]]]
+) -> None:
     heading(f"Three steps over HTTP, {clients} client{'s' if clients > 1 else ''}")
-    bare = measured["bare"]
     rows = []
-    for variant, rounds in measured.items():
+    for name, rounds in measured.items():
         shares = [
             mine["per_second"] / his["per_second"] * 100
             for mine, his in zip(rounds, bare, strict=True)
         ]
         rows.append(
             (
-                variant,
+                name,
                 spread([line["per_second"] for line in rounds], "{:.0f}"),
-                spread(shares, "{:.0f}"),
+                spread(shares, "{:.1f}"),
                 spread([line["p50"] for line in rounds]),
                 spread([line["p95"] for line in rounds]),
-                f"{median(line['cpu'] for line in rounds):.0f}",
+                spread([line["cpu"] for line in rounds], "{:.0f}"),
             )
         )
-    table(("", "requests/s", "% of bare", "p50 ms", "p95 ms", "CPU us"), rows)
+    table(("", "requests/s", "% of the first", "p50 ms", "p95 ms", "CPU us"), rows)
+
+
+def _profile(server: Server) -> None:
+    processes: list[PythonProcess] = [server]
+    if server.companion is not None:
+        processes.append(server.companion)
+    with ExitStack() as stack:
+        profiles = [stack.enter_context(process.profiled()) for process in processes]
+        found = _load(variant(server), CLIENTS[-1], 5)
+    for process, profile in zip(processes, profiles, strict=True):
+        heading(f"Where the processor time goes: {server.name}, in {process.name}")
+        rows = [
+            (where, share, f"{float(ms) * 1e3 / found['answers']:.1f}")
+            for where, share, ms in profile
+        ]
+        table(("", "%", "us a request"), rows)

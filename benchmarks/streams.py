@@ -59,7 +59,7 @@ class Reading(asyncio.Protocol):
             self.transport.close()
         self._tail = data[-8:]
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         if not self.done.done():
             self.done.set_result(None)
 

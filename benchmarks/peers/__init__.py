@@ -1,0 +1,1 @@
+"""Our peers, with the same work, in the same run."""
