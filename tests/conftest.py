@@ -15,16 +15,8 @@ import pytest
 from durable_endpoints import testing
 from durable_endpoints.testing import VirtualEngine
 from tests.requirements import missing
+from tests.spreading import Spreading, place_of
 from tests.wire.engine import use_wire
-
-FOLDER = Path(__file__).parent
-
-TOGETHER = ("browser", "interop", "llm")
-"""Folders whose tests share what takes long to start: browsers, Node, servers."""
-
-BEGUN_FIRST = ("chaos", "server", "examples", "docs", "typing", "durable_endpoints/demo")
-"""Folders whose tests take seconds each, most of which they wait for other processes: what is short
-fills the gaps that they leave at the end."""
 
 
 @pytest.fixture
@@ -64,25 +56,25 @@ def engine() -> VirtualEngine:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Folders are tested by several processes, and tests of named files by this one, where a
-    debugger and prints work."""
+    """Folders are tested by several processes, more than there are processors, because many tests
+    wait for other processes; and tests of named files by this one, where a debugger and prints
+    work."""
     named = [Path(argument.partition("::")[0]) for argument in config.args]
-    return 0 if all(path.is_file() for path in named) else (os.cpu_count() or 1) + 1
+    return 0 if all(path.is_file() for path in named) else (os.cpu_count() or 1) * 2
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist writes the groups down
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How pytest-xdist shall spread the tests."""
+    return Spreading(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def is_in(item: pytest.Item, folder: str) -> bool:
-        return item.path.is_relative_to(FOLDER / folder)
-
     for item in items:
-        for folder in TOGETHER:
-            if is_in(item, folder):
-                item.add_marker(pytest.mark.xdist_group(folder))
         if item.config.getoption("--engine") != "embedded":
             for mark in item.iter_markers("embedded"):
                 item.add_marker(pytest.mark.skip(f"only embedded: {mark.args[0]}"))
-    items.sort(key=lambda item: not any(is_in(item, folder) for folder in BEGUN_FIRST))
+    items.sort(key=lambda item: place_of(item.nodeid))
 
 
 @pytest.hookimpl(trylast=True)

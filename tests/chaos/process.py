@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import TracebackType
 
 import anyio
 import httpx
+
+from tests.chaos.forking import ForkedProcess, fork
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,11 +52,15 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.database = folder / "endpoints.db"
         self.journal = folder / "journal"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | ForkedProcess | None = None
         self._options = options
         self._app = app
-        self._alive = f"{self.url}{alive}"
+        self._alive = alive
         self._program = program
+        # What begins processes of its own, or is another interpreter, is started as such.
+        self._is_forked = "--workers" not in options and not any(
+            name.startswith("PYTHON") or name == "LD_PRELOAD" for name in env
+        )
         self._env = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -76,14 +83,20 @@ class Server:
         self.kill()
 
     def start(self, ready: bool = True) -> None:
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *self._program, self._app, *self._address(), *self._options],
-                stdout=log,
-                stderr=log,
-                env=self._env,
-                cwd=self.folder,
-            )
+        option, module = self._program
+        arguments = [self._app, *self._address(), *self._options]
+        log = self.folder / "log"
+        if self._is_forked:
+            self.process = fork(module, arguments, self._env, self.folder, log)
+        else:
+            with log.open("ab") as end:
+                self.process = subprocess.Popen(
+                    [sys.executable, option, module, *arguments],
+                    stdout=end,
+                    stderr=end,
+                    env=self._env,
+                    cwd=self.folder,
+                )
         if ready:
             self.wait_until_ready()
 
@@ -96,13 +109,17 @@ class Server:
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             try:
-                httpx.get(self._alive, timeout=1)
+                answers = HTTPConnection("127.0.0.1", self.port, timeout=1)
+                answers.request("GET", self._alive)
+                answers.getresponse().close()
                 return
-            except httpx.TransportError:
+            except (OSError, HTTPException):
                 assert self.process is not None
                 if self.process.poll() is not None:
                     break
-                time.sleep(0.02)
+                time.sleep(0.01)
+            finally:
+                answers.close()
         raise AssertionError(f"the server did not start:\n{self.log()}")
 
     def kill(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.chaos.process import Server, persist
 from tests.chaos.server_app import LEASE
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("companion")]
+pytestmark = pytest.mark.anyio
 
 _SECRET = "a key for tests, and for nothing else"
 

@@ -18,7 +18,7 @@ from tests.chaos.test_companion import fleet as fleet
 from tests.chaos.test_companion import processes as processes
 from tests.chaos.test_kill import acknowledged
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("companion")]
+pytestmark = pytest.mark.anyio
 
 ROUNDS = int(os.environ.get("DURABLE_TESTS_ROUNDS", "1"))
 KILLS = int(os.environ.get("DURABLE_TESTS_KILLS", "8")) // 2

@@ -11,7 +11,7 @@ import pytest
 from durable_endpoints.client import Transcript, open_stream
 from tests.server.conftest import Place
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("server")]
+pytestmark = pytest.mark.anyio
 
 
 async def began(client: httpx.AsyncClient, run: str) -> dict[str, int]:
