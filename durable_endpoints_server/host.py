@@ -220,7 +220,7 @@ class Host:
             self.timers.arm(run.deadline)
         elif run.status is Status.PARKED:
             self.waiters.look_again(run.id)
-        elif ended is not None:
+        elif ended is not None and self.waiters.wait_for(run.id):
             self.waiters.tell(
                 Ended(
                     run=run,

@@ -481,7 +481,7 @@ class LiveRun:
         """Queue what a decision wants written, with what the stream log has to say about it."""
         stream = self._stream
         if stream is None:
-            return self.submit(change)
+            return self._host.store.submit(change, self._lane)
         facts, records = stream.join(change.facts)
         ticket = self.submit(change._replace(facts=facts))
         if records:

@@ -65,6 +65,10 @@ class Waiters:
         for future in tuple(self._holding_on.get(run_id, ())):
             _resolve(future, None)
 
+    def wait_for(self, run_id: str) -> bool:
+        """Whether anybody does."""
+        return run_id in self._waiting
+
     def tell(self, ended: Ended) -> None:
         """The run has ended. Its record is on disk."""
         for future in tuple(self._waiting.get(ended.run.id, ())):

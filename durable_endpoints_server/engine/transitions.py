@@ -190,32 +190,28 @@ def decide(run: Run, command: Command, now: int, policy: Policy, chance: float =
         name = type(command).__name__
         raise LostRunError(f"run {run.id} is {run.status.label}: {name} is not possible")
     after, facts = rule(run, command, now, policy, chance)
-    return Decision(after, Change(facts, run.id, run.generation, allowed))
+    change = _new(Change, (facts, run.id, run.generation, allowed, False))
+    return _new(Decision, (after, change))
 
+
+_new = tuple.__new__
+"""Makes a named tuple of all its fields, in a third of the time that its own constructor takes:
+for what every step makes."""
 
 # Each rule returns the run as it will be, and the facts that make it so.
 _Outcome = tuple[Run, tuple[Fact, ...]]
 
 
 def _step_done(run: Run, op: StepDone, now: int, policy: Policy, chance: float) -> _Outcome:
-    after = _account(run, op.value, policy, new=_is_new(op))
-    step = StepRecord(
-        op.step,
-        op.kind,
-        StepState.DONE,
-        op.attempt,
-        after.last_order,
-        op.value,
-        None,
-        None,
-        now - op.elapsed // 1_000,
-        now,
-    )
-    return after, (StepWritten(step),)
+    id, kind, value, attempt, elapsed = op
+    after = _account(run, op, value, policy)
+    began_at = now - elapsed // 1_000
+    fields = id, kind, StepState.DONE, attempt, after.last_order, value, None, None, began_at, now
+    return after, (_new(StepWritten, (_new(StepRecord, fields),)),)
 
 
 def _step_failed(run: Run, op: StepFailed, now: int, policy: Policy, chance: float) -> _Outcome:
-    after = _account(run, op.error, policy, new=_is_new(op))
+    after = _account(run, op, op.error, policy)
     began_at = now - op.elapsed // 1_000
     step = StepRecord(
         id=op.step,
@@ -467,12 +463,7 @@ def _count(run: Run, policy: Policy) -> Run:
     return run._replace(steps=run.steps + 1)
 
 
-def _is_new(op: StepDone | StepFailed) -> bool:
-    """Whether nothing was recorded of the step before. An invocation was counted as it began."""
-    return op.attempt == 1 and op.kind is not StepKind.INVOKE
-
-
-def _account(run: Run, data: bytes, policy: Policy, new: bool) -> Run:
+def _account(run: Run, op: StepDone | StepFailed, data: bytes, policy: Policy) -> Run:
     """One more remembered result, unless it or all of them together are too large."""
     size = len(data)
     if size > policy.max_result:
@@ -484,9 +475,12 @@ def _account(run: Run, data: bytes, policy: Policy, new: bool) -> Run:
         raise LimitError(
             f"the run's results would have more than {policy.max_memo:,} bytes (max_memo)"
         )
-    if new and run.steps >= policy.max_steps:
-        raise LimitError(f"the run has {run.steps} steps, the most there may be (max_steps)")
-    steps = run.steps + 1 if new else run.steps
+    steps = run.steps
+    # Nothing was recorded of the step before. An invocation was counted as it began.
+    if op.attempt == 1 and op.kind is not StepKind.INVOKE:
+        if steps >= policy.max_steps:
+            raise LimitError(f"the run has {steps} steps, the most there may be (max_steps)")
+        steps += 1
     return run.with_usage(steps, run.memo_bytes + size, run.last_order + 1)
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from durable_endpoints.protocol.errors import EngineClosedError, StorageError
 from durable_endpoints_server.store.base import Lane, RefusedError
@@ -72,15 +72,16 @@ class GroupCommit(Generic[T]):
             if self._closed:
                 raise EngineClosedError("the store is closed")
             batch = self._open
-            ticket = CommitTicket(self, batch, len(batch.changes), lane)
+            position = len(batch.changes)
             batch.changes.append(change)
             batch.lanes.append(lane)
-            batch.is_relaxed = batch.is_relaxed and is_relaxed
+            if not is_relaxed:
+                batch.is_relaxed = False
             if not self._writing and (self._kicker is None or self._kicker.is_closed()):
                 # The batch is everything that this turn of the loop submits.
                 self._kicker = asyncio.get_running_loop()
                 self._kicker.call_soon(self._kick)
-        return ticket
+        return CommitTicket(self._lock, batch, position)
 
     @property
     def is_healthy(self) -> bool:
@@ -193,13 +194,10 @@ class GroupCommit(Generic[T]):
         """Tell everybody, once per event loop, and take the next batch."""
         with self._lock:
             batch.finished = True
-            wakes: dict[asyncio.AbstractEventLoop, list[_Waiter]] = {}
-            for waiter in batch.waiters:
-                wakes.setdefault(waiter.loop, []).append(waiter)
-            batch.waiters = []
+            waiting, batch.waiting = batch.waiting, {}
             self._writing = False
             next_batch = self._next_batch()
-        for loop, waiters in wakes.items():
+        for loop, waiters in waiting.items():
             try:
                 loop.call_soon_threadsafe(_wake, batch, waiters)
             except RuntimeError:
@@ -210,22 +208,19 @@ class GroupCommit(Generic[T]):
 class CommitTicket:
     """One change in one batch."""
 
-    __slots__ = ("_batch", "_committer", "_lane", "_position")
+    __slots__ = ("_batch", "_lock", "_position")
 
-    def __init__(
-        self, committer: GroupCommit[Any], batch: _Batch[Any], position: int, lane: Lane | None
-    ) -> None:
-        self._committer = committer
+    def __init__(self, lock: threading.Lock, batch: _Batch[Any], position: int) -> None:
+        self._lock = lock
         self._batch = batch
         self._position = position
-        self._lane = lane
 
     async def wait(self) -> None:
         batch = self._batch
         if not batch.finished:
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
-            if self._enlist(_Waiter(loop, future, self._position)):
+            if self._enlist(loop, future):
                 await future
                 return
         failure = batch.failures.get(self._position)
@@ -234,33 +229,34 @@ class CommitTicket:
 
     def then(self, callback: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
-        if not self._enlist(_Waiter(loop, callback, self._position)) and (
-            self._position not in self._batch.failures
-        ):
+        if not self._enlist(loop, callback) and self._position not in self._batch.failures:
             loop.call_soon(callback)
 
-    def _enlist(self, waiter: _Waiter) -> bool:
-        with self._committer._lock:
-            if self._batch.finished:
+    def _enlist(self, loop: asyncio.AbstractEventLoop, target: _Target) -> bool:
+        batch = self._batch
+        with self._lock:
+            if batch.finished:
                 return False
-            self._batch.waiters.append(waiter)
+            waiters = batch.waiting.get(loop)
+            if waiters is None:
+                waiters = batch.waiting[loop] = []
+            waiters.append((target, self._position))
             return True
 
 
-class _Waiter(NamedTuple):
-    loop: asyncio.AbstractEventLoop
-    target: asyncio.Future[None] | Callable[[], None]
-    position: int
+_Target = asyncio.Future[None] | Callable[[], None]
+_Waiters = list[tuple[_Target, int]]
+"""Who waits on one event loop, and for which change of the batch."""
 
 
 class _Batch(Generic[T]):
-    __slots__ = ("changes", "failures", "finished", "is_relaxed", "lanes", "waiters")
+    __slots__ = ("changes", "failures", "finished", "is_relaxed", "lanes", "waiting")
 
     def __init__(self) -> None:
         self.changes: list[T] = []
         self.lanes: list[Lane | None] = []
         self.is_relaxed = True
-        self.waiters: list[_Waiter] = []
+        self.waiting: dict[asyncio.AbstractEventLoop, _Waiters] = {}
         self.failures: dict[int, Exception | None] = {}
         self.finished = False
 
@@ -271,11 +267,10 @@ class _Batch(Generic[T]):
             lane.failure = error
 
 
-def _wake(batch: _Batch[Any], waiters: list[_Waiter]) -> None:
+def _wake(batch: _Batch[Any], waiters: _Waiters) -> None:
     """Resolve what waits on this loop; a waiter that was cancelled meanwhile is passed over."""
-    for waiter in waiters:
-        failure = batch.failures.get(waiter.position)
-        target = waiter.target
+    for target, position in waiters:
+        failure = batch.failures.get(position)
         if isinstance(target, asyncio.Future):
             if target.done():
                 continue

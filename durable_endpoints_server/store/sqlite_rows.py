@@ -49,11 +49,11 @@ def rows_of(change: Change) -> list[Cells]:
     """One row per fact, in order, without the last cell: the change's place in its batch, which
     is not known yet."""
     facts, run_id, generation, states, _ = change
-    return [
-        (kind, run_id, generation, states, *cells, *_PADDING[len(cells)])
-        for fact in facts
-        for kind, cells in _ENCODERS[type(fact)](fact)
-    ]
+    rows: list[Cells] = []
+    for fact in facts:
+        for kind, cells in _ENCODERS[type(fact)](fact):
+            rows.append((kind, run_id, generation, states, *cells, *_PADDING[len(cells)]))
+    return rows
 
 
 _PADDING: Final = [(None,) * (_LETTERS - used) for used in range(_LETTERS + 1)]
@@ -146,20 +146,8 @@ def _run_changed(fact: RunChanged) -> _Rows:
 
 
 def _step(fact: StepWritten | StepResolved) -> _Rows:
-    step = fact.step
-    cells = (
-        *step.id,
-        step.kind,
-        step.state,
-        step.attempt,
-        step.order,
-        step.value,
-        step.error,
-        step.due,
-        step.began_at,
-        step.ended_at,
-    )
-    return ((4, cells),)
+    id, *fields = fact.step
+    return ((4, (*id, *fields)),)
 
 
 def _step_resolved(fact: StepResolved) -> _Rows:
