@@ -20,3 +20,6 @@ class _Current(ContextVarsRegistry):  # type: ignore[misc]
 
 
 current = _Current()
+
+place_here, stand_at = _Current.place.get_raw, _Current.place.set
+"""The same variable without the registry's wrappers, for what every step does."""

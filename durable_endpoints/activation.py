@@ -15,7 +15,7 @@ from durable_endpoints.ending import Ending
 from durable_endpoints.engines.base import Guide, KeyHolder, Outcome, Reentry, Session
 from durable_endpoints.errors import ConfigurationError, EngineError, LimitError, LostRunError
 from durable_endpoints.execution import Execution
-from durable_endpoints.following import accepts_stream, follow
+from durable_endpoints.following import follow
 from durable_endpoints.hooks import RunInfo, notify
 from durable_endpoints.idempotency import NO_CLAIM, BadKeyError, Claim, claim_of, conflict
 from durable_endpoints.ids import new_run_id
@@ -253,8 +253,7 @@ def _repeat(door: Door, claim: Claim, holder: KeyHolder, options: EndpointOption
 
 
 def _wants_stream(door: Door, options: EndpointOptions) -> bool:
-    snapshot = door.snapshot
-    return options.sse and snapshot["method"] != "HEAD" and accepts_stream(snapshot["headers"])
+    return door.accepts_stream and options.sse and door.snapshot["method"] != "HEAD"
 
 
 async def _follow(door: Door, outcome: Outcome, options: EndpointOptions, reply: Reply) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from durable_endpoints._context import current
+from durable_endpoints._context import place_here, stand_at
 from durable_endpoints.calls import call, call_in_thread, fits_call, is_async
 from durable_endpoints.coding import named
 from durable_endpoints.errors import (
@@ -60,6 +60,7 @@ _MISUSE = re.compile(
 
 
 _MILLISECOND = timedelta(milliseconds=1)
+_new = tuple.__new__
 
 
 class NeedsNewExecutionError(Exception):
@@ -120,6 +121,10 @@ async def begin(execution: Execution, step: StepId) -> None:
     """
     if not execution.is_open:
         await execution.refuse()
+    _use(execution, step)
+
+
+def _use(execution: Execution, step: StepId) -> None:
     if step.name in execution.in_use:
         raise StepIdError(
             f"step {step.name!r} is called again while it is still running: two steps at the same "
@@ -131,11 +136,11 @@ async def begin(execution: Execution, step: StepId) -> None:
 
 async def first_attempt(execution: Execution, step: StepId, record: StepRecord | None) -> int:
     """Begin a step with a body: the number of the try that comes next, when its time has come."""
+    if record is None and execution.is_open:
+        return _begin_new(execution, step)
     await begin(execution, step)
+    assert record is not None
     try:
-        if record is None:
-            execution.count_step(step)
-            return 1
         if record.due is not None:
             execution.session.watch(record)
             await execution.park(record)
@@ -145,11 +150,20 @@ async def first_attempt(execution: Execution, step: StepId, record: StepRecord |
         raise
 
 
+def _begin_new(execution: Execution, step: StepId) -> int:
+    """The same for a step of which nothing is remembered, in an execution that is open."""
+    _use(execution, step)
+    try:
+        execution.count_step(step)
+    except BaseException:
+        execution.in_use.discard(step.name)
+        raise
+    return 1
+
+
 async def start(execution: Execution, step: StepId, attempt: int) -> None:
     """Return when the body may run."""
-    await execution.take_turn(step)
-    if not execution.try_start():
-        await execution.start_body()
+    await execution.start_body(step)
     if execution.hooks:
         info = StepInfo(str(step), attempt)
         try:
@@ -172,7 +186,7 @@ async def succeed(
         await execution.refuse(has_run=True)
     try:
         encoded, decoded = codec.encode(value)
-        execution.record(StepDone(step, StepKind.RUN, encoded, attempt, elapsed))
+        execution.record(_new(StepDone, (step, StepKind.RUN, encoded, attempt, elapsed)))
     except NotJsonError as error:
         mistake = StepValueError(
             f"the result of step {str(step)!r} cannot be kept: {error}",
@@ -320,10 +334,16 @@ async def run_step(
     record = recall(execution, step, StepKind.RUN)
     if record is not None and record.is_final:
         return await execution.take(record, codec)
-    attempt = await first_attempt(execution, step, record)
+    if record is None and execution.is_open:
+        attempt = _begin_new(execution, step)
+    else:
+        attempt = await first_attempt(execution, step, record)
     try:
         while True:
-            await start(execution, step, attempt)
+            if execution.hooks:
+                await start(execution, step, attempt)
+            elif not execution.try_start():
+                await execution.start_body(step)
             began = time.perf_counter_ns()
             try:
                 value = await _run_body(execution, step, options, attempt, body, args, kwargs)
@@ -355,8 +375,8 @@ async def _run_body(
 ) -> Any:
     task = execution.enter_task()
     cancelled_before = task.cancelling()
-    scope, place = StepScope(execution, step, attempt), current.place
-    current.place = scope
+    scope, place = StepScope(execution, step, attempt), place_here()
+    stand_at(scope)
     try:
         if (script := execution.engine.script) is not None:
             body = script.body_of(execution.info.run_id, step, body)
@@ -376,7 +396,7 @@ async def _run_body(
             raise
         raise CancelledInsideError(f"step {str(step)!r}") from error
     finally:
-        current.place = place
+        stand_at(place)
         scope.ended = True
         execution.leave_task(task)
 

@@ -6,7 +6,6 @@ name a line. So each call notes where it is, before there is any task.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import sys
@@ -25,51 +24,64 @@ logger = logging.getLogger("durable_endpoints")
 T = TypeVar("T")
 
 
-class CallSites:
-    """The calls of one execution."""
+class _Call:
+    """The call of one step."""
 
-    __slots__ = ("_calls", "_dropped", "_sites", "_steps", "_unawaited")
+    __slots__ = ("gave", "is_awaited", "is_dropped", "site", "step")
+
+    def __init__(self, step: StepId, site: CallSite | None) -> None:
+        self.step = step
+        self.site = site
+        self.is_awaited = False
+        self.is_dropped = False
+        """Whether the statement that called has dropped at once what the call gave."""
+        self.gave: ref[Any] | None = None
+        """What it gave, until that is awaited."""
+
+    def gone(self, _: ref[Any]) -> None:
+        """What it gave is gone. If the statement that called is still at work, it was dropped."""
+        frame, site = sys._getframe(1), self.site
+        if site is not None and frame.f_code is site[0] and frame.f_lineno == line_of(site):
+            self.is_dropped = True
+
+
+class CallSites:
+    """The calls of one execution, in order."""
+
+    __slots__ = ("_calls",)
 
     def __init__(self) -> None:
-        self._sites: dict[str, CallSite | None] = {}
-        self._steps: dict[str, StepId] = {}
-        self._unawaited: dict[str, StepId] = {}
-        self._calls: dict[str, ref[Any]] = {}
-        """What each of these calls gave."""
-        self._dropped: set[str] = set()
-        """Those whose statement has dropped that at once."""
+        self._calls: dict[str, _Call] = {}
 
     def called(self, step: StepId, by: FrameType) -> StepId:
         """A step is being called, in the frame `by` or in one further out."""
-        key = step[0]
-        self._sites[key] = site_in(by)
-        self._steps[key] = self._unawaited[key] = step
+        self._calls[step[0]] = _Call(step, site_in(by))
         return step
 
-    def gave(self, step: StepId, call: StepCall[T]) -> StepCall[T]:
-        """The call of a step gives `call`, which is to be awaited."""
-        key = step[0]
-        gone = functools.partial(_gone, self._dropped, key, self._sites[key])
-        self._calls[key] = ref(call, gone)
-        return call
+    def gave(self, step: StepId, given: StepCall[T]) -> StepCall[T]:
+        """The call of a step gives `given`, which is to be awaited."""
+        call = self._calls[step[0]]
+        call.gave = ref(given, call.gone)
+        return given
 
     def has(self, step: StepId) -> bool:
         """Whether a step was called."""
-        return step.hash in self._steps
+        return step.hash in self._calls
 
     def steps(self) -> Iterable[StepId]:
         """The steps that were called, in order."""
-        return self._steps.values()
+        return (call.step for call in self._calls.values())
 
     def awaited(self, step: StepId) -> None:
         """What the call gave is being awaited."""
-        self._unawaited.pop(step[0], None)
-        self._calls.pop(step[0], None)
+        call = self._calls.get(step[0])
+        if call is not None:
+            call.is_awaited, call.gave = True, None
 
     def where(self, step: StepId) -> str:
         """The line that called a step; empty if it is unknown."""
-        site = self._sites.get(step.hash)
-        return spell(site) if site is not None else ""
+        call = self._calls.get(step.hash)
+        return spell(call.site) if call is not None and call.site is not None else ""
 
     def check_awaited(self) -> None:
         """Raise `UsageError` for a step that was called, and that nobody has awaited by now.
@@ -77,33 +89,24 @@ class CallSites:
         One that was cancelled before it could begin, with its task, is no mistake. Where that
         cannot be told from a call that was forgotten in a variable, it is only logged.
         """
-        for key, step in self._unawaited.items():
-            # No variable holds the call here: with the error's traceback it would live on.
-            if key in self._dropped or _is_new(self._call(key)):
+        for call in self._calls.values():
+            if call.is_awaited:
+                continue
+            # No variable holds what it gave here: with the error's traceback that would live on.
+            if call.is_dropped or (call.gave is not None and _is_new(call.gave())):
                 raise UsageError(
-                    f"step {str(step)!r} was called but never awaited, so it has not run: write "
-                    "`await` before it, or await the task or the gather that it was given to, "
-                    "before the handler returns",
-                    where=self.where(step),
+                    f"step {str(call.step)!r} was called but never awaited, so it has not run: "
+                    "write `await` before it, or await the task or the gather that it was given "
+                    "to, before the handler returns",
+                    where=self.where(call.step),
                 )
-            if self._call(key) is None:
+            if call.gave is None or call.gave() is None:
                 logger.warning(
                     "step %r was called and has not run: nobody has awaited it, or its task was "
                     "cancelled before it began (at %s)",
-                    str(step),
-                    self.where(step),
+                    str(call.step),
+                    self.where(call.step),
                 )
-
-    def _call(self, key: str) -> Any:
-        """What the call of a step gave, while anybody holds it."""
-        return self._calls[key]() if key in self._calls else None
-
-
-def _gone(dropped: set[str], key: str, site: CallSite | None, _: ref[Any]) -> None:
-    """What a call gave is gone. If the statement that called is still at work, it was dropped."""
-    frame = sys._getframe(1)
-    if site is not None and frame.f_code is site[0] and frame.f_lineno == line_of(site):
-        dropped.add(key)
 
 
 def _is_new(call: Any) -> bool:

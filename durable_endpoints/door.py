@@ -62,6 +62,7 @@ class Door:
 
     __slots__ = (
         "_began",
+        "accepts_stream",
         "application",
         "body",
         "ending",
@@ -89,6 +90,8 @@ class Door:
         self.body = body
         self.send_out = send
         """Sends to the client itself."""
+        self.accepts_stream = False
+        """Whether the client asks for the run's stream."""
         self.reentry: Reentry | None = None
         self.execution: Execution | None = None
         self.ending: Ending | None = None

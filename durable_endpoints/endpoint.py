@@ -12,7 +12,7 @@ import anyio.from_thread
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
-from durable_endpoints._context import current
+from durable_endpoints._context import current, place_here
 from durable_endpoints.activation import activate
 from durable_endpoints.calls import is_async, name_of, unwrap
 from durable_endpoints.door import Door, Outside
@@ -245,7 +245,7 @@ def _sync_wrapper(described: Endpoint) -> Callable[..., Any]:
 
 def _door(described: Endpoint, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Door | None:
     """The door of this request; None outside any, and inside a run: then it is a plain call."""
-    place = current.place
+    place = place_here()
     if isinstance(place, StepScope):
         return None
     if place is None:

@@ -298,24 +298,21 @@ class Execution:
             )
         self._steps += 1
 
-    async def take_turn(self, step: StepId) -> None:
-        """Return when the body of `step` may run in this execution, where that is not all of
-        them."""
-        if self._guide is not None and not self._guide.runs(step):
-            if not self.is_open:
-                await self.refuse()
-            await self._park(step.hash)
-
     def try_start(self) -> bool:
         """Begin a body at once, if nothing has to be waited for before."""
-        if self._acknowledged < self._required or self._draining:
+        if self._guide is not None or self._acknowledged < self._required or self._draining:
             return False
         self._parking.begin()
         return True
 
-    async def start_body(self) -> None:
-        """Begin a body as soon as that is possible: what came before it is on disk."""
-        while not self.try_start():
+    async def start_body(self, step: StepId) -> None:
+        """Begin the body of `step` as soon as that is possible: what came before it is on disk, and
+        it is one of those that run in this execution, where that is not all of them."""
+        if self._guide is not None and not self._guide.runs(step):
+            if not self.is_open:
+                await self.refuse()
+            await self._park(step.hash)
+        while self._acknowledged < self._required or self._draining:
             if self._draining:
                 await self.park_for_handover()
             recorded = self._recorded
@@ -329,6 +326,7 @@ class Execution:
             self._acknowledged = max(self._acknowledged, recorded)
             if not self.is_open:
                 await self.refuse()
+        self._parking.begin()
 
     @property
     def _required(self) -> int:

@@ -8,7 +8,7 @@ from typing import Unpack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from durable_endpoints._context import current
+from durable_endpoints._context import place_here, stand_at
 from durable_endpoints.application import Application
 from durable_endpoints.body import RequestBody
 from durable_endpoints.capture import RUN_ID_HEADER
@@ -145,13 +145,15 @@ class DurableEndpointsMiddleware:
         elif scope["path"].endswith(application.wait_paths) and application.serves_wait(scope):
             await wait_for_run(application, scope, receive, send)
         elif routes.may_be_durable(scope):
-            if accepts_stream(scope["headers"]):
+            streams = accepts_stream(scope["headers"])
+            if streams:
                 # The response is one frame of a stream, and nobody there decodes it.
                 scope["headers"] = [
                     pair for pair in scope["headers"] if pair[0] != b"accept-encoding"
                 ]
             body = RequestBody(receive, self._body_limit)
             door = Door(application, scope, body, send)
+            door.accepts_stream = streams
             if scope.get("extensions"):
                 scope["extensions"] = {
                     name: value
@@ -161,18 +163,18 @@ class DurableEndpointsMiddleware:
             await self._through(door, body.receive)
         else:
             scope[SCOPE_KEY] = outside = application.outside
-            previous = current.place
-            current.place = outside
+            previous = place_here()
+            stand_at(outside)
             try:
                 await self.app(scope, receive, send)
             finally:
-                current.place = previous
+                stand_at(previous)
 
     async def _through(self, door: Door, receive: Receive) -> None:
         """Let the application answer, and after that the door, if a run was begun or refused."""
         door.scope[SCOPE_KEY] = door
-        previous = current.place
-        current.place = door
+        previous = place_here()
+        stand_at(door)
         error: BaseException | None = None
         try:
             await self.app(door.scope, receive, door.send)
@@ -190,7 +192,7 @@ class DurableEndpointsMiddleware:
             # collector; at some thousand requests a second that is felt.
             door.is_over, door.ending = True, None
             del door.scope[SCOPE_KEY]
-            current.place = previous
+            stand_at(previous)
 
     async def _tracked(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A request of an application that tracks them all."""

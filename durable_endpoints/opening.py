@@ -64,9 +64,7 @@ async def send(execution: Execution, op: SendEvent) -> str:
         return str(await execution.take(record))
     await begin(execution, op.step)
     try:
-        await execution.take_turn(op.step)
-        if not execution.try_start():
-            await execution.start_body()
+        await execution.start_body(op.step)
         try:
             execution.record(op)
         finally:

@@ -65,7 +65,8 @@ class Parking:
     def end(self, execution: MayDepart) -> None:
         """It runs no longer."""
         self.running -= 1
-        self.stir(execution)
+        if self._parked:
+            self.stir(execution)
 
     def stir(self, execution: MayDepart) -> None:
         """Something went on: whoever is parked may not be all there is."""

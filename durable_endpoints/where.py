@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from durable_endpoints._context import current
+from durable_endpoints._context import place_here
 from durable_endpoints.calls import name_of
 from durable_endpoints.errors import NestedStepError, NotInRunError, StepIdError, UsageError
 from durable_endpoints.execution import Execution, StepScope
@@ -23,7 +23,7 @@ def here(what: str, id: str) -> Execution | None:
     """
     if not isinstance(id, str) or not 0 < len(id) <= MAX_NAME_LENGTH:
         raise StepIdError(_bad_name(what, id))
-    place = current.place
+    place = place_here()
     if place is None:
         return None
     if isinstance(place, StepScope):
@@ -72,7 +72,7 @@ def run_here(what: str) -> Execution:
 
     Raises `NotInRunError` where there is none.
     """
-    place = current.place
+    place = place_here()
     execution: Execution | None = None if place is None else place.execution
     if execution is None:
         why = "there is no request" if place is None else place.explanation
@@ -82,7 +82,7 @@ def run_here(what: str) -> Execution:
 
 def name_step(execution: Execution, name: str) -> StepId:
     """The id of a step that is being called."""
-    if printable(name) != name:
+    if not name.isascii() and printable(name) != name:
         raise StepIdError(f"the step id {name!r} is not valid Unicode")
     return execution.calls.called(execution.ids.next(name), sys._getframe(2))
 

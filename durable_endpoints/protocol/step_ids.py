@@ -33,7 +33,12 @@ def hash_name(name: str) -> str:
     return sha1(name.encode("utf-8"), usedforsecurity=False).hexdigest()
 
 
-HANDLER_STEP = StepId(hash_name(HANDLER_NAME), HANDLER_NAME, 0)
+@lru_cache(maxsize=4_096)
+def _first_use(name: str) -> StepId:
+    return StepId(hash_name(name), name, 0)
+
+
+HANDLER_STEP = _first_use(HANDLER_NAME)
 
 
 class StepIds:
@@ -43,15 +48,17 @@ class StepIds:
 
     def __init__(self) -> None:
         self._last: dict[str, int] = {}
+        """How often a name was used again."""
         self._used: set[str] = {HANDLER_STEP.hash}
 
     def next(self, name: str) -> StepId:
         """Return the id of the next use of `name`."""
-        repeat = self._last.get(name, -1) + 1
-        key = hash_name(f"{name}:{repeat}" if repeat else name)
-        while key in self._used:
-            repeat += 1
-            key = hash_name(f"{name}:{repeat}")
-        self._last[name] = repeat
-        self._used.add(key)
-        return StepId(key, name, repeat)
+        step = _first_use(name)
+        if step[0] in self._used:
+            repeat = self._last.get(name, 0) + 1
+            while (key := hash_name(f"{name}:{repeat}")) in self._used:
+                repeat += 1
+            self._last[name] = repeat
+            step = StepId(key, name, repeat)
+        self._used.add(step[0])
+        return step
