@@ -118,12 +118,13 @@ class Host:
             return
         self._loop = loop
         self.tasks = TaskSet()
-        self.attached_at = self.clock.now()
         self._services = services = TaskSet()
         self.events.restart()
         self.children.restart()
         self.signals.restart()
         try:
+            self.clock.reach(await self.store.newest())
+            self.attached_at = self.clock.now()
             lost = await self.recovery.interrupt_lost_runs()
         except BaseException:
             self._loop = None

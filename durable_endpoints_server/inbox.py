@@ -69,7 +69,8 @@ class Inbox:
             if event.id is None:
                 raise ValueError("an event in the inbox needs an id")
             check_event(event.name, event.id, event.ts, event.data)
-            await self._host.events.publish(event, received_at=message.at)
+            received_at = self._host.clock.of_machine(message.at)
+            await self._host.events.publish(event, received_at=received_at)
         elif message.kind == "signal":
             await self._give_signal(data["name"], orjson.dumps(data["data"]))
         elif message.kind == "cancel":

@@ -13,6 +13,7 @@ from durable_endpoints.protocol.ops import (
     Invoke,
     SendEvent,
     SignalTaken,
+    Sleep,
     StepKind,
     StepOp,
     StepRecord,
@@ -149,6 +150,8 @@ class LiveRun:
         Raises `LostRunError` when the run is no longer this execution's, `LimitError` when `op`
         passes a limit; then nothing was recorded.
         """
+        if isinstance(op, Sleep) and op.until is not None:
+            op = op._replace(until=self._host.clock.of_machine(op.until))
         written, *more = self._apply(op)
         assert isinstance(written, StepWritten)
         step = written.step

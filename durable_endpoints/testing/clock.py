@@ -27,6 +27,12 @@ class VirtualClock:
     def elapsed(self) -> int:
         return self._now
 
+    def of_machine(self, instant: int) -> int:
+        return instant
+
+    def reach(self, instant: int) -> None:
+        self._now = max(self._now, instant)
+
     def call_at(self, instant: int, callback: Callable[[], None]) -> Alarm:
         alarm = _VirtualAlarm(callback, asyncio.get_running_loop())
         heapq.heappush(self._alarms, (instant, next(self._numbers), alarm))

@@ -333,6 +333,11 @@ class Reads(Protocol):
         """The origins that are trusted, in the order of their names."""
         ...
 
+    async def newest(self) -> int:
+        """An instant by engine time that had come when something was written last, as near to that
+        as an index tells; 0 if nothing was."""
+        ...
+
     async def is_sweepable(
         self, runs_before: int, events_before: int, responses_before: int
     ) -> bool:

@@ -410,6 +410,12 @@ class MemoryStore:
     async def origins(self) -> list[str]:
         return sorted(self._origins)
 
+    async def newest(self) -> int:
+        instants = [fact.event.received_at for fact in self._events.values()]
+        for row in self._rows.values():
+            instants += (row.run.began_at, row.run.ended_at or 0)
+        return max(instants, default=0)
+
     async def is_sweepable(
         self, runs_before: int, events_before: int, responses_before: int
     ) -> bool:

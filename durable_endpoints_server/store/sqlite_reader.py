@@ -207,6 +207,10 @@ class SqliteReader:
         )
         return [read_event(doc) for doc in docs]
 
+    async def newest(self) -> int:
+        row = await self._ask("newest")
+        return int(row[0]) if row is not None else 0
+
     async def is_sweepable(
         self, runs_before: int, events_before: int, responses_before: int
     ) -> bool:

@@ -248,6 +248,13 @@ select json_group_array(json(doc)) from (
     order by received_at desc, id desc limit :limit
 )
 
+-- name: newest
+select max(
+    coalesce((select began_at from runs order by id desc limit 1), 0),
+    coalesce((select max(ended_at) from runs where ended_at is not null), 0),
+    coalesce((select max(received_at) from events), 0)
+)
+
 -- name: is_sweepable
 select
     exists (select 1 from runs where ended_at < :runs_before)

@@ -641,6 +641,18 @@ async def test_retention(store: Store) -> None:
     await History(store, "again", key="k").begin()
 
 
+async def test_the_newest_instant_is_that_of_the_last_run_end_or_event(store: Store) -> None:
+    assert await store.newest() == 0
+    history = await History(store).begin()
+    began = await store.newest()
+    assert began == history.run.began_at
+    await history.do(Complete(200, None), began + 10)
+    assert await store.newest() == began + 10
+    event = Event("e1", "e", b"{}", began, began + 20)
+    await store.submit(Change((EventReceived(event, settled=True),))).wait()
+    assert await store.newest() == began + 20
+
+
 async def test_undelivered_responses_are_dropped_after_a_while(store: Store) -> None:
     history = await History(store).begin()
     await history.do(Complete(200, b"secret", until_delivered=True), T0 + 10)

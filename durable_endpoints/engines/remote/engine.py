@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from durable_endpoints.engines.remote.heartbeat import Heartbeat
 from durable_endpoints.engines.remote.keys import keyring
 from durable_endpoints.engines.remote.questions import ReleasedError
 from durable_endpoints.engines.remote.session import RemoteSession
-from durable_endpoints.engines.remote.station import Station, local_now
+from durable_endpoints.engines.remote.station import Station, steady_now
 from durable_endpoints.errors import (
     EngineClosedError,
     EngineError,
@@ -70,7 +71,9 @@ class RemoteEngine:
         self._default: Executor | None = None
         self._users = 0
         """How many applications run it for good."""
-        self._offset = 0
+        self._offset = time.time_ns() // 1_000_000 - steady_now()
+        """What engine time is ahead of `steady_now`: until the server tells its own, this
+        machine's clock is taken for it."""
         """What the server's clock is ahead of this machine's, in milliseconds."""
         self._heartbeat: Heartbeat | None = None
         self._lease = 0.0
@@ -165,7 +168,7 @@ class RemoteEngine:
         }
 
     def welcomed(self, welcome: dict[str, Any]) -> None:
-        self._offset = wire.whole(welcome["now"]) - local_now()
+        self._offset = wire.whole(welcome["now"]) - steady_now()
         self.policy = _policy(self._settings, welcome["policy"])
         self._lease = wire.whole(welcome["lease"]) / 1_000
         if self._is_networked and self._heartbeat is None:
@@ -233,7 +236,7 @@ class RemoteEngine:
         return self.policy.max_result
 
     def now(self) -> int:
-        return local_now() + self._offset
+        return steady_now() + self._offset
 
     def call_later(self, delay: int, callback: Callable[[], None]) -> Callable[[], None]:
         return asyncio.get_running_loop().call_later(delay / 1_000, callback).cancel

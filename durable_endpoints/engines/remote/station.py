@@ -334,6 +334,6 @@ class Station:
         self.is_held = wire.flag(is_held)
 
 
-def local_now() -> int:
-    """UTC epoch milliseconds on this machine's clock, rounded up."""
-    return -(-time.time_ns() // 1_000_000)
+def steady_now() -> int:
+    """Milliseconds, rounded up, by a clock of this machine that nobody sets. It begins anywhere."""
+    return -(-time.monotonic_ns() // 1_000_000)
