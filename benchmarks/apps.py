@@ -11,13 +11,20 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.responses import PlainTextResponse, Response
 
 from benchmarks.floor import Floor, three_steps
-from durable_endpoints import DurableEndpointsMiddleware, endpoint, endpoint_proxy, step
+from durable_endpoints import (
+    DurableEndpointsMiddleware,
+    endpoint,
+    endpoint_proxy,
+    send_event,
+    step,
+)
 from durable_endpoints.options import Checkpoint
 
 BODY = b'{"number": 41}'
@@ -89,6 +96,8 @@ def background() -> FastAPI:
 def _durable(checkpoint: Checkpoint) -> FastAPI:
     app = FastAPI(lifespan=frozen)
     app.add_middleware(DurableEndpointsMiddleware, checkpoint=checkpoint)
+    entries: dict[str, list[float]] = {}
+    lags: list[float] = []
     app.mount("/wait", endpoint_proxy())
 
     @app.post("/run")
@@ -107,6 +116,18 @@ def _durable(checkpoint: Checkpoint) -> FastAPI:
             value = await step.run(f"step-{number}", increase_async, value)
         return PlainTextResponse(str(value))
 
+    @app.get("/replayed/{count}")
+    @endpoint
+    async def replayed(count: int) -> list[float]:
+        """Answers with the seconds a step took in the execution, and in the replay."""
+        times = entries.setdefault(step.run_id, [])
+        began = time.perf_counter()
+        for number in range(count):
+            await step.run(f"step-{number}", increase_async, number)
+        times.append((time.perf_counter() - began) / count)
+        await step.sleep("nap", "50ms")
+        return times
+
     @app.get("/waits/{number}")
     @endpoint
     async def waits(number: str) -> Response:
@@ -120,5 +141,19 @@ def _durable(checkpoint: Checkpoint) -> FastAPI:
         """Answers with the instant at which it ended, for who waits at `/wait`."""
         await step.sleep("nap", "30ms")
         return PlainTextResponse(str(time.monotonic_ns()))
+
+    @app.post("/go/{number}")
+    async def go(number: str) -> None:
+        await send_event("go", {"number": number})
+
+    @app.get("/nap/{until}")
+    @endpoint
+    async def nap_until(until: float) -> None:
+        await step.sleep_until("nap", datetime.fromtimestamp(until, UTC))
+        lags.append((time.time() - until) * 1e3)
+
+    @app.get("/lags")
+    async def told_lags() -> list[float]:
+        return lags
 
     return app

@@ -58,7 +58,7 @@ async def wait() -> int:
 
 
 async def nap(until: float) -> None:
-    await DBOS.sleep_async(until - time.time())
+    await DBOS.sleep_async(max(0, until - time.time()))
     lags.append((time.time() - until) * 1e3)
 
 

@@ -1,13 +1,14 @@
-"""`python -m benchmarks peers`: three steps over HTTP, beside DBOS, Restate and Inngest's SDK."""
+"""`python -m benchmarks peers`: the same work beside DBOS, Restate and Inngest's SDK."""
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.over_http import Variant, interleaved, ours, variant
-from benchmarks.peers import processes
+from benchmarks.peers import processes, work
 from benchmarks.peers.installing import Missing
 
 
@@ -16,13 +17,21 @@ def measure(folder: Path, rounds: int, seconds: float) -> None:
         f"fastapi {version('fastapi')}, uvicorn {version('uvicorn')}; peers as in benchmarks/peers"
     )
     with ExitStack() as stack:
-        variants: list[Variant] = [variant(server) for server in stack.enter_context(ours(folder))]
+        servers = stack.enter_context(ours(folder))
+        variants: list[Variant] = [variant(server) for server in servers]
+        workers: list[work.Worker] = [
+            work.Ours(server.name, server.url) for server in servers if server.name in work.OURS
+        ]
         try:
-            variants += processes.dbos_variants(stack.enter_context(processes.dbos(folder)))
+            process = stack.enter_context(processes.dbos(folder))
+            variants += processes.dbos_variants(process)
+            workers.append(work.Dbos("DBOS async, SQLite", process.url))
         except (Missing, RuntimeError) as error:
             _skipped("DBOS", error)
         try:
-            variants += processes.restate_variants(*stack.enter_context(processes.restate(folder)))
+            ingress, service = stack.enter_context(processes.restate(folder))
+            variants += processes.restate_variants(ingress, service)
+            workers.append(work.Restate("Restate", ingress.url))
         except (Missing, RuntimeError) as error:
             _skipped("Restate", error)
         try:
@@ -30,6 +39,7 @@ def measure(folder: Path, rounds: int, seconds: float) -> None:
         except (Missing, RuntimeError) as error:
             _skipped("Inngest's SDK", error)
         interleaved(variants, rounds, seconds)
+        asyncio.run(work.measure(workers, rounds))
 
 
 def _skipped(name: str, error: Exception) -> None:

@@ -38,7 +38,7 @@ async def steps(ctx: restate.Context, count: int) -> dict[str, float]:
 
 
 async def nap(ctx: restate.Context, until: float) -> None:
-    seconds = await ctx.run_typed("length", lambda: until - time.time())
+    seconds = await ctx.run_typed("length", lambda: max(0, until - time.time()))
     await ctx.sleep(timedelta(seconds=seconds))
     lags.append((time.time() - until) * 1e3)
 
