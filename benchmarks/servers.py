@@ -151,6 +151,7 @@ class Server(PythonProcess):
             if companion is None
             else {
                 "DURABLE_ENDPOINTS_SERVER_URL": companion.url,
+                "DURABLE_ENDPOINTS_APP": variant,
                 "DURABLE_ENDPOINTS_SIGNING_KEY": SIGNING_KEY,
                 "DURABLE_ENDPOINTS_SEALING_KEY": "a sealing key for benchmarks only",
             }

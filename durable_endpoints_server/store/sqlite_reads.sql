@@ -158,10 +158,11 @@ select
 
 -- name: waits_for
 -- `keys` is a JSON object: each path that waits for this event compare, with the event's text there.
+-- `cross` has SQLite begin with them; left to itself, it goes through all waits for the event.
 select json_group_array(json(doc)) from (
     select match_doc.doc
     from json_each(:keys) as wanted
-    join match_doc
+    cross join match_doc
         on match_doc.event = :event
         and match_doc.path = wanted.key
         and match_doc.text = wanted.value

@@ -222,7 +222,8 @@ end;
 
 -- Retention, some rows at a time, so that no batch waits long behind it.
 create temp trigger write_sweep instead of insert on writes when new.kind = 14 begin
-    -- A long stream first loses its records, portion by portion, and only then its run.
+    -- A long stream first loses its records, portion by portion, and only then its run. Always the
+    -- oldest runs are looked at, and no others: behind a backlog of streams there may be millions.
     delete from chunks where (run_id, position) in (
         select chunks.run_id, chunks.position from chunks
         where chunks.run_id in (
@@ -231,34 +232,28 @@ create temp trigger write_sweep instead of insert on writes when new.kind = 14 b
         limit new.d
     );
     delete from streams where run_id in (
-        select id from runs
-        where ended_at < new.a and not exists (select 1 from chunks where run_id = runs.id)
-        order by ended_at limit new.e
+        select id from (select id from runs where ended_at < new.a order by ended_at limit new.e)
+        where not exists (select 1 from chunks where run_id = id)
     );
     delete from payloads where run_id in (
-        select id from runs
-        where ended_at < new.a and not exists (select 1 from chunks where run_id = runs.id)
-        order by ended_at limit new.e
+        select id from (select id from runs where ended_at < new.a order by ended_at limit new.e)
+        where not exists (select 1 from chunks where run_id = id)
     );
     delete from steps where run_id in (
-        select id from runs
-        where ended_at < new.a and not exists (select 1 from chunks where run_id = runs.id)
-        order by ended_at limit new.e
+        select id from (select id from runs where ended_at < new.a order by ended_at limit new.e)
+        where not exists (select 1 from chunks where run_id = id)
     );
     delete from attempts where run_id in (
-        select id from runs
-        where ended_at < new.a and not exists (select 1 from chunks where run_id = runs.id)
-        order by ended_at limit new.e
+        select id from (select id from runs where ended_at < new.a order by ended_at limit new.e)
+        where not exists (select 1 from chunks where run_id = id)
     );
     delete from event_uses where run_id in (
-        select id from runs
-        where ended_at < new.a and not exists (select 1 from chunks where run_id = runs.id)
-        order by ended_at limit new.e
+        select id from (select id from runs where ended_at < new.a order by ended_at limit new.e)
+        where not exists (select 1 from chunks where run_id = id)
     );
     delete from runs where id in (
-        select id from runs
-        where ended_at < new.a and not exists (select 1 from chunks where run_id = runs.id)
-        order by ended_at limit new.e
+        select id from (select id from runs where ended_at < new.a order by ended_at limit new.e)
+        where not exists (select 1 from chunks where run_id = id)
     );
     delete from requests where id in (
         select id from requests order by id limit new.d

@@ -94,6 +94,7 @@ async def test_it_goes_in_portions(
     clock: VirtualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_PAUSE", 0)
+    monkeypatch.setattr(module, "_SHORT", 0)
     sweeps: list[Change] = []
 
     class Counting(SqliteStore):
@@ -110,6 +111,14 @@ async def test_it_goes_in_portions(
             while await ids(store):
                 await asyncio.sleep(0.01)
         assert len(sweeps) == 3  # five runs at once
+
+
+def test_portions_grow_while_they_are_short_and_shrink_when_they_are_long() -> None:
+    runs = [5]
+    for seconds in (0.001, 0.001, 0.007, 0.5, 0.5, 0.5, *[0.001] * 9):
+        runs.append(module._next_portion(runs[-1], seconds))
+    assert runs[:7] == [5, 10, 20, 20, 10, 5, 5]
+    assert runs[-1] == 160
 
 
 async def test_the_sweeper_survives_a_store_that_fails(
