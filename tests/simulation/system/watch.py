@@ -1,0 +1,117 @@
+"""What must hold after every write, whatever goes wrong: looked at on the disk."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from durable_endpoints.protocol.ops import StepState
+from durable_endpoints_server.engine.facts import (
+    Change,
+    RunCreated,
+    RunEnded,
+    StepResolved,
+    StepWritten,
+)
+from durable_endpoints_server.store.memory import MemoryStore
+
+
+class _Final(NamedTuple):
+    """How a step ended, and in which execution."""
+
+    state: StepState
+    value: bytes | None
+    error: bytes | None
+    generation: int
+
+
+class Watch:
+    """Compares each run with what it was before, and bodies that start with what is remembered."""
+
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+        self.outdated = 0
+        """Bodies that an execution has started after another one had taken the run over and ended
+        that very step: nothing but a look at the lease right before can keep it from that."""
+        self._finals: dict[tuple[str, str], _Final] = {}
+        """By run and name of the step."""
+        self._ends: dict[str, tuple[Any, ...]] = {}
+        self._records: dict[str, tuple[int, int]] = {}
+        """How many records a run's stream has, and their last position."""
+        self._promised: set[tuple[str, str]] = set()
+        """Steps and, without a name, ends and beginnings of runs of which somebody was told that
+        they are on disk."""
+
+    def written(self, store: MemoryStore, change: Change) -> None:
+        """A change was written."""
+        row = store._rows.get(change.run_id)
+        if row is None:
+            return
+        run_id = change.run_id
+        for step in row.steps.values():
+            key = (run_id, str(step.id))
+            known = self._finals.get(key)
+            if known is None:
+                if step.state >= StepState.DONE:
+                    generation = row.run.generation
+                    self._finals[key] = _Final(step.state, step.value, step.error, generation)
+            elif (step.state, step.value, step.error) != known[:3]:
+                self.wrong.append(f"{key} was {known}, and is {step}")
+        if row.ended is not None:
+            end = (row.run.status, row.run.reason, row.ended.response, row.ended.error)
+            if self._ends.setdefault(run_id, end) != end:
+                self.wrong.append(f"run {run_id} ended as {self._ends[run_id]}, and then as {end}")
+        elif run_id in self._ends:
+            self.wrong.append(f"run {run_id} goes on after its end")
+        self._look_at_stream(run_id, row)
+
+    def _look_at_stream(self, run_id: str, row: Any) -> None:
+        count, last = self._records.get(run_id, (0, 0))
+        for record in row.records[count:]:
+            if record.position <= last:
+                self.wrong.append(f"position {record.position} of {run_id} is given twice")
+            elif record.position != last + 1 and not row.stream.is_wary:
+                self.wrong.append(f"positions of {run_id} go from {last} to {record.position}")
+            last = record.last
+        self._records[run_id] = len(row.records), last
+
+    def acknowledged(self, change: Change) -> None:
+        """Somebody was told that a change is on disk."""
+        for fact in change.facts:
+            if isinstance(fact, StepWritten | StepResolved) and fact.step.state >= StepState.DONE:
+                self._promised.add((change.run_id, str(fact.step.id)))
+            elif isinstance(fact, RunCreated | RunEnded):
+                self._promised.add((fact.run.id, type(fact).__name__))
+
+    def power_lost(self, store: MemoryStore) -> None:
+        """What was not synced may be gone. What was acknowledged may not."""
+        kept: set[tuple[str, str]] = set()
+        for run_id, row in store._rows.items():
+            kept.add((run_id, RunCreated.__name__))
+            if row.ended is not None:
+                kept.add((run_id, RunEnded.__name__))
+            for step in row.steps.values():
+                if step.state >= StepState.DONE:
+                    kept.add((run_id, str(step.id)))
+        for run_id, what in sorted(self._promised - kept):
+            self.wrong.append(f"{what} of {run_id} was acknowledged, and went with the power")
+        self._finals = {key: final for key, final in self._finals.items() if key in kept}
+        self._ends = {
+            run_id: end for run_id, end in self._ends.items() if (run_id, RunEnded.__name__) in kept
+        }
+        self._records = {
+            run_id: (len(row.records), row.records[-1].last if row.records else 0)
+            for run_id, row in store._rows.items()
+        }
+
+    def body_starts(self, run_id: str, generation: int, name: str) -> None:
+        """A body starts, in an execution of this generation."""
+        final = self._finals.get((run_id, name))
+        if final is None:
+            return
+        if final.generation <= generation:
+            self.wrong.append(
+                f"the body of {name} of {run_id} starts in execution {generation}, though "
+                f"{final.generation} has ended that step"
+            )
+        else:
+            self.outdated += 1
