@@ -42,6 +42,8 @@ def replaced(loop: SimulatedLoop, chance: Random, noted: list[str]) -> Iterator[
         (time, "time", wall),
         (time, "time_ns", lambda: round(wall() * 1_000_000) * 1_000),
         (time, "monotonic", loop.time),
+        (time, "monotonic_ns", lambda: round(loop.time() * 1e9)),
+        (time, "perf_counter", loop.time),
         (time, "perf_counter_ns", lambda: round(loop.time() * 1e9)),
         (os, "urandom", chance.randbytes),
         (ulid, "default_generator", ulid.ULIDGenerator()),
