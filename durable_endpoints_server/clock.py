@@ -75,7 +75,7 @@ class SystemClock:
     """
 
     def __init__(self) -> None:
-        steady = time.monotonic_ns()
+        steady = _steady()
         self._last = _Reading(time.time_ns() - steady, steady, 0)
 
     def now(self) -> int:
@@ -100,7 +100,7 @@ class SystemClock:
     def _nanoseconds(self) -> int:
         # The machine's clock is read first: a pause between the two makes it look late, which is
         # made up for by the next reading, and never early, which would be kept.
-        machine, steady = time.time_ns(), time.monotonic_ns()
+        machine, steady = time.time_ns(), _steady()
         difference, then, ahead = self._last
         step = machine - steady - difference
         if not ahead and -_NOTHING < step < _NOTHING:
@@ -111,6 +111,10 @@ class SystemClock:
         if step <= -_NOTABLE:
             logger.warning(_SET_BACK, -step / 1e9)
         return machine + ahead
+
+
+def _steady() -> int:
+    return int(time.monotonic() * 1e9)
 
 
 _SET_BACK = (

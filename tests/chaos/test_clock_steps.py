@@ -149,13 +149,15 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
     machines = Machines(tmp_path)
     machines.server_clock.set_to(_HOUR)
     machines.app_clock.set_to(-_HOUR)
-    for process in machines.all:
-        process.start(ready=False)
-    for process in machines.all:
-        process.wait_until_ready()
-    yield machines
-    for process in machines.all:
-        process.kill()
+    try:
+        for process in machines.all:
+            process.start(ready=False)
+        for process in machines.all:
+            process.wait_until_ready()
+        yield machines
+    finally:
+        for process in machines.all:
+            process.kill()
 
 
 async def test_server_and_applications_need_not_agree_about_the_time(machines: Machines) -> None:

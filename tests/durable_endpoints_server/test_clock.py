@@ -21,7 +21,7 @@ class Machine:
         self.shown = 1_800_000_000_000_000_000
         self.up = 5_000_000_000
         monkeypatch.setattr(time, "time_ns", lambda: self.shown)
-        monkeypatch.setattr(time, "monotonic_ns", lambda: self.up)
+        monkeypatch.setattr(time, "monotonic", lambda: self.up / 1e9)
 
     def set_by(self, seconds: float) -> None:
         self.shown += round(seconds * 1e9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import os
 import socket
 import time
@@ -336,4 +337,4 @@ class Station:
 
 def steady_now() -> int:
     """Milliseconds, rounded up, by a clock of this machine that nobody sets. It begins anywhere."""
-    return -(-time.monotonic_ns() // 1_000_000)
+    return math.ceil(time.monotonic() * 1_000)
