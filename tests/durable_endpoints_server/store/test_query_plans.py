@@ -63,6 +63,9 @@ SHARED = {
         "SEARCH events USING INDEX events_name "
         "(name=? AND received_at>? AND (received_at,id)<(?,?))",
     ): LIMITED,
+    ("newest", "SCAN runs"): FIRST,
+    ("newest", "SEARCH runs USING COVERING INDEX runs_ended (ended_at>?)"): FIRST,
+    ("newest", "SEARCH events USING COVERING INDEX events_received"): FIRST,
     ("is_sweepable", "SEARCH runs USING COVERING INDEX runs_ended (ended_at<?)"): FIRST,
     ("is_sweepable", "SEARCH events USING COVERING INDEX events_received (received_at<?)"): FIRST,
     ("is_sweepable", "SEARCH runs USING INDEX runs_until_delivered (ended_at<?)"): FIRST,
