@@ -1,0 +1,74 @@
+"""What the processes of the matrix do: each watches its boundaries.
+
+Everything that is slow to import is imported here, once, before any of them is born.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fastapi
+import uvicorn
+import uvicorn.lifespan.on
+import uvicorn.loops.uvloop
+import uvicorn.protocols.http.httptools_impl
+import uvicorn.protocols.websockets.auto
+import uvloop
+import websockets.asyncio.client
+from starlette.types import ASGIApp
+
+import durable_endpoints
+import durable_endpoints.engines.embedded
+import durable_endpoints.engines.remote.engine
+import durable_endpoints_server.cli
+import durable_endpoints_server.serving
+import tests.chaos.matrix.client
+from tests.chaos.matrix.crossings import Watched, watch_link, watch_store
+from tests.chaos.matrix.switchboard import Switchboard
+
+WARM = (fastapi, uvloop, websockets, durable_endpoints)
+
+
+def _switchboard() -> Switchboard:
+    return Switchboard(Path(os.environ["SWITCHBOARD"]))
+
+
+def application(port: str) -> None:
+    """uvicorn with the application, on the embedded engine or with a server."""
+    cross = _switchboard().cross
+    if "DURABLE_ENDPOINTS_SERVER_URL" in os.environ:
+        watch_link(cross)
+    else:
+        watch_store(cross)
+    app: ASGIApp = importlib.import_module("tests.chaos.matrix.app").app
+    uvicorn.run(
+        Watched(app, cross), host="127.0.0.1", port=int(port), access_log=False, log_level="warning"
+    )
+
+
+def server(*arguments: str) -> None:
+    """`durable-endpoints serve`."""
+    cross = _switchboard().cross
+    watch_store(cross)
+    serving: Any = durable_endpoints_server.serving
+    create_app = serving.create_app
+    serving.create_app = lambda own: Watched(create_app(own), cross)
+    durable_endpoints_server.cli.main(["serve", *arguments])
+
+
+def client(base: str, jobs: str, records: str) -> None:
+    """One client, until all its jobs are done."""
+    cross = _switchboard().cross
+    asyncio.run(tests.chaos.matrix.client.do_jobs(base, Path(jobs), Path(records), cross))
+
+
+ROLES: dict[str, Callable[..., None]] = {
+    "app": application,
+    "server": server,
+    "client": client,
+}
