@@ -155,6 +155,6 @@ def _live(order: dict[str, Any]) -> None:
 if __name__ == "__main__":
     import tests.chaos.matrix.roles
 
-    assert tests.chaos.matrix.roles.ROLES
+    tests.chaos.matrix.roles.warm_up()
     with socket.socket(fileno=os.dup(0)) as standard_input:
         _serve(standard_input)

@@ -10,12 +10,16 @@ import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import anyio._backends._asyncio
 import fastapi
+import httpx
 import uvicorn
 import uvicorn.lifespan.on
+import uvicorn.loops.auto
 import uvicorn.loops.uvloop
+import uvicorn.protocols.http.auto
 import uvicorn.protocols.http.httptools_impl
 import uvicorn.protocols.websockets.auto
 import uvloop
@@ -31,7 +35,14 @@ import tests.chaos.matrix.client
 from tests.chaos.matrix.crossings import Watched, watch_link, watch_store
 from tests.chaos.matrix.switchboard import Switchboard
 
-WARM = (fastapi, uvloop, websockets, durable_endpoints)
+WARM: Final = (anyio, uvicorn, uvloop, websockets, durable_endpoints)
+
+
+def warm_up() -> None:
+    """Import what is imported by those who are used for the first time only."""
+    fastapi.FastAPI().get("/")(lambda: None)
+    httpx.AsyncClient(verify=False)
+    httpx.Client(verify=False).close()
 
 
 def _switchboard() -> Switchboard:
