@@ -85,7 +85,8 @@ class Application:
         self._started_on: asyncio.AbstractEventLoop | None = None
         self._root_paths: set[str] = set()
         """Templates of the root paths under which it was reached: several, if it is mounted."""
-        self._inside: set[Door] = set()
+        self._inside: dict[Door, None] = {}
+        """In the order in which they came in."""
         self._draining = False
         self._end_of_grace: asyncio.TimerHandle | None = None
 
@@ -267,13 +268,13 @@ class Application:
 
     def entered(self, door: Door) -> None:
         """A run is being executed."""
-        self._inside.add(door)
+        self._inside[door] = None
         if self._draining and door.execution is not None:
             door.execution.drain()
 
     def left(self, door: Door) -> None:
         """It is not any more."""
-        self._inside.discard(door)
+        self._inside.pop(door, None)
 
     async def track(
         self, scope: Scope, root_path: str, status: int, run_id: str | None, elapsed: int

@@ -172,7 +172,7 @@ class Execution:
         self._acknowledged = 0
         self._pipes = 0
         self._bodies: set[asyncio.Task[Any]] = set()
-        self._holds: set[Callable[[], None]] = set()
+        self._holds: dict[Callable[[], None], None] = {}
         self._parking = Parking(self._loop)
         self._quiet: asyncio.Future[None] | None = None
         session.listener = self
@@ -385,10 +385,10 @@ class Execution:
 
         def let_go() -> None:
             if let_go in self._holds:
-                self._holds.discard(let_go)
+                del self._holds[let_go]
                 self.end_body()
 
-        self._holds.add(let_go)
+        self._holds[let_go] = None
         return let_go
 
     @property

@@ -61,16 +61,17 @@ class Hub:
         self._kept: dict[str, dict[str, Run]] = {}
         """Runs that were being executed when this server was started, by the process that did, as
         long as it has not come back."""
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}
+        """In the order in which they were opened."""
 
     async def serve(self, end: Transport) -> None:
         """Serve a new connection until it ends."""
         connection = Connection(self, end)
-        self._connections.add(connection)
+        self._connections[connection] = None
         try:
             await connection.serve()
         finally:
-            self._connections.discard(connection)
+            del self._connections[connection]
 
     def close(self) -> None:
         """The server is about to end: let processes go, to come back to the next one."""
