@@ -87,6 +87,8 @@ class Dispatcher:
         self._more = False
         self._running = 0
         self._bell = Bell()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Where `run` serves."""
         self.alone = False
         """Whether a run in quarantine is being executed, or waits for its quiet moment."""
 
@@ -132,7 +134,10 @@ class Dispatcher:
             self._queued.add(run.id)
             quarantine = self._isolates and in_quarantine(run, self._host.policy)
             (self._quarantine if quarantine else self._queue).append(run.id)
-        self.nudge()
+        if self._is_here:
+            self._start_queued()
+        if self._queue or self._quarantine or self._more:
+            self.nudge()
 
     @property
     def is_busy(self) -> bool:
@@ -162,25 +167,41 @@ class Dispatcher:
         self._called.clear()
         self._stuck.clear()
         self._running, self.alone = 0, False
+        self._loop = loop
         while True:
             # Wakes are immediate; looking into the store now and then is the safety net.
             self._more = True
             rescan = loop.call_later(_RESCAN, self._bell.ring)
             while rescan.when() > loop.time():
-                if self._place is not None and not self._host.draining:
+                if self._may_start:
                     await self._start_what_fits()
                 await self._bell.wait()
+
+    @property
+    def _may_start(self) -> bool:
+        return self._place is not None and not self._host.draining
+
+    @property
+    def _is_here(self) -> bool:
+        """Whether the caller is on the event loop on which runs are started."""
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
 
     async def _start_what_fits(self) -> None:
         if self._more and not self._queue:
             await self._fetch()
-        while self._queue and self._running < self._capacity and not self.alone:
-            self._start(self._queue.popleft())
+        self._start_queued()
         if self._quarantine and not self._queue and not self.alone:
             self.alone = True
             self._host.tasks.spawn(
                 self._run_alone(self._quarantine.popleft()), "execute a run in quarantine"
             )
+
+    def _start_queued(self) -> None:
+        while self._may_start and self._queue and self._running < self._capacity and not self.alone:
+            self._start(self._queue.popleft())
 
     async def _fetch(self) -> None:
         try:

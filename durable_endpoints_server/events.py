@@ -44,7 +44,7 @@ class EventService:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._unsettled: set[str] = set()
-        self._publishing: dict[str, asyncio.Task[None]] = {}
+        self._publishing: dict[str, asyncio.Task[bool]] = {}
         self.read_inbox: Callable[[], Awaitable[None]] | None = None
         """Set by the inbox: takes in the events that other processes left."""
 
@@ -68,12 +68,19 @@ class EventService:
     async def _receive(self, new: NewEvent, received_at: int | None) -> str:
         now = received_at if received_at is not None else self._host.clock.now()
         event = Event(new.id, new.name, new.data, new.ts if new.ts is not None else now, now)
-        task = self._publishing.get(event.id)
-        if task is None:
-            task = self._host.tasks.spawn(self._publish(event), f"receive event {event.id}")
-            self._publishing[event.id] = task
-        await asyncio.shield(task)
+        await self._receive_one(event)
         return event.id
+
+    async def _receive_one(self, event: Event) -> bool:
+        """Receive one event, and return once it is on disk. Whether it is this call's: its id was
+        not received before, and no other call is just receiving it."""
+        task = self._publishing.get(event.id)
+        if task is not None:
+            await asyncio.shield(task)
+            return False
+        task = self._host.tasks.spawn(self._publish(event), f"receive event {event.id}")
+        self._publishing[event.id] = task
+        return await asyncio.shield(task)
 
     async def receive_all(self, events: Sequence[Event]) -> dict[str, str]:
         """Receive events that came together, and return once all are on disk, by one write.
@@ -92,6 +99,9 @@ class EventService:
 
     async def _receive_all(self, events: Sequence[Event]) -> dict[str, str]:
         store = self._host.store
+        if len(events) == 1:  # as most come: what it resolves is in the same write
+            is_new = await self._receive_one(events[0])
+            return {} if is_new else await store.known_events([events[0].id])
         known = await store.known_events([event.id for event in events])
         new = {event.id: event for event in reversed(events) if event.id not in known}
         if not new:
@@ -126,7 +136,7 @@ class EventService:
         finally:
             self._unsettled.difference_update(unsettled)
 
-    async def _publish(self, event: Event) -> None:
+    async def _publish(self, event: Event) -> bool:
         is_known = event.id in self._unsettled
         self._unsettled.add(event.id)
         is_on_disk = False
@@ -134,15 +144,17 @@ class EventService:
         try:
             arrival = await self._host.store.arrival(event)
             if arrival.known:
-                return
+                return False
             received = Change((EventReceived(event, settled=False),))
             ticket = self._host.store.submit(received)
             resolved = self._resolve_idle(event, self._matching(event, arrival.matches))
             await ticket.wait()
             is_on_disk = True
             self._host.tasks.spawn(self._settle(event, resolved), f"match event {event.id}")
+            return True
         except RefusedError:
             await self._announce(resolved)  # it was received before
+            return False
         finally:
             self._publishing.pop(event.id, None)
             if not is_on_disk and not is_known:
@@ -243,6 +255,7 @@ class EventService:
         way to the disk already."""
         try:
             await self._announce(resolved)
+            await asyncio.sleep(0)  # runs that it woke begin first
             await self._match(event)
         except StorageError as error:
             logger.error("event %s could not be matched yet: %s", event.id, error)
@@ -262,7 +275,8 @@ class EventService:
             for live in lives:
                 await live.written()
             await asyncio.sleep(_PAUSE if lives or is_leaving else 0)
-        await self._host.store.submit(Change((EventSettled(event.id),))).wait()
+        # What is lost of this is matched again, and finds nothing more to do.
+        await self._host.store.submit(Change((EventSettled(event.id),), is_relaxed=True)).wait()
 
     def _is_leaving(self, found: list[Match]) -> bool:
         """Whether one of these runs was being executed when the store was asked, and is not any

@@ -33,14 +33,14 @@ taken in order, and are kept by the process until `ack`: after a break it says t
 
     server -> process
     welcome {now, lease, heartbeat, policy, …}   first
-    ack run n                                    everything up to n is on disk
+    ack run n                                    everything up to n is on disk; 0: the claim
     written run position [[step, attempt, kind,  so much of the stream is written; comes before the
             count]]                              ack of what was said after it
     resolved run step n                          an open step is now this, after frame n
     signal run n step|null taken-by|null         the run waits now, or another one does
     stopped run reason, refused run n reason     the session is over: cancelled, timed_out, lost,
             message                              storage, limit
-    execute {run, generation, memo, request, …}  a run to execute
+    execute {run, generation, memo, request, …}  a run to execute; its bodies wait for ack 0
     hold flag                                    begin no new runs for a while
     answer q value, failed q|r code message      what came of a question
     frames r text position id stops,             what a reader gets, and why it gets nothing

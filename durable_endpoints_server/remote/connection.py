@@ -150,6 +150,7 @@ class Connection:
         self.hub.look_again()
 
     def _bye(self, process: RemoteProcess) -> None:
+        process.is_draining = True  # else it may be given back what it has just let go
         for session in list(process.sessions.values()):
             session.release()
         process.release_kept()

@@ -249,8 +249,5 @@ class Hub:
         process.add(session)
         if former is not None:
             await former.left.wait()
-        try:
-            await session.start(entry)
-        except LostRunError:
-            return
+        await session.start(entry)
         await session.left.wait()

@@ -111,7 +111,9 @@ class Resumption:
     def _go_on(self, entry: Entry, repeats: Repeats) -> None:
         process = self._process
         live = process.hub.host.resume(entry)
-        session = RemoteSession(process, live, is_known=True, taken=self._acked, repeats=repeats)
+        session = RemoteSession(
+            process, live, is_known=True, taken=max(0, self._acked), repeats=repeats
+        )
         process.add(session)
         session.resume(self._acked, self._options)
         for step in entry.memo:

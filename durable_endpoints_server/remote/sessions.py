@@ -16,7 +16,6 @@ from durable_endpoints.protocol.errors import (
     EngineError,
     LimitError,
     LostRunError,
-    StorageError,
 )
 from durable_endpoints.protocol.ops import Invoke, StepOp, StepRecord, WaitForEvent
 from durable_endpoints.protocol.streams import StreamRecord
@@ -43,9 +42,9 @@ class RemoteSession:
         taken: int = 0,
         repeats: Repeats | None = None,
     ) -> None:
-        """`is_known` says that the process has the run already. `taken` is the number of the last
-        frame that was taken and acknowledged; `repeats` knows what of the next ones was on disk
-        before this server started."""
+        """`is_known` says that the process has the run already: nothing is handed over to it.
+        `taken` is the number of the last frame that was taken and acknowledged; `repeats` knows
+        what of the next ones was on disk before this server started."""
         self.process = process
         self.live = live
         self.connection = process.connection
@@ -58,7 +57,8 @@ class RemoteSession:
         """Set when this execution is over, in whatever way."""
         self._repeats = repeats if repeats is not None else Repeats()
         self._is_handed_over = is_known
-        self._acked = taken
+        self._acked = taken if is_known else -1
+        """Up to which frame everything is on disk; 0 stands for the claim."""
         self._due = 0, 0
         """What is to be acknowledged once the process was told what is written."""
         self._told = 0
@@ -352,31 +352,16 @@ class RemoteSession:
     # Beginning, and beginning again
 
     async def start(self, entry: Entry) -> None:
-        """Hand the run to the process, once the claim is on disk. Raises `LostRunError` or
-        `StorageError`."""
-        try:
-            await self._until_written()
-            async with self.process.large():
-                await self._until_written()
-                self._hand_over(entry)
-        except StorageError:
-            await self.live.abandon()
-            self._end()
-            raise
-
-    def _hand_over(self, entry: Entry) -> None:
-        if self.is_over:
-            return  # the run has ended meanwhile, or its process has come back without it
-        self.connection = self.process.connection
-        self.process.send(["execute", self._execution(entry)])
-        self._resolved.clear()
-        self._is_handed_over = True
-
-    async def _until_written(self) -> None:
-        ticket = None
-        while ticket is not self.live.ticket:
-            ticket = self.live.ticket
-            await self.live.until_written(ticket)
+        """Hand the run to the process. Bodies begin there once it is told that the claim, and what
+        was resolved until now, is on disk."""
+        async with self.process.large():
+            if self.is_over:
+                return  # the run has ended meanwhile, or its process has come back without it
+            self.connection = self.process.connection
+            self.process.send(["execute", self._execution(entry)])
+            self._resolved.clear()
+            self._is_handed_over = True
+            self.acknowledge_later()
 
     def _execution(self, entry: Entry) -> dict[str, Any]:
         """What a process needs to execute the run."""

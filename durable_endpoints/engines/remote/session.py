@@ -73,6 +73,7 @@ class RemoteSession:
         self._pushing = Pushing(run.id, self._journal, station, stream.outside, stream.size)
         self._base = stream.tail
         self._number = self._confirmed = 0
+        """The last frame that was said, and the last one that is on disk with all before it."""
         self._waiters: list[_Waiter] = []
         self._open = {step.id.hash: step for step in memo if not step.is_final}
         self._signals: dict[int, asyncio.Future[StepRecord | SignalTaken]] = {}
@@ -95,7 +96,9 @@ class RemoteSession:
         self._say("register", wire.pack_new_run(new))
 
     def begin(self) -> None:
-        """Begin to execute a run that the server has claimed."""
+        """Begin to execute a run that the server has claimed. That is not on disk yet: no body
+        begins before it is."""
+        self._confirmed = -1
         self._station.say(["begin", self.id, self.generation])
 
     def record(self, op: StepOp) -> StepRecord:
@@ -261,7 +264,7 @@ class RemoteSession:
         if self._has_left or isinstance(self._failure, LostRunError):
             self._close()
             return
-        if self.generation == 1 and not self._confirmed:
+        if self.generation == 1 and self._confirmed < 1:
             self._instead = list(how)
         self._say("leave", *how)
         if self._instead is not None:

@@ -289,6 +289,31 @@ async def test_a_run_that_cannot_be_read_is_parked_and_disturbs_no_other(
     assert any("run 01J is parked" in message for message in caplog.messages)
 
 
+async def test_no_body_begins_before_the_claim_is_on_disk(tmp_path: Any) -> None:
+    peer, began = Peer(), asyncio.Event()
+    async with connected(peer, tmp_path) as (app, client):
+
+        @app.get("/")
+        @endpoint
+        async def handle() -> None:
+            await step.run("body", began.set)
+
+        asking = asyncio.create_task(client.get("/"))
+        run, _, new = await peer.hear("register")
+        peer.say("refused", run, 1, "lost", "it is another's")
+        await asking
+        began.clear()
+        told = {"run": run, "generation": 2, "began_at": 0, "depth": 0, "function_id": new[1]}
+        rest = {"memo": [], "request": new[5], "retries": 3, "root_path": "", "stream": None}
+        peer.say("execute", {**told, **rest})
+        await peer.hear("begin")
+        await asyncio.sleep(0.05)
+        assert not began.is_set()
+        peer.say("ack", run, 0)
+        async with asyncio.timeout(5):
+            await began.wait()
+
+
 async def test_a_server_that_is_away_is_waited_for(
     tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
