@@ -96,6 +96,16 @@ def encode(frames: Sequence[Frame]) -> bytes:
     return orjson.dumps(frames)
 
 
+def encode_frame(frame: Frame) -> bytes:
+    """A part of a message, to be put together with `join`."""
+    return orjson.dumps(frame)
+
+
+def join(frames: Sequence[bytes]) -> bytes:
+    """One message, of frames that are encoded."""
+    return b"[" + b",".join(frames) + b"]"
+
+
 def decode(message: bytes | str) -> list[Frame]:
     """The frames of a message, each with a name. Raises `WireError`."""
     try:

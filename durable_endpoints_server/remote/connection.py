@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-import orjson
-
 from durable_endpoints.protocol import wire
 from durable_endpoints.protocol.errors import EngineError, LimitError
 from durable_endpoints.protocol.wire import Frame, WireError
@@ -33,7 +31,7 @@ _FULL: Final = 8 * 1024 * 1024
 _MOST_BYTES: Final = 256 * 1024 * 1024
 """The same, beyond which the peer is given up."""
 _PATIENCE: Final = 120.0
-"""Seconds within which a peer reads a message."""
+"""Seconds within which a peer reads a message, or in the worst case twice as many."""
 _FAREWELL: Final = 5.0
 """The same for the last ones, when the connection is closed here."""
 _MOST_QUESTIONS: Final = 10_000
@@ -53,6 +51,8 @@ class Connection:
         self._outbox: list[bytes] = []
         self._size = 0
         """Bytes in the outbox, or just being sent."""
+        self._sent = 0
+        """Messages that have left."""
         self._news = asyncio.Event()
         self._has_room = asyncio.Event()
         self._large = asyncio.Lock()
@@ -64,6 +64,7 @@ class Connection:
     async def serve(self) -> None:
         """Take in what the process says, until the connection ends."""
         writer = asyncio.ensure_future(self._write())
+        watcher = asyncio.ensure_future(self._watch(writer))
         try:
             async with asyncio.timeout(_HELLO):
                 message = await self._end.receive()
@@ -83,8 +84,9 @@ class Connection:
             self._disconnected()
             if self._closing is not None:
                 await asyncio.wait({writer}, timeout=_FAREWELL)
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            for task in (writer, watcher):
+                task.cancel()
+            await asyncio.gather(writer, watcher, return_exceptions=True)
 
     # What the process says
 
@@ -191,7 +193,7 @@ class Connection:
         """Say something; what one turn of the event loop says travels together."""
         if self._closing is not None:
             return
-        data = orjson.dumps(frame)
+        data = wire.encode_frame(frame)
         self._outbox.append(data)
         self._size += len(data)
         if self._size > _MOST_BYTES:
@@ -220,20 +222,26 @@ class Connection:
                 await self._news.wait()
                 self._news.clear()
                 while self._outbox:
-                    # A peer that lives, reads; one that does not is as good as gone.
                     message, size = self._next_message()
-                    async with asyncio.timeout(_PATIENCE):
-                        await self._end.send(message)
+                    await self._end.send(message)
+                    self._sent += 1
                     self._size -= size
                     self._has_room.set()
                 if self._closing is not None:
                     await self._end.close(*self._closing)
                     return
-        except TimeoutError:
-            logger.warning("a process does not read what it is told: its connection is closed")
-            await self._end.close(1008, "the peer does not read what it is told")
         except TransportClosedError:
             pass
+
+    async def _watch(self, writer: asyncio.Task[None]) -> None:
+        """Give up a peer to which one message is being sent for too long: who lives, reads."""
+        sent = -1
+        while self._sent != sent or not self._size:
+            sent = self._sent
+            await asyncio.sleep(_PATIENCE)
+        logger.warning("a process does not read what it is told: its connection is closed")
+        writer.cancel()
+        await self._end.close(1008, "the peer does not read what it is told")
 
     def _next_message(self) -> tuple[str, int]:
         count = size = 0
@@ -241,7 +249,7 @@ class Connection:
             size += len(self._outbox[count])
             count += 1
         frames, self._outbox = self._outbox[:count], self._outbox[count:]
-        return (b"[" + b",".join(frames) + b"]").decode(), size
+        return wire.join(frames).decode(), size
 
     # The end
 

@@ -7,11 +7,14 @@ POST /v1/durable/heartbeat   {"process": …}: 200, or 404 if this server has no
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from durable_endpoints.protocol import wire
 from durable_endpoints_server.remote.transport import TransportClosedError
@@ -23,7 +26,7 @@ _LONGEST_BODY = 4096
 
 
 def routes(server: Server) -> list[BaseRoute]:
-    async def connect(websocket: WebSocket) -> None:
+    async def admit(websocket: WebSocket) -> bool:
         try:
             authorise(server, websocket)
             if "origin" in websocket.headers:
@@ -36,9 +39,9 @@ def routes(server: Server) -> list[BaseRoute]:
                 raise ApiError(503, "The server is shutting down.", "closing", {"Retry-After": "1"})
         except ApiError as error:
             await websocket.send_denial_response(refusal(error))
-            return
+            return False
         await websocket.accept(wire.SUBPROTOCOL)
-        await server.hub.serve(WebSocketEnd(websocket))
+        return True
 
     async def no_websocket(request: Request) -> Response:
         authorise(server, request)
@@ -68,36 +71,57 @@ def routes(server: Server) -> list[BaseRoute]:
         return as_json({"lease": server.settings.lease})
 
     return [
-        WebSocketRoute(wire.PATH, connect),
+        WebSocketRoute(wire.PATH, _Connect(server, admit)),
         Route(wire.PATH, no_websocket),
         Route(wire.HEARTBEAT_PATH, heartbeat, methods=["POST"]),
     ]
 
 
-class WebSocketEnd:
-    """The server's end of a WebSocket, as a `Transport`."""
+class _Connect:
+    """The address as an ASGI application: a plain one, because a message costs little, and what
+    Starlette puts around each is not."""
 
-    def __init__(self, websocket: WebSocket) -> None:
-        self._websocket = websocket
+    def __init__(self, server: Server, admit: Callable[[WebSocket], Awaitable[bool]]) -> None:
+        self._server = server
+        self._admit = admit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if await self._admit(WebSocket(scope, receive, send)):
+            await self._server.hub.serve(WebSocketEnd(receive, send))
+
+
+class WebSocketEnd:
+    """The server's end of a WebSocket that is accepted, as a `Transport`."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._closed: TransportClosedError | None = None
 
     async def send(self, message: str) -> None:
-        try:
-            await self._websocket.send_text(message)
-        except (WebSocketDisconnect, RuntimeError):
-            raise TransportClosedError(1006, "the connection is gone") from None
+        await self._say({"type": "websocket.send", "text": message})
 
     async def receive(self) -> str | bytes:
-        try:
-            message = await self._websocket.receive()
-        except RuntimeError:
-            raise TransportClosedError(1006, "the connection is gone") from None
-        if message["type"] == "websocket.disconnect":
-            raise TransportClosedError(message.get("code") or 1005, message.get("reason") or "")
-        received: str | bytes | None = message.get("text")
-        return received if received is not None else message["bytes"]
+        if self._closed is not None:
+            raise self._closed
+        event = await self._receive()
+        if event["type"] == "websocket.disconnect":
+            code, reason = event.get("code") or 1005, event.get("reason") or ""
+            self._closed = TransportClosedError(code, reason)
+            raise self._closed
+        received: str | bytes | None = event.get("text")
+        return received if received is not None else event["bytes"]
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         try:
-            await self._websocket.close(code, reason)
-        except (WebSocketDisconnect, RuntimeError):
-            pass  # it is closed
+            await self._say({"type": "websocket.close", "code": code, "reason": reason})
+        except TransportClosedError:
+            pass
+
+    async def _say(self, event: Message) -> None:
+        if self._closed is not None:
+            raise self._closed
+        try:
+            await self._send(event)
+        except (OSError, RuntimeError):  # the ASGI server's words for a connection that is gone
+            raise TransportClosedError(1006, "the connection is gone") from None

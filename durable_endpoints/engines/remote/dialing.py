@@ -12,8 +12,9 @@ from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 import websockets.exceptions
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 
+from durable_endpoints.engines.remote.socket import Socket
 from durable_endpoints.errors import ForeignServerError
 from durable_endpoints.protocol import signing, wire
 from durable_endpoints.settings import Settings
@@ -164,9 +165,10 @@ class WebSocketDial:
             "own"
         )
 
-    async def _connect(self) -> ClientConnection:
-        return await connect(
+    async def _connect(self) -> Socket:
+        socket = await connect(
             self._url,
+            create_connection=Socket,
             subprotocols=[wire.SUBPROTOCOL],  # type: ignore[list-item]
             additional_headers=self._keys.headers(),
             compression=None,
@@ -178,23 +180,25 @@ class WebSocketDial:
             ping_timeout=_PING,
             max_size=wire.MAX_MESSAGE,
         )
+        assert isinstance(socket, Socket)
+        return socket
 
 
 class _WebSocket:
     """A WebSocket as a `Connection`."""
 
-    def __init__(self, socket: ClientConnection) -> None:
+    def __init__(self, socket: Socket) -> None:
         self._socket = socket
 
     async def send(self, message: bytes) -> None:
         try:
-            await self._socket.send(message, text=True)
+            await self._socket.say(message)
         except websockets.exceptions.ConnectionClosed as error:
             raise LostConnectionError(str(error)) from None
 
     async def receive(self) -> bytes | str:
         try:
-            return await self._socket.recv(decode=False)
+            return await self._socket.hear()
         except websockets.exceptions.ConnectionClosed as error:
             raise LostConnectionError(str(error)) from None
 

@@ -31,7 +31,7 @@ server that says welcome and closes is not asked without end."""
 _WELCOME = 10.0
 """Seconds in which a server says welcome."""
 _FULL = 256 * 1024
-"""Bytes of a message, roughly, from which on the next frame begins another one."""
+"""Bytes of a message from which on the next frame begins another one."""
 
 Saying = Frame | Callable[[], Frame | None]
 """A frame, or what makes it when its turn has come; None if it is not needed any more."""
@@ -230,33 +230,27 @@ class Link:
         while True:
             await self._has_news.wait()
             self._has_news.clear()
-            while frames := self._take():
-                await connection.send(wire.encode(frames))
+            while message := self._next_message():
+                await connection.send(message)
             if self._is_closing:
                 return
 
-    def _take(self) -> list[Frame]:
-        """The frames of the next message."""
-        frames: list[Frame] = []
+    def _next_message(self) -> bytes:
+        """What is to be said next; nothing, if that was all."""
+        frames: list[bytes] = []
         size = 0
-        while size < _FULL:
-            with self._guard:
-                if not self._outgoing:
-                    self._is_noted = False
-                    break
-                saying = self._outgoing.popleft()
+        while size < _FULL and self._has_more():
+            saying = self._outgoing.popleft()
             frame = saying if isinstance(saying, list) else saying()
             if frame is not None:
-                frames.append(frame)
-                size += _size_of(frame)
-        return frames
+                frames.append(wire.encode_frame(frame))
+                size += len(frames[-1])
+        return wire.join(frames) if frames else b""
 
-
-def _size_of(frame: Frame) -> int:
-    return sum(len(part) for part in frame if isinstance(part, str | list)) + sum(
-        len(item)
-        for part in frame
-        if isinstance(part, list)
-        for item in part
-        if isinstance(item, str)
-    )
+    def _has_more(self) -> bool:
+        """Whether something is to be said. If not, the next thing that is has to wake `_speak`."""
+        if self._outgoing:
+            return True
+        with self._guard:
+            self._is_noted = bool(self._outgoing)
+            return self._is_noted
