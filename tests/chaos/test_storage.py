@@ -275,3 +275,50 @@ async def test_another_name_of_the_same_file_is_the_same_database(tmp_path: Path
                     await anyio.sleep(0.05)
         finally:
             second.kill()
+
+
+async def test_a_server_on_a_full_disk_says_so_and_goes_on_once_there_is_space(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    """And so do the applications whose runs it keeps: what was accepted is done once."""
+    server_folder = tmp_path / "server"
+    server_folder.mkdir()
+    secret = "a key for tests, and for nothing else"
+    with (
+        Server(
+            server_folder,
+            "--factory",
+            app="tests.chaos.server_app:server",
+            alive="/health",
+            SERVER_DATABASE=str(small_disk / "server.db"),
+        ) as keeper,
+        Server(
+            tmp_path,
+            DURABLE_ENDPOINTS_SERVER_URL=keeper.url,
+            DURABLE_ENDPOINTS_SIGNING_KEY=secret,
+            DURABLE_ENDPOINTS_SEALING_KEY=secret,
+        ) as server,
+    ):
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            assert (await client.post("/quick/before")).status_code == 200
+            sleeping = await client.get("/nap/asleep?seconds=1")
+            asking = asyncio.create_task(client.get("/slow/a?seconds=0.5"))
+            while "a slow begins" not in server.lines():
+                await anyio.sleep(0.02)
+            ballast = fill(small_disk)
+            for headers in ({}, {"idempotency-key": "k"}):
+                response = await client.post("/upload/big", content=b"x" * 4_000, headers=headers)
+                assert response.status_code == 503, response.text
+                assert "full" in response.json()["detail"]
+            told = await asking
+            assert told.status_code == 503
+            assert "full" in told.json()["detail"]
+            assert (await client.get("/alive")).status_code == 200
+            ballast.unlink()
+            with anyio.fail_after(30):
+                while server.counts()["a after"] < 1:
+                    await anyio.sleep(0.05)
+            answer = await client.get(sleeping.headers["location"], follow_redirects=True)
+            assert answer.json() == "rested asleep"
+            assert (await client.post("/upload/small", content=b"x")).json() == 1
+        assert [server.counts()[line] for line in ("a after", "asleep after")] == [1, 1]
