@@ -41,8 +41,10 @@ def open_database(path: Path, synchronous: Synchronous, drain_timeout: int) -> O
 
     def close() -> None:
         atexit.unregister(close)
-        store.close_now()
-        role.release()
+        try:
+            store.close_now()
+        finally:
+            role.release()
 
     atexit.register(close)
     return OpenDatabase(store, close)

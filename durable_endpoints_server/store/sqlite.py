@@ -9,6 +9,7 @@ all writes and all checkpoints; reads go to connections of their own, in other t
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import time
@@ -33,6 +34,8 @@ from durable_endpoints_server.store.sqlite_connection import (
 )
 from durable_endpoints_server.store.sqlite_reader import SqliteReader
 from durable_endpoints_server.store.sqlite_rows import WIDTH, Cells, rows_of
+
+logger = logging.getLogger("durable_endpoints")
 
 Synchronous = Literal["full", "normal"]
 
@@ -78,7 +81,11 @@ class SqliteStore(SqliteReader):
         """`close`, for a thread or an exit handler. Blocks until everything is written."""
         self._commits.close()
         self.close_readers()
-        self._writer.close()
+        try:
+            self._writer.close()
+        except apsw.Error as error:
+            # What was acknowledged stays in the log beside the file, where the next process has it.
+            logger.warning("the database was not put in order: %s", translate(error, self._path))
         if self._log is not None:
             os.close(self._log)
             self._log = None

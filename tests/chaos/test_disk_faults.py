@@ -20,7 +20,9 @@ from tests.chaos.disk.workload import (
     ORDERS,
     OTHERS,
     STEPS,
+    TOLD,
     Seen,
+    ask,
     expected,
     insist,
     kind_of,
@@ -29,7 +31,7 @@ from tests.chaos.disk.workload import (
 
 pytestmark = pytest.mark.anyio
 
-_RUNS = [*ORDERS, *(run for run in OTHERS if kind_of(run) != "asking")]
+_RUNS = [*ORDERS, *(run for run in OTHERS if kind_of(run) not in TOLD)]
 
 
 class Trouble(Watcher):
@@ -136,6 +138,24 @@ def repeated(seen: Seen) -> list[str]:
             found.append(f"{body.run} {body.step}")
         reached[body.run] = max(order, reached.get(body.run, 0))
     return found
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+async def test_a_process_that_ends_while_its_disk_fails_hands_over_all_the_same(
+    tmp_path: Path, name: str
+) -> None:
+    error, is_of_syncs, _ = TROUBLES[name]
+    trouble, seen = Trouble(error, 2**31, 60, is_of_syncs), Seen()
+    with watched(trouble):
+        async with served(tmp_path / "runs.db", seen, "full") as client:
+            await ask(client, seen, "order-0")
+            trouble._left = 1
+        assert trouble.failures > 0
+        trouble._left = 2**31
+        async with asyncio.timeout(20), served(tmp_path / "runs.db", seen, "full") as client:
+            await ask(client, seen, "order-0")
+    assert [answer.text for answer in seen.answers] == [expected("order-0")] * 2
+    assert len(seen.bodies) == 4
 
 
 async def test_nothing_spins_while_a_disk_is_full(tmp_path: Path) -> None:

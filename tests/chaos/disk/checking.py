@@ -15,7 +15,6 @@ from unittest.mock import patch
 import apsw
 import httpx
 
-from durable_endpoints import send_event
 from durable_endpoints.client import Transcript, open_stream
 from durable_endpoints.client.events import Chunk, Metadata, StreamEvent
 from durable_endpoints_server import owner
@@ -27,6 +26,7 @@ from tests.chaos.disk.watching import watched
 from tests.chaos.disk.workload import (
     STEPS,
     STORIES,
+    TOLD,
     Seen,
     ask,
     expected,
@@ -34,6 +34,7 @@ from tests.chaos.disk.workload import (
     kind_of,
     play,
     served,
+    tell,
     text_of,
 )
 
@@ -60,7 +61,7 @@ class Lost(NamedTuple):
     bodies: int
     """Bodies that ran again, though a later step had begun."""
     events: int
-    """Events that were acknowledged."""
+    """Events and signals that were acknowledged."""
     chunks: int
     """Chunks that a reader had as permanent, and that the log does not have."""
 
@@ -125,7 +126,7 @@ class _AfterLoss:
             async with served(self._database, after, self._synchronous) as client:
                 chunks = sum([await self._streams(client, run) for run in STORIES])
                 events = await self._acknowledged_events(client, after)
-                unsent = [run for run in begun if kind_of(run) == "asking"]
+                unsent = [run for run in begun if kind_of(run) in TOLD]
                 sending = asyncio.gather(*(insist(run) for run in unsent if run not in self._sent))
                 # A client repeats its request, with its key, until it is answered.
                 await asyncio.gather(*(ask(client, after, run) for run in begun))
@@ -170,7 +171,7 @@ class _AfterLoss:
                     await ask(client, after, run)
             except TimeoutError:
                 lost += 1
-                await send_event("go", {"run": run, "say": "yes"})
+                await tell(run)
         return lost
 
     async def _streams(self, client: httpx.AsyncClient, run: str) -> int:

@@ -19,6 +19,7 @@ from durable_endpoints import (
     endpoint,
     endpoint_proxy,
     send_event,
+    send_signal,
     step,
     stream,
 )
@@ -31,12 +32,15 @@ from durable_endpoints_server.store.sqlite import Synchronous
 _KEY = "a key for tests, and for nothing else"
 ORDERS = [f"order-{n}" for n in range(3)]
 STORIES = [f"story-{n}" for n in range(3)]
-OTHERS = ["background-0", "family-0", "asking-0"]
+OTHERS = ["background-0", "family-0", "asking-0", "hearing-0"]
+TOLD = ("asking", "hearing")
+"""Kinds of runs that wait for somebody outside."""
 STEPS = {
     "order": ("first", "pair", "last"),
     "background": ("first", "pair", "last"),
     "family": ("before", "after"),
     "asking": ("before", "after"),
+    "hearing": ("before", "after"),
     "story": ("one", "two"),
 }
 """The steps of each endpoint, in the order of their bodies."""
@@ -76,7 +80,7 @@ class Seen:
         self.answers: list[Answer] = []
         self.frames: list[Frame] = []
         self.sent: dict[str, int] = {}
-        """When the event that a run waits for was acknowledged."""
+        """When the event or signal that a run waits for was acknowledged."""
 
     def body(self, run: str, name: str) -> None:
         self.bodies.append(Body(self._now(), run, name))
@@ -102,6 +106,7 @@ def expected(run: str) -> str:
         "background": f'"{run}: [1,2,3]"',
         "family": f'"{run}: order-of-{run}: [1,2,3] heard"',
         "asking": f'"{run}: yes"',
+        "hearing": f'"{run}: yes"',
         "story": f'"{text_of(run)}"',
     }[kind_of(run)]
 
@@ -173,6 +178,13 @@ def application(database: Path, seen: Seen, synchronous: Synchronous) -> FastAPI
         event = await step.wait_for_event("go", event="go", match={"data.run": run}, timeout="1m")
         return await step.run("after", once, run, "after", f"{run}: {event and event.data['say']}")
 
+    @app.post("/hearing/{run}")
+    @endpoint
+    async def hearing(run: str) -> str:
+        await step.run("before", once, run, "before", 1)
+        signal = await step.wait_for_signal("go", signal=run, timeout="1m")
+        return await step.run("after", once, run, "after", f"{run}: {signal and signal.data}")
+
     @app.post("/story/{run}")
     @endpoint
     async def story(run: str) -> str:
@@ -227,18 +239,27 @@ async def read(client: httpx.AsyncClient, seen: Seen, run: str) -> None:
         seen.answer(run, events.response.text)
 
 
-async def decide(client: httpx.AsyncClient, seen: Seen, run: str) -> None:
-    """Send the event that a run waits for, once it has begun."""
+async def tell(run: str) -> bool:
+    """Send the event or signal that a run waits for. Whether it has that for certain."""
+    if kind_of(run) == "hearing":
+        return await send_signal(run, "yes")
+    await send_event("go", {"run": run, "say": "yes"})
+    return True
+
+
+async def decide(seen: Seen, run: str) -> None:
+    """Do that once the run has begun."""
     while not any(body.run == run for body in seen.bodies):
         await asyncio.sleep(0.001)
-    await send_event("go", {"run": run, "say": "yes"})
+    while not await tell(run):
+        await asyncio.sleep(0.002)
     seen.event(run)
 
 
 async def insist(run: str) -> None:
     """The same by somebody who does not know whether it has begun."""
     while True:
-        await send_event("go", {"run": run, "say": "yes"})
+        await tell(run)
         await asyncio.sleep(0.02)
 
 
@@ -250,5 +271,5 @@ async def play(database: Path, seen: Seen, synchronous: Synchronous) -> None:
                 *(ask(client, seen, run) for run in ORDERS[half::2]),
                 *(read(client, seen, run) for run in STORIES[half::2]),
                 *(ask(client, seen, run) for run in OTHERS[half::2]),
-                *(decide(client, seen, run) for run in OTHERS[half::2] if run == "asking-0"),
+                *(decide(seen, run) for run in OTHERS[half::2] if kind_of(run) in TOLD),
             )
