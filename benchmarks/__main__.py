@@ -21,6 +21,7 @@ from benchmarks import (
     streams,
     wakes,
 )
+from benchmarks.growth import measure as growth
 from benchmarks.peers import measure as peers
 
 MEASUREMENTS: dict[str, Callable[[Path], None]] = {
@@ -34,13 +35,15 @@ MEASUREMENTS: dict[str, Callable[[Path], None]] = {
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice(["http", "peers", *MEASUREMENTS]))
+@click.argument("names", nargs=-1, type=click.Choice(["http", "peers", "growth", *MEASUREMENTS]))
 @click.option("--rounds", default=10, show_default=True, help="Of `http` and `peers`.")
 @click.option("--seconds", default=1.0, show_default=True, help="Per round and variant.")
+@click.option("--runs", default=10_000_000, show_default=True, help="Of `growth`.")
 @click.option("--profile", is_flag=True, help="Print where the processor time goes, too.")
-def main(names: tuple[str, ...], rounds: int, seconds: float, profile: bool) -> None:
-    """Measure NAMES, by default everything but `peers`. Databases are made in the current folder's
-    file system, because a temporary folder may be in memory, where an fsync costs nothing."""
+def main(names: tuple[str, ...], rounds: int, seconds: float, runs: int, profile: bool) -> None:
+    """Measure NAMES, by default everything but `peers` and `growth`. Databases are made in the
+    current folder's file system, because a temporary folder may be in memory, where an fsync costs
+    nothing."""
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
     with tempfile.TemporaryDirectory(prefix=".benchmarks-", dir=".") as name:
         folder = Path(name).absolute()
@@ -48,6 +51,8 @@ def main(names: tuple[str, ...], rounds: int, seconds: float, profile: bool) -> 
             over_http.measure(folder, rounds, seconds, profile)
         if "peers" in names:
             peers.measure(folder, rounds, seconds)
+        if "growth" in names:
+            growth.measure(folder, runs)
         for measurement, measure in MEASUREMENTS.items():
             if not names or measurement in names:
                 with profiling.sampled() if profile else nullcontext():

@@ -1,0 +1,1 @@
+"""What ten million runs do to a database, and to who asks it something."""
