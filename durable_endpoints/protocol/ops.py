@@ -64,6 +64,12 @@ class StepRecord(NamedTuple):
     def is_final(self) -> bool:
         return self.state >= StepState.DONE
 
+    @property
+    def size(self) -> int:
+        """What it counts for among the run's remembered results, in bytes: an error that is not
+        the last one is none of them."""
+        return len(self.value or b"") + len(self.error or b"") if self.is_final else 0
+
 
 class StepDone(NamedTuple):
     """A body returned `value`."""

@@ -74,7 +74,7 @@ def with_exact_usage(entry: Entry) -> Run:
     memo = entry.memo
     return entry.run.with_usage(
         steps=sum(step.kind is not StepKind.HANDLER for step in memo),
-        memo_bytes=sum(len(step.value or b"") + len(step.error or b"") for step in memo),
+        memo_bytes=sum(step.size for step in memo),
         last_order=max((step.order for step in memo), default=0),
     )
 

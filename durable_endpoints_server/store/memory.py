@@ -519,7 +519,7 @@ def _recounted(row: _Row) -> Run:
     steps = row.steps.values()
     return row.run._replace(
         steps=sum(step.kind is not StepKind.HANDLER for step in steps),
-        memo_bytes=sum(len(step.value or b"") + len(step.error or b"") for step in steps),
+        memo_bytes=sum(step.size for step in steps),
         last_order=max((step.order for step in steps), default=0),
     )
 

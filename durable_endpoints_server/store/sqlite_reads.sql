@@ -132,7 +132,7 @@ select json_group_array(json_array(json(doc), steps, bytes, ord)) from (
         doc,
         (select count(*) from steps where run_id = run_doc.id and kind <> 'handler') as steps,
         (select coalesce(sum(length(value)), 0) + coalesce(sum(length(error)), 0)
-            from steps where run_id = run_doc.id) as bytes,
+            from steps where run_id = run_doc.id and state >= 3) as bytes,
         (select coalesce(max(ord), 0) from steps where run_id = run_doc.id) as ord
     from run_doc where status = 1 order by id limit :limit
 )

@@ -547,6 +547,7 @@ async def test_which_events_are_awaited(store: Store) -> None:
 async def test_running_runs_are_listed_with_their_usage(store: Store) -> None:
     history = await History(store).begin()
     await history.record(done("a", b"123"), done("b", b"4"))
+    await history.record(StepRetry(step("c"), StepKind.HANDLER, b"no result, but an error", 1))
     (run,) = await store.in_status(Status.RUNNING, 10)
     assert (run.steps, run.memo_bytes, run.last_order) == (2, 4, 2)
     await history.do(Complete(200, b"x"))

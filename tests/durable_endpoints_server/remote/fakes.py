@@ -14,6 +14,7 @@ from durable_endpoints.protocol.ops import (
     StepDone,
     StepKind,
     StepOp,
+    StepRetry,
     WaitForEvent,
 )
 from durable_endpoints.protocol.runs import Complete, NewRun
@@ -165,8 +166,12 @@ def step_id(name: str) -> StepId:
     return StepId(hash_name(name), name, 0)
 
 
-def done(name: str, value: bytes = b"1") -> StepOp:
-    return StepDone(step_id(name), StepKind.RUN, value)
+def done(name: str, value: bytes = b"1", attempt: int = 1) -> StepOp:
+    return StepDone(step_id(name), StepKind.RUN, value, attempt)
+
+
+def failed_once(name: str) -> StepOp:
+    return StepRetry(step_id(name), StepKind.RUN, b"{}", 1, 0, 1_000_000)
 
 
 def nap(name: str, duration: int) -> StepOp:

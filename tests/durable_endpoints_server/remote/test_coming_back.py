@@ -26,6 +26,7 @@ from tests.durable_endpoints_server.remote.fakes import (
     chunks,
     done,
     end,
+    failed_once,
     memo,
     nap,
     pass_time,
@@ -64,8 +65,9 @@ SCRIPT: list[Frame] = [
     record("r", 2, done("words")),
     record("r", 3, nap("z", 1_000_000)),
     push("r", 1, '"after"'),
-    record("r", 4, done("last")),
-    end("r", 5),
+    record("r", 4, failed_once("last")),
+    record("r", 5, done("last", attempt=2)),
+    end("r", 6),
 ]
 """All that a process says of a run."""
 CHUNKS = ['"begin"', '"w1"', '"w2"', '"after"']
@@ -85,9 +87,10 @@ def last_number(script: list[Frame]) -> int:
 
 async def check_the_end(store: Store, process: FakeProcess) -> None:
     """The whole script has happened, once."""
-    await process.acked("r", 5)
+    await process.acked("r", 6)
     assert (await stored(store, "r")).status is Status.COMPLETED
     assert set(await memo(store, "r")) == {"words", "last", "z"}
+    assert [attempt.attempt for attempt in await store.attempts("r")] == [1]
     assert await chunks(store, "r") == CHUNKS
     run = await stored(store, "r")
     assert (run.generation, run.steps, run.memo_bytes) == (1, 3, 2)
