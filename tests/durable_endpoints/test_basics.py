@@ -406,6 +406,23 @@ async def test_an_escaping_exception_is_retried_with_the_memo_kept(engine: Virtu
     assert calls == {"step": 1, "handler": 3}
 
 
+async def test_a_handler_that_always_raises_has_as_many_tries_as_its_endpoint_allows(
+    engine: VirtualEngine,
+) -> None:
+    tries: list[int] = []
+
+    @endpoint(retries=2)
+    async def handler(request: Request) -> Response:
+        tries.append(len(tries))
+        raise RuntimeError("handler")
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await client.get("/")
+        answer = await follow(engine, client, response.headers["location"], "1m")
+        assert answer.status_code == 500
+    assert len(tries) == 3
+
+
 async def test_an_exhausted_step_error_that_escapes_is_not_retried(engine: VirtualEngine) -> None:
     passes: list[int] = []
 

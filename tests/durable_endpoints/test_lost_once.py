@@ -181,6 +181,21 @@ async def test_an_event_that_meets_a_run_as_it_suspends_is_not_lost() -> None:
         assert entry.memo[0].is_final
 
 
+async def test_what_is_resolved_when_the_handler_is_left_already_is_not_slept_through() -> None:
+    store = MemoryStore()
+    async with serving(store, VirtualClock()) as host:
+        live = host.register(new_run("r"))
+        step_id = StepId(hash_name("hear"), "hear", 0)
+        live.record(WaitForEvent(step_id, StepKind.WAIT, (Alternative("", "said"),), 60_000))
+        await live.acknowledge()
+        await host.events.publish(NewEvent("e", "said", b"{}"))  # and nobody listens
+        await until(lambda: not host.events.is_busy)
+        await live.suspend()
+        run = await store.run("r")
+        assert run is not None
+        assert run.status is Status.READY
+
+
 def test_waiters_on_other_loops_are_all_told() -> None:
     """A waiter that is woken leaves the list that the teller walks along."""
     interval = sys.getswitchinterval()

@@ -18,7 +18,7 @@ from fastapi import Depends
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from durable_endpoints import endpoint, step
 from durable_endpoints.testing import VirtualEngine
@@ -487,6 +487,36 @@ async def test_a_catch_all_middleware_inside_does_not_matter(
         answer = await follow(engine, client, response.headers["location"], "1h")
         assert (answer.status_code, answer.text) == (200, "done")
         assert answer.headers["x-middleware"] == "1"
+
+
+class Apologies(BaseHTTPMiddleware):
+    """Its answer begins before it is complete."""
+
+    async def dispatch(self, request: Request, call_next: Any) -> Response:
+        async def words() -> AsyncIterator[str]:
+            yield "some"
+            yield "thing"
+
+        try:
+            response: Response = await call_next(request)
+        except BaseException:
+            return StreamingResponse(words(), 500)
+        return response
+
+
+async def test_an_answer_that_begins_while_the_handler_is_unwound_is_not_heard(
+    engine: VirtualEngine,
+) -> None:
+    @endpoint
+    async def handler(request: Request) -> Response:
+        await step.sleep("nap", "1h")
+        return PlainTextResponse("done")
+
+    async with engine.client(one(engine, handler, inside=[Middleware(Apologies)])) as client:
+        response = await client.get("/")
+        assert (response.status_code, response.text) == (303, "")
+        answer = await follow(engine, client, response.headers["location"], "1h")
+        assert (answer.status_code, answer.text) == (200, "done")
 
 
 async def test_a_middleware_outside_sees_an_ordinary_redirect(engine: VirtualEngine) -> None:

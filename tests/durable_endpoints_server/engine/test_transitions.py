@@ -98,6 +98,16 @@ def test_the_table_decides_what_is_possible(command: Command, status: Status) ->
             decide(run, command, 2_000, POLICY)
 
 
+def test_each_command_is_possible_in_these_states_only() -> None:
+    """Said once more: `RULES` is read by `decide` and by the fence of each write alike."""
+    alive = {"running", "waiting", "ready", "parked"}
+    of_others = {"Claim": {"ready"}, "Retry": {"parked"}}
+    of_others |= dict.fromkeys(("Resolve", "Expire", "Cancel"), alive)
+    for kind, rule in RULES.items():
+        allowed = {status.label for status in Status if rule.allowed >> status & 1}
+        assert allowed == of_others.get(kind.__name__, {"running"}), kind
+
+
 def test_no_command_leaves_a_final_state() -> None:
     final = {status for status in Status if status.is_final}
     for rule in RULES.values():

@@ -1,0 +1,125 @@
+"""While the disk is slow, nobody is told of what is not on it yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from durable_endpoints.protocol import wire
+from durable_endpoints.protocol.events import SIGNAL
+from durable_endpoints.protocol.ops import Alternative, StepKind, StepState, WaitForEvent
+from durable_endpoints.protocol.step_ids import StepId, hash_name
+from durable_endpoints.testing import VirtualClock
+from durable_endpoints_server.engine.facts import Change
+from durable_endpoints_server.store.base import Lane, RefusedError, Ticket
+from durable_endpoints_server.store.memory import MemoryStore
+from tests.durable_endpoints_server.helpers import new_run, serving, until
+from tests.durable_endpoints_server.remote import fakes
+
+pytestmark = pytest.mark.anyio
+
+
+class SlowStore(MemoryStore):
+    """A store in memory that writes nothing while it `holds`."""
+
+    holds = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[_Held] = []
+
+    def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
+        if not self.holds:
+            return super().submit(change, lane)
+        self.held.append(_Held(change))
+        return self.held[-1]
+
+    def let_go(self) -> None:
+        """Write what was submitted meanwhile, and hold no more."""
+        self.holds = False
+        for held in self.held:
+            if self.apply(held.change):
+                held.written.set_result(None)
+            else:
+                held.written.set_exception(RefusedError())
+
+
+class _Held:
+    def __init__(self, change: Change) -> None:
+        self.change = change
+        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> None:
+        await asyncio.shield(self.written)
+
+    def then(self, callback: Callable[[], None]) -> None:
+        self.written.add_done_callback(lambda written: written.exception() or callback())
+
+
+@pytest.fixture
+def store() -> SlowStore:
+    return SlowStore()
+
+
+async def a_moment() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_sender_is_told_that_its_signal_was_taken_once_that_is_on_disk(
+    store: SlowStore, clock: VirtualClock
+) -> None:
+    async with serving(store, clock) as host:
+        live = host.register(new_run("r"))
+        go = Alternative("", f"{SIGNAL}go")
+        step = StepId(hash_name("go"), "go", 0)
+        await live.open_signal(WaitForEvent(step, StepKind.WAIT, (go,), 60_000), replace=False)
+        await until(lambda: not live.is_looking)
+        store.holds = True
+        sending = asyncio.ensure_future(host.signals.send("go", b"1"))
+        await until(lambda: store.held)
+        await a_moment()
+        assert not sending.done()
+        store.let_go()
+        assert await sending
+
+
+async def test_a_reader_gets_a_chunk_once_it_is_written(
+    store: SlowStore, clock: VirtualClock
+) -> None:
+    async with serving(store, clock) as host:
+        live = host.register(new_run("r"))
+        reader = live.read_stream()
+        await live.acknowledge()
+        store.holds = True
+        live.push(hash_name("a"), 1, [b'"word"'])
+        reading = asyncio.ensure_future(reader.next(5_000))
+        await until(lambda: store.held)
+        await a_moment()
+        assert not reading.done()
+        store.let_go()
+        frames = await reading
+        assert isinstance(frames, bytes)
+        assert b"word" in frames
+        reader.close()
+
+
+async def test_a_process_is_told_that_a_step_is_resolved_once_that_is_on_disk(
+    store: SlowStore, clock: VirtualClock
+) -> None:
+    """Else a body could begin on what a crash of the server undoes."""
+    async with fakes.serving(store, clock) as server:
+        process = fakes.FakeProcess(server)
+        await process.hello()
+        await process.say(fakes.register("r"), fakes.record("r", 2, fakes.nap("z", 1_000)))
+        await process.acked("r", 2)
+        store.holds = True
+        clock.move_to(clock.now() + 1_000)
+        await until(lambda: store.held)
+        await a_moment()
+        assert process.all("resolved") == []
+        store.let_go()
+        frame = await process.until("resolved", "r")
+        assert wire.unpack_step(frame[2]).state is StepState.DONE
