@@ -18,6 +18,7 @@ _TOGETHER = {
     "tests/llm/": "llm",
     "tests/browser/": "browser",
     "tests/server/": "server",
+    "tests/mutations/": "mutations",
 }
 """Tests that share what takes long to start, such as browsers, Node and servers, and what they form
 together. The longest come first."""

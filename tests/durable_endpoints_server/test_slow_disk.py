@@ -55,7 +55,11 @@ class _Held:
         await asyncio.shield(self.written)
 
     def then(self, callback: Callable[[], None]) -> None:
-        self.written.add_done_callback(lambda written: written.exception() or callback())
+        def call(written: asyncio.Future[None]) -> None:
+            if written.exception() is None:
+                callback()
+
+        self.written.add_done_callback(call)
 
 
 @pytest.fixture
