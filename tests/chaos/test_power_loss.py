@@ -43,6 +43,11 @@ async def test_nothing_that_a_client_has_seen_waits_for_the_disk(tmp_path: Path)
     assert set(lost) == {_NOTHING}
 
 
+async def test_a_loss_of_power_costs_a_server_nothing_that_it_acknowledged(tmp_path: Path) -> None:
+    recording = await record(tmp_path, "full", "server")
+    assert set(await check(recording, any_moments(recording, 8), seed=6)) == {_NOTHING}
+
+
 async def test_with_synchronous_normal_the_last_commits_may_be_lost_but_nothing_breaks(
     tmp_path: Path,
 ) -> None:

@@ -20,6 +20,7 @@ async def main() -> None:
     parser.add_argument("--cuts", type=int, default=1_000, help="losses of power")
     parser.add_argument("--seed", type=int, default=1, help="which losses, and what they leave")
     parser.add_argument("--synchronous", choices=["full", "normal"], default="full")
+    parser.add_argument("--place", choices=["embedded", "server"], default="embedded")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     began, done = time.monotonic(), 0
@@ -27,7 +28,7 @@ async def main() -> None:
     while done < options.cuts:
         seed = chance.randrange(10**9)
         with tempfile.TemporaryDirectory() as folder:
-            recording = await record(Path(folder), options.synchronous)
+            recording = await record(Path(folder), options.synchronous, options.place)
         wanted = min(_PER_RECORDING, options.cuts - done)
         points = sorted(chance.choices(range(1, len(recording.operations) + 1), k=wanted))
         for one in await check(recording, points, seed):

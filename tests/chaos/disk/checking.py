@@ -27,6 +27,7 @@ from tests.chaos.disk.workload import (
     STEPS,
     STORIES,
     TOLD,
+    Place,
     Seen,
     ask,
     expected,
@@ -51,6 +52,7 @@ class Recording(NamedTuple):
     operations: Sequence[Operation]
     seen: Seen
     synchronous: Synchronous
+    place: Place
 
 
 class Lost(NamedTuple):
@@ -66,7 +68,7 @@ class Lost(NamedTuple):
     """Chunks that a reader had as permanent, and that the log does not have."""
 
 
-async def record(folder: Path, synchronous: Synchronous) -> Recording:
+async def record(folder: Path, synchronous: Synchronous, place: Place = "embedded") -> Recording:
     """Play the workload on a disk that notes everything."""
     recorder = Recorder()
     seen = Seen(lambda: len(recorder.operations))
@@ -76,11 +78,11 @@ async def record(folder: Path, synchronous: Synchronous) -> Recording:
         patch.object(sqlite, "flush", recorder.flusher(log)),
         _frequent_checkpoints(),
     ):
-        await play(folder / _NAME, seen, synchronous)
+        await play(folder / _NAME, seen, synchronous, place)
     assert {answer.run: answer.text for answer in seen.answers} == {
         answer.run: expected(answer.run) for answer in seen.answers
     }
-    return Recording(recorder.operations, seen, synchronous)
+    return Recording(recorder.operations, seen, synchronous, place)
 
 
 async def check(
@@ -110,7 +112,7 @@ async def check(
 class _AfterLoss:
     def __init__(self, recording: Recording, cut: int, database: Path) -> None:
         seen = recording.seen
-        self._synchronous = recording.synchronous
+        self._synchronous, self._place = recording.synchronous, recording.place
         self._database = database
         self._before = seen
         self._answers = [answer for answer in seen.answers if answer.at <= cut]
@@ -123,7 +125,8 @@ class _AfterLoss:
         after = Seen()
         begun = dict.fromkeys(body.run for body in self._bodies if "-of-" not in body.run)
         with _other_boot():
-            async with served(self._database, after, self._synchronous) as client:
+            where = self._database, after, self._synchronous, self._place
+            async with served(*where) as client:
                 chunks = sum([await self._streams(client, run) for run in STORIES])
                 events = await self._acknowledged_events(client, after)
                 unsent = [run for run in begun if kind_of(run) in TOLD]

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
+from unittest.mock import patch
 
 import httpx
 from fastapi import FastAPI
@@ -26,8 +28,13 @@ from durable_endpoints import (
 from durable_endpoints.asgi_transport import AppTransport
 from durable_endpoints.client import Chunk, Commit, Rollback, open_stream
 from durable_endpoints.client.events import StreamEvent
+from durable_endpoints.settings import SettingsArguments
 from durable_endpoints.testing.lifespan import running
-from durable_endpoints_server.store.sqlite import Synchronous
+from durable_endpoints_server.store.sqlite import SqliteStore, Synchronous
+from tests.durable_endpoints_server.routes.serving import serving
+
+Place = Literal["embedded", "server"]
+"""Where runs are kept."""
 
 _KEY = "a key for tests, and for nothing else"
 ORDERS = [f"order-{n}" for n in range(3)]
@@ -119,12 +126,12 @@ def text_of(run: str) -> str:
 _PARTS = tuple(str(n) for n in range(5))
 
 
-def application(database: Path, seen: Seen, synchronous: Synchronous) -> FastAPI:
+def application(seen: Seen, **where: Unpack[SettingsArguments]) -> FastAPI:
+    """`where` its runs are kept."""
     app = FastAPI()
     app.add_middleware(
         DurableEndpointsMiddleware,
-        database=str(database),
-        synchronous=synchronous,
+        **where,
         signing_key=_KEY,
         sealing_key=_KEY,
         retry_base="2ms",
@@ -209,10 +216,25 @@ def application(database: Path, seen: Seen, synchronous: Synchronous) -> FastAPI
 
 @asynccontextmanager
 async def served(
-    database: Path, seen: Seen, synchronous: Synchronous
+    database: Path, seen: Seen, synchronous: Synchronous, place: Place = "embedded"
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the application, which runs on this event loop."""
-    app = application(database, seen, synchronous)
+    """A client of the application, which runs on this event loop, and so does its server, if it
+    has one."""
+    if place == "embedded":
+        app = application(seen, database=str(database), synchronous=synchronous)
+        async with _called(app) as client:
+            yield client
+        return
+    async with serving(SqliteStore(database, synchronous)) as (_, server):
+        # By a variable: so those who send events from outside requests find it too.
+        variables = {"DURABLE_ENDPOINTS_SERVER_URL": str(server.base_url)}
+        with patch.dict(os.environ, variables):
+            async with _called(application(seen)) as client:
+                yield client
+
+
+@asynccontextmanager
+async def _called(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with (
         running(app),
         httpx.AsyncClient(
@@ -263,10 +285,10 @@ async def insist(run: str) -> None:
         await asyncio.sleep(0.02)
 
 
-async def play(database: Path, seen: Seen, synchronous: Synchronous) -> None:
+async def play(database: Path, seen: Seen, synchronous: Synchronous, place: Place) -> None:
     """The whole of it, with an orderly restart in the middle."""
     for half in range(2):
-        async with served(database, seen, synchronous) as client:
+        async with served(database, seen, synchronous, place) as client:
             await asyncio.gather(
                 *(ask(client, seen, run) for run in ORDERS[half::2]),
                 *(read(client, seen, run) for run in STORIES[half::2]),
