@@ -33,7 +33,7 @@ def answered(seen: Seen) -> list[int]:
 
 async def test_a_loss_of_power_costs_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     recording = await record(tmp_path, "full")
-    assert set(await check(recording, any_moments(recording, 40), seed=1)) == {_NOTHING}
+    assert set(await check(recording, any_moments(recording, 30), seed=1)) == {_NOTHING}
 
 
 async def test_nothing_that_a_client_has_seen_waits_for_the_disk(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ async def test_nothing_that_a_client_has_seen_waits_for_the_disk(tmp_path: Path)
 
 async def test_a_loss_of_power_costs_a_server_nothing_that_it_acknowledged(tmp_path: Path) -> None:
     recording = await record(tmp_path, "full", "server")
-    assert set(await check(recording, any_moments(recording, 8), seed=6)) == {_NOTHING}
+    assert set(await check(recording, any_moments(recording, 6), seed=6)) == {_NOTHING}
 
 
 async def test_with_synchronous_normal_the_last_commits_may_be_lost_but_nothing_breaks(
@@ -53,7 +53,7 @@ async def test_with_synchronous_normal_the_last_commits_may_be_lost_but_nothing_
 ) -> None:
     """What is left is a database as it was at an earlier moment, from which everything goes on."""
     recording = await record(tmp_path, "normal")
-    await check(recording, any_moments(recording, 10), seed=3)
+    await check(recording, any_moments(recording, 6), seed=3)
     lost = await check(recording, answered(recording.seen), seed=4, fate=0.0)
     assert sum(one.answers for one in lost) > 0
 
