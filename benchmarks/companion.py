@@ -13,36 +13,41 @@ import httpx2
 import orjson
 from ulid import ULID
 
+from benchmarks.options import Options
 from benchmarks.report import heading, percentile, spread, table
 from benchmarks.servers import EVENT_KEY, SIGNING_KEY, Companion, Server
 from durable_endpoints import CheckpointClient
 from durable_endpoints.protocol.checkpoints import ApiResult, RunEvent
 from durable_endpoints.protocol.step_ids import hash_name
 
-TURNS = 200
+TURNS = 50
+"""In each round."""
 RUNS = 64
 STEPS = 50
-ROUNDS = 5
 EVENT = RunEvent("http://127.0.0.1:9", "/x")
 
 
-def measure(folder: Path) -> None:
+def measure(folder: Path, options: Options) -> None:
     with ExitStack() as stack:
         companion = Companion(folder)
         stack.enter_context(companion)
         server = Server("each", folder, companion=companion)
         stack.enter_context(server)
-        asyncio.run(_measure(companion, server))
+        asyncio.run(_measure(companion, server, options.rounds))
 
 
-async def _measure(companion: Companion, server: Server) -> None:
+async def _measure(companion: Companion, server: Server, rounds: int) -> None:
+    turns = TURNS * rounds
     async with httpx2.AsyncClient(timeout=60) as client:
         rows = [
             (name, f"{percentile(lags, 50):.2f}", f"{percentile(lags, 95):.2f}")
             for name, lags in (
-                ("event sent to /e -> handler past its wait", await woken(client, server)),
-                ("handler returns -> /wait answered", await answered(client, server)),
-                ("last checkpoint sent -> /output answered", await output(client, companion)),
+                ("event sent to /e -> handler past its wait", await woken(client, server, turns)),
+                ("handler returns -> /wait answered", await answered(client, server, turns)),
+                (
+                    "last checkpoint sent -> /output answered",
+                    await output(client, companion, turns),
+                ),
             )
         ]
         heading("Waking up, with a companion server")
@@ -56,18 +61,18 @@ async def _measure(companion: Companion, server: Server) -> None:
         for name, work in works.items():
             await work()
             before = companion.cpu_seconds()
-            found = [await work() for _ in range(ROUNDS)]
-            spent = (companion.cpu_seconds() - before) / (ROUNDS * RUNS * STEPS)
+            found = [await work() for _ in range(rounds)]
+            spent = (companion.cpu_seconds() - before) / (rounds * RUNS * STEPS)
             rates.append((name, spread(found, "{:.0f}"), f"{spent * 1e6:.0f}"))
         heading(f"Steps on disk per second, {RUNS} runs at once")
         table(("", "steps/s", "CPU us of the server"), rates)
 
 
-async def woken(client: httpx2.AsyncClient, server: Server) -> list[float]:
+async def woken(client: httpx2.AsyncClient, server: Server, turns: int) -> list[float]:
     """Milliseconds from the sending of an event over HTTP to the line after the wait."""
     assert server.companion is not None
     lags: list[float] = []
-    for number in range(TURNS):
+    for number in range(turns):
         redirect = await client.get(f"{server.url}/waits/{number}")
         answer = asyncio.create_task(client.get(server.url + redirect.headers["location"]))
         await asyncio.sleep(0.02)
@@ -78,21 +83,21 @@ async def woken(client: httpx2.AsyncClient, server: Server) -> list[float]:
     return lags
 
 
-async def answered(client: httpx2.AsyncClient, server: Server) -> list[float]:
+async def answered(client: httpx2.AsyncClient, server: Server, turns: int) -> list[float]:
     """Milliseconds from the handler's return, its commit included, to the answer of `/wait`."""
     lags: list[float] = []
-    for _ in range(TURNS):
+    for _ in range(turns):
         redirect = await client.get(f"{server.url}/nap")
         answer = await client.get(server.url + redirect.headers["location"])
         lags.append((time.monotonic_ns() - int(answer.text)) / 1e6)
     return lags
 
 
-async def output(client: httpx2.AsyncClient, companion: Companion) -> list[float]:
+async def output(client: httpx2.AsyncClient, companion: Companion, turns: int) -> list[float]:
     """Milliseconds from the sending of a run's end to the answer of who waits at `/output`."""
     lags: list[float] = []
     async with CheckpointClient(companion.url, signing_key=SIGNING_KEY) as reporting:
-        for _ in range(TURNS):
+        for _ in range(turns):
             run = await reporting.new_run(str(ULID()), EVENT, [_step("a")])
             url = f"{companion.url}/v1/http/runs/{run.run_id}/output?token={run.token}"
             waiting = asyncio.create_task(client.get(url))

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from benchmarks.in_process import call, running
+from benchmarks.options import Options
 from benchmarks.report import heading, spread, table
 from durable_endpoints import DurableEndpointsMiddleware, endpoint, step
 from durable_endpoints.testing import VirtualEngine
@@ -24,7 +25,6 @@ from durable_endpoints_server.store.base import Lane, Ticket
 from durable_endpoints_server.store.memory import MemoryStore
 
 REQUESTS = 2_000
-ROUNDS = 7
 
 
 class NoStore(MemoryStore):
@@ -73,14 +73,14 @@ async def microseconds(app: ASGIApp, path: str) -> float:
     return (time.perf_counter() - began) / REQUESTS * 1e6
 
 
-async def measure_all() -> None:
+async def measure_all(rounds: int) -> None:
     bare = Starlette(routes=[Route("/plain", plain, methods=["POST"])])
     routes = [
         Route("/plain", plain, methods=["POST"]),
         Route("/durable", durable, methods=["POST"]),
     ]
     measured: dict[str, list[float]] = {"bare": [], "passes through": [], "three steps": []}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         engine = VirtualEngine()
         engine.store = NoStore()
         middleware = Middleware(DurableEndpointsMiddleware, engine=engine)
@@ -103,5 +103,5 @@ async def measure_all() -> None:
     table(("", "us a request", "more than bare"), added)
 
 
-def measure(folder: Path) -> None:
-    asyncio.run(measure_all())
+def measure(folder: Path, options: Options) -> None:
+    asyncio.run(measure_all(options.rounds))

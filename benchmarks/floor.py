@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from typing import Any
 
 import apsw
@@ -88,6 +89,20 @@ class Floor:
         self._busy = bool(self._rows)
         if self._busy:
             self._hand_over()
+
+
+def commits(path: str, count: int) -> list[float]:
+    """Milliseconds that each of some commits of one small row takes, one after the other."""
+    connection = apsw.Connection(path)
+    connection.execute("pragma journal_mode = wal; pragma synchronous = full")
+    connection.execute("create table if not exists t (id integer primary key, value blob)")
+    times: list[float] = []
+    for _ in range(count):
+        began = time.perf_counter()
+        connection.execute("insert into t (value) values (randomblob(100))")
+        times.append((time.perf_counter() - began) * 1e3)
+    connection.close()
+    return times
 
 
 async def three_steps(floor: Floor, request: bytes, n: int) -> dict[str, int]:

@@ -12,12 +12,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from benchmarks.in_process import call, durable_app, location
+from benchmarks.options import Options
 from benchmarks.report import heading, spread, table
 from durable_endpoints import endpoint, step
 from durable_endpoints.options import Checkpoint
 
 SIZES = (1_000, 10_000)
-ROUNDS = 3
 
 
 async def one(value: int) -> int:
@@ -40,12 +40,12 @@ def handler(times: list[float], size: int, checkpoint: Checkpoint) -> Route:
 
 
 async def measure_one(
-    folder: Path, size: int, checkpoint: Checkpoint
+    folder: Path, size: int, checkpoint: Checkpoint, rounds: int
 ) -> tuple[list[float], list[float]]:
     times: list[float] = []
     database = folder / f"long-{size}-{checkpoint}.db"
     async with durable_app(database, handler(times, size, checkpoint)) as app:
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             gc.collect()
             gc.freeze()
             path, query = location(await call(app, "/"))
@@ -54,13 +54,13 @@ async def measure_one(
     return times[0::2], times[1::2]
 
 
-def measure(folder: Path) -> None:
+def measure(folder: Path, options: Options) -> None:
     heading("Runs of many steps, in process")
     rows = []
     checkpoints: tuple[Checkpoint, ...] = ("each", "background")
     for checkpoint in checkpoints:
         for size in SIZES:
-            executed, replayed = asyncio.run(measure_one(folder, size, checkpoint))
+            executed, replayed = asyncio.run(measure_one(folder, size, checkpoint, options.rounds))
             rows.append(
                 (
                     f"{size:,} steps, {checkpoint}",

@@ -14,8 +14,10 @@ from typing import Any
 
 import orjson
 
+from benchmarks import floor
 from benchmarks.load import THREE_STEPS, Request
-from benchmarks.report import heading, spread, table
+from benchmarks.options import Options
+from benchmarks.report import heading, percentile, spread, table
 from benchmarks.servers import OVER_A_SERVER, VARIANTS, Companion, PythonProcess, Server
 
 CLIENTS = (1, 64)
@@ -32,11 +34,11 @@ class Variant:
     request: Request = THREE_STEPS
 
 
-def measure(folder: Path, rounds: int, seconds: float, is_profiled: bool) -> None:
+def measure(folder: Path, options: Options) -> None:
     """Print a table for each number of clients, and where the processor time goes at 64."""
     with ours(folder) as servers:
-        interleaved([variant(server) for server in servers], rounds, seconds)
-        if is_profiled:
+        interleaved([variant(server) for server in servers], options, folder)
+        if options.is_profiled:
             for server in servers:
                 _profile(server)
 
@@ -58,17 +60,21 @@ def variant(server: Server) -> Variant:
     return Variant(server.name, server.port, server.cpu_seconds)
 
 
-def interleaved(variants: Sequence[Variant], rounds: int, seconds: float) -> None:
+def interleaved(variants: Sequence[Variant], options: Options, folder: Path) -> None:
     """Let all variants take turns; shares are medians of the rounds' own ratios. The first one is
-    what the others are compared with."""
+    what the others are compared with. A bare commit of SQLite's has its turns as well."""
+    commits: list[float] = []
     for clients in CLIENTS:
         measured: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for one in variants:
             _load(one, clients, 0.5)
-        for _ in range(rounds):
+        for _ in range(options.rounds):
+            commits += floor.commits(str(folder / "commits.db"), 100)
             for one in variants:
-                measured[one.name].append(_load(one, clients, seconds))
+                measured[one.name].append(_load(one, clients, options.seconds))
         _show(clients, measured[variants[0].name], measured)
+    p50, p95 = percentile(commits, 50), percentile(commits, 95)
+    print(f"a bare commit, with nobody else at work: p50 {p50:.2f} ms, p95 {p95:.2f} ms")
 
 
 def _load(variant: Variant, clients: int, seconds: float) -> dict[str, Any]:
@@ -87,10 +93,8 @@ def _show(
     heading(f"Three steps over HTTP, {clients} client{'s' if clients > 1 else ''}")
     rows = []
     for name, rounds in measured.items():
-        shares = [
-            mine["per_second"] / his["per_second"] * 100
-            for mine, his in zip(rounds, bare, strict=True)
-        ]
+        pairs = list(zip(rounds, bare, strict=True))
+        shares = [mine["per_second"] / his["per_second"] * 100 for mine, his in pairs]
         rows.append(
             (
                 name,
@@ -98,10 +102,11 @@ def _show(
                 spread(shares, "{:.1f}"),
                 spread([line["p50"] for line in rounds]),
                 spread([line["p95"] for line in rounds]),
+                spread([mine["p95"] / his["p95"] for mine, his in pairs], "{:.1f}"),
                 spread([line["cpu"] for line in rounds], "{:.0f}"),
             )
         )
-    table(("", "requests/s", "% of the first", "p50 ms", "p95 ms", "CPU us"), rows)
+    table(("", "requests/s", "% of the first", "p50 ms", "p95 ms", "x its p95", "CPU us"), rows)
 
 
 def _profile(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""Ten thousand sleeping runs: how late they wake up, and what they cost while they sleep."""
+"""Ten thousand sleeping runs, or more: how late they wake up, and what they cost meanwhile."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from benchmarks.in_process import call, durable_app
-from benchmarks.report import heading, percentile, table
+from benchmarks.options import Options
+from benchmarks.report import heading, percentile, spread, table
 from durable_endpoints import endpoint, step
 
-SLEEPERS = 10_000
 DUE = 1_000
 _FAR = 86_400_000
+_WARM = 500
 _LEAD = 6_000
 """Milliseconds in which `DUE` runs can be put to sleep before the first is due."""
+
+
+_SPREADS = {f"{DUE:,} due within 1 s": 1_000, f"{DUE:,} due at once": 0}
+"""Milliseconds over which they are due."""
 
 
 class Sleepers:
@@ -40,12 +45,12 @@ class Sleepers:
             self._all_awake.set()
         return PlainTextResponse("awake")
 
-    async def lag(self, app: ASGIApp, spread: int) -> list[float]:
-        """How late `DUE` runs are that are due within `spread` milliseconds."""
+    async def lag(self, app: ASGIApp, within: int) -> list[float]:
+        """How late `DUE` runs are that are due within `within` milliseconds."""
         self.lags = []
         self._all_awake = asyncio.Event()
         first = int(time.time() * 1_000) + _LEAD
-        instants = [first + number * spread // DUE for number in range(DUE)]
+        instants = [first + number * within // DUE for number in range(DUE)]
         await put_to_sleep(app, instants)
         assert time.time() * 1_000 < first, "this machine is too slow for the lead it gets"
         await self._all_awake.wait()
@@ -59,6 +64,11 @@ async def put_to_sleep(app: ASGIApp, instants: list[int]) -> None:
         assert all(answer["status"] == 303 for answer in answers)
 
 
+def disk(folder: Path) -> int:
+    """Bytes of the sleepers' database and its log."""
+    return sum(file.stat().st_size for file in folder.glob("sleepers.db*"))
+
+
 def resident() -> float:
     """This process's memory in MB."""
     gc.collect()
@@ -66,24 +76,32 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-async def measure_all(folder: Path) -> None:
+async def measure_all(folder: Path, options: Options) -> None:
+    count = options.sleepers
     sleepers = Sleepers()
     async with durable_app(folder / "sleepers.db", sleepers.route) as app:
         far = int(time.time() * 1_000) + _FAR
-        await put_to_sleep(app, [far] * 500)  # caches are warm after these
+        await put_to_sleep(app, [far] * _WARM)  # caches are warm after these
         before = resident()
-        await put_to_sleep(app, [far + number for number in range(SLEEPERS)])
+        await put_to_sleep(app, [far + number for number in range(count)])
         after = resident()
         gc.freeze()
-        rows = []
-        for name, spread in ((f"{DUE:,} due within 1 s", 1_000), (f"{DUE:,} due at once", 0)):
-            lags = await sleepers.lag(app, spread)
-            assert min(lags) >= 0, "a sleep ended early"
-            rows.append((name, *(f"{percentile(lags, percent):.1f}" for percent in (50, 95, 100))))
-    heading(f"Sleeping runs, in process, beside {SLEEPERS:,} that sleep on")
+        size = disk(folder)
+        rounds: dict[str, list[list[float]]] = {name: [] for name in _SPREADS}
+        for _ in range(options.rounds):
+            for name, milliseconds in _SPREADS.items():
+                lags = await sleepers.lag(app, milliseconds)
+                assert min(lags) >= 0, "a sleep ended early"
+                rounds[name].append([percentile(lags, percent) for percent in (50, 95, 100)])
+    rows = [
+        (name, *(spread(values, "{:.1f}") for values in zip(*found, strict=True)))
+        for name, found in rounds.items()
+    ]
+    heading(f"Sleeping runs, in process, beside {count:,} that sleep on")
     table(("lag in ms", "p50", "p95", "max"), rows)
-    print(f"memory of {SLEEPERS:,} sleepers: {after - before:+.1f} MB (of {after:.0f} MB)")
+    print(f"memory of {count:,} sleepers: {after - before:+.1f} MB (of {after:.0f} MB)")
+    print(f"disk: {size / 1e6:.1f} MB, {size / (count + _WARM):.0f} bytes each")
 
 
-def measure(folder: Path) -> None:
-    asyncio.run(measure_all(folder))
+def measure(folder: Path, options: Options) -> None:
+    asyncio.run(measure_all(folder, options))

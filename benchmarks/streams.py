@@ -11,6 +11,7 @@ from statistics import median
 
 import httpx
 
+from benchmarks.options import Options
 from benchmarks.report import heading, percentile, spread, table
 from benchmarks.servers import Server
 from durable_endpoints.testing import AppTransport
@@ -19,7 +20,6 @@ from durable_endpoints_server.store.sqlite import SqliteStore
 TOKENS = 10_000
 REPLAYED = 100_000
 READERS = 1_000
-ROUNDS = 7
 _TICK = re.compile(rb'"data":([0-9]{6,})')
 
 
@@ -103,14 +103,14 @@ def run_url(reading: Reading) -> str:
     return found[1].decode()
 
 
-async def throughput(bare: Server, durable: Server) -> None:
+async def throughput(bare: Server, durable: Server, rounds: int) -> None:
     path = f"/tokens/{TOKENS}"
     times: dict[str, list[float]] = {"bare": [], "durable": []}
     slow: dict[str, list[Reading]] = {"bare": [], "durable": []}
     for name, server in (("bare", bare), ("durable", durable)):
         await read(server, path)
         slow[name] = [await read(server, "/slow") for _ in range(60)][20:]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, server in (("bare", bare), ("durable", durable)):
             reading = await read(server, path)
             times[name].append(reading.seconds)
@@ -130,11 +130,11 @@ async def throughput(bare: Server, durable: Server) -> None:
     print(f"share of bare: {spread(shares, '{:.0f}')} %")
 
 
-async def replay(bare: Server, durable: Server) -> None:
+async def replay(bare: Server, durable: Server, rounds: int) -> None:
     first = await read(durable, f"/tokens/{REPLAYED}")
     url = run_url(first)
     times: dict[str, list[float]] = {"bytes from memory": [], "replay": []}
-    for _ in range(5):
+    for _ in range(rounds):
         times["bytes from memory"].append((await read(bare, f"/bytes/{REPLAYED}")).seconds)
         late = await read(durable, url)
         assert late.size > 100 * REPLAYED
@@ -228,16 +228,16 @@ async def measure_sync(folder: Path) -> None:
     print(f"written -> on disk: p50 {median(ms):.1f} ms, max {max(ms):.1f} ms")
 
 
-async def measure_all(folder: Path) -> None:
+async def measure_all(folder: Path, rounds: int) -> None:
     with (
         Server("bare_stream", folder, "benchmarks.stream_apps") as bare,
         Server("durable_stream", folder, "benchmarks.stream_apps") as durable,
     ):
-        await throughput(bare, durable)
+        await throughput(bare, durable, rounds)
         await measure_sync(folder)
-        await replay(bare, durable)
+        await replay(bare, durable, rounds)
         await fan_out(durable)
 
 
-def measure(folder: Path) -> None:
-    asyncio.run(measure_all(folder))
+def measure(folder: Path, options: Options) -> None:
+    asyncio.run(measure_all(folder, options.rounds))

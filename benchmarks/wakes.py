@@ -13,14 +13,16 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from benchmarks.in_process import call, durable_app
+from benchmarks.options import Options
 from benchmarks.report import heading, percentile, table
 from benchmarks.servers import Server
 from durable_endpoints import endpoint, send_event, step
 
-TURNS = 300
+TURNS = 100
+"""In each round."""
 
 
-async def event_to_handler(folder: Path) -> list[float]:
+async def event_to_handler(folder: Path, turns: int) -> list[float]:
     """Milliseconds from the call of `send_event` to the line after the wait, in one process."""
     lags: list[float] = []
     sent_at = 0.0
@@ -37,7 +39,7 @@ async def event_to_handler(folder: Path) -> list[float]:
     async with durable_app(folder / "events.db", Route("/{number}", waits)) as app:
         gc.collect()
         gc.freeze()
-        for number in range(TURNS):
+        for number in range(turns):
             assert (await call(app, f"/{number}"))["status"] == 303
             sent_at = time.perf_counter()
             await send_event("go", {"number": str(number)})
@@ -46,7 +48,7 @@ async def event_to_handler(folder: Path) -> list[float]:
     return lags
 
 
-def end_to_answer(folder: Path) -> list[float]:
+def end_to_answer(folder: Path, turns: int) -> list[float]:
     """Milliseconds from the handler's return, its commit included, to the answer of `/wait` at a
     client over HTTP."""
     lags: list[float] = []
@@ -54,20 +56,21 @@ def end_to_answer(folder: Path) -> list[float]:
         Server("each", folder) as server,
         httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as client,
     ):
-        for _ in range(TURNS):
+        for _ in range(turns):
             redirect = client.get("/nap")
             answer = client.get(redirect.headers["location"])
             lags.append((time.monotonic_ns() - int(answer.text)) / 1e6)
     return lags
 
 
-def measure(folder: Path) -> None:
+def measure(folder: Path, options: Options) -> None:
+    turns = TURNS * options.rounds
     heading("Waking up")
     rows = [
         (name, f"{percentile(lags, 50):.2f}", f"{percentile(lags, 95):.2f}")
         for name, lags in (
-            ("event sent -> handler past its wait", asyncio.run(event_to_handler(folder))),
-            ("handler returns -> /wait answered over HTTP", end_to_answer(folder)),
+            ("event sent -> handler past its wait", asyncio.run(event_to_handler(folder, turns))),
+            ("handler returns -> /wait answered over HTTP", end_to_answer(folder, turns)),
         )
     ]
     table(("", "p50 ms", "p95 ms"), rows)

@@ -17,6 +17,7 @@ from ulid import ULID
 
 from benchmarks.growth import workload
 from benchmarks.growth.multiplying import Growing
+from benchmarks.options import Options
 from benchmarks.report import heading, percentile, table
 from benchmarks.sleepers import resident
 from durable_endpoints.engines.embedded import EmbeddedEngine
@@ -36,7 +37,8 @@ _WEEK = 7 * 86_400_000
 Question = Callable[[], Awaitable[object]]
 
 
-def measure(folder: Path, runs: int) -> None:
+def measure(folder: Path, options: Options) -> None:
+    runs = options.runs
     template, path = folder / "workload.db", folder / "grown.db"
     asyncio.run(workload.make(template))
     growing = Growing(path, template, runs)

@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.options import Options
 from benchmarks.over_http import Variant, interleaved, ours, variant
 from benchmarks.peers import processes, work
 from benchmarks.peers.installing import Missing
 
 
-def measure(folder: Path, rounds: int, seconds: float) -> None:
+def measure(folder: Path, options: Options) -> None:
     print(
         f"fastapi {version('fastapi')}, uvicorn {version('uvicorn')}; peers as in benchmarks/peers"
     )
@@ -38,8 +39,8 @@ def measure(folder: Path, rounds: int, seconds: float) -> None:
             variants += stack.enter_context(processes.inngest(folder))
         except (Missing, RuntimeError) as error:
             _skipped("Inngest's SDK", error)
-        interleaved(variants, rounds, seconds)
-        asyncio.run(work.measure(workers, rounds))
+        interleaved(variants, options, folder)
+        asyncio.run(work.measure(workers, options.rounds))
 
 
 def _skipped(name: str, error: Exception) -> None:
