@@ -109,8 +109,9 @@ PLANTED: Final = (
     Planted(
         "a relaxed write takes others along",
         f"{_SERVER}/store/group_commit.py",
-        "batch.is_relaxed = batch.is_relaxed and is_relaxed",
-        "batch.is_relaxed = batch.is_relaxed or is_relaxed",
+        "            if not is_relaxed:\n                batch.is_relaxed = False",
+        "            if not is_relaxed and batch.is_relaxed is None:\n"
+        "                batch.is_relaxed = False",
         "what was acknowledged survives a loss of power",
         (
             "tests/durable_endpoints_server/store/test_sqlite.py::"
