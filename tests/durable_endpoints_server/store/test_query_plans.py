@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import apsw
 import pytest
@@ -130,3 +131,12 @@ def test_no_statement_goes_through_what_other_runs_left(plans: dict[str, list[st
 
 def test_the_list_of_shared_searches_is_up_to_date(plans: dict[str, list[str]]) -> None:
     assert set(SHARED) - _shared(plans) == set()
+
+
+def test_a_plan_is_made_once_and_not_for_each_value_that_is_bound(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "runs.db")
+    reading = connect(str(tmp_path / "runs.db"))
+    for connection in (reading, store._writer):
+        assert connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, -1) == 1
+    reading.close()
+    store.close_now()
