@@ -32,6 +32,9 @@ _WELCOME = 10.0
 """Seconds in which a server says welcome."""
 _FULL = 256 * 1024
 """Bytes of a message from which on the next frame begins another one."""
+_AT_ONCE = 16
+"""Frames that are heard in one turn of the event loop. A commit acknowledges many steps: what those
+let go on is said, and the server is at it, while the next ones are heard here."""
 
 Saying = Frame | Callable[[], Frame | None]
 """A frame, or what makes it when its turn has come; None if it is not needed any more."""
@@ -223,8 +226,10 @@ class Link:
 
     async def _listen(self, connection: Connection) -> None:
         while True:
-            for frame in wire.decode(await connection.receive()):
+            for number, frame in enumerate(wire.decode(await connection.receive()), 1):
                 self._ends.heard(frame)
+                if not number % _AT_ONCE:
+                    await asyncio.sleep(0)
 
     async def _speak(self, connection: Connection) -> None:
         while True:
