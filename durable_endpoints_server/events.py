@@ -34,6 +34,9 @@ T = TypeVar("T")
 _PAGE = 500
 _PATIENCE = 60.0
 """Seconds to wait for a run whose execution is gone to be idle in the store."""
+_SECOND_LOOK = 0.001
+"""Seconds for which runs that an event has woken go first, before waits are looked for that were
+just being opened when it came."""
 _PAUSE = 0.01
 """Seconds before an event is matched again with a wait that was just being changed."""
 
@@ -255,7 +258,7 @@ class EventService:
         way to the disk already."""
         try:
             await self._announce(resolved)
-            await asyncio.sleep(0)  # runs that it woke begin first
+            await asyncio.sleep(_SECOND_LOOK)
             await self._match(event)
         except StorageError as error:
             logger.error("event %s could not be matched yet: %s", event.id, error)

@@ -119,6 +119,11 @@ class Link:
             except RuntimeError:
                 pass  # the loop is closed, and nobody is there to say it
 
+    def say_along(self, frame: Frame) -> None:
+        """Send a frame with the next one that is said. On this event loop."""
+        if self.is_open:
+            self._outgoing.append(frame)
+
     async def close(self) -> None:
         """Send what was said, and nothing more."""
         self._is_closing = True

@@ -99,7 +99,8 @@ class RemoteSession:
         """Begin to execute a run that the server has claimed. That is not on disk yet: no body
         begins before it is."""
         self._confirmed = -1
-        self._station.say(["begin", self.id, self.generation])
+        # Whatever is said of the run next is soon enough: it says which execution is meant.
+        self._station.say_along(["begin", self.id, self.generation])
 
     def record(self, op: StepOp) -> StepRecord:
         op = self._with_delay(op)

@@ -130,6 +130,9 @@ class Station:
     def say(self, saying: Saying) -> None:
         self.link.say(saying)
 
+    def say_along(self, frame: Frame) -> None:
+        self.link.say_along(frame)
+
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run in the background, and log what it raises."""
         return self._background.spawn(coroutine, name)
