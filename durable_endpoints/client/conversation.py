@@ -106,10 +106,11 @@ class Conversation:
         """The request to send now."""
         if self._redirected is not None:
             self._asked, self._redirected = self._redirected, None
-        elif self._has_begun and self.run_url is not None:
-            self._asked = self._first.for_run(self.run_url, self._last_id or "0")
         else:
+            self._redirects = 0
             self._asked = self._first
+            if self._has_begun and self.run_url is not None:
+                self._asked = self._first.for_run(self.run_url, self._last_id or "0")
         self.delay = 0.0
         return self._asked
 

@@ -159,6 +159,12 @@ class RemoteProcess:
         self.resuming[run_id] = resumption
         resumption.task = self.hub.host.tasks.spawn(resumption.run(), f"resume {run_id}")
 
+    async def heard_out(self, run_id: str) -> None:
+        """Return when no earlier execution of the run is being looked up. What that one says, and
+        is told, would else be taken for the next one's."""
+        while (resuming := self.resuming.get(run_id)) is not None:
+            await resuming.ended()
+
     def resumed(self) -> None:
         """It has told what it goes on with: the rest never reached it, or is forgotten there."""
         self.is_ready = True

@@ -49,6 +49,11 @@ class Resumption:
         if frame[0] == "leave" and not self._leave.done():
             self._leave.set_result(frame)
 
+    async def ended(self) -> None:
+        """Return when its process was told, or is gone."""
+        if self.task is not None:
+            await asyncio.wait({self.task})
+
     def cancel(self) -> None:
         if self.task is not None:
             self.task.cancel()
@@ -123,7 +128,7 @@ class Resumption:
     async def _tell_what_became_of(self, entry: Entry, repeats: Repeats) -> None:
         run = entry.run
         if self._options.get("leaving"):
-            frame = await self._leave
+            frame = await self._last_frame()
             how, last = (*frame[3:5], None, None)[:2]
             detail = wire.unpack_end(last) if how == "end" else last
             if has_left(run, self._generation, wire.text(how), detail):
@@ -138,6 +143,12 @@ class Resumption:
             self._refuse("timed_out", f"run {run.id} has timed out")
         else:
             self._refuse("lost", f"run {run.id} is no longer this execution's")
+
+    async def _last_frame(self) -> Frame:
+        """By what its process leaves the run."""
+        if (only := self._options.get("only")) is not None:
+            return ["leave", self._run_id, self._acked + 1, *wire.array(only)]
+        return await self._leave
 
     def _refuse(self, reason: str, message: str) -> None:
         self._process.send(["refused", self._run_id, self._acked, reason, message])

@@ -355,6 +355,7 @@ class RemoteSession:
         """Hand the run to the process. Bodies begin there once it is told that the claim, and what
         was resolved until now, is on disk."""
         async with self.process.large():
+            await self.process.heard_out(self.id)
             if self.is_over:
                 return  # the run has ended meanwhile, or its process has come back without it
             self.connection = self.process.connection

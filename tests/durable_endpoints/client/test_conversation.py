@@ -286,6 +286,16 @@ def test_only_redirects_in_a_row_are_counted(start: Start) -> None:
         talk.breaks(OSError("lost"))
 
 
+def test_a_request_that_is_repeated_may_be_redirected_as_often_again(start: Start) -> None:
+    talk = start()
+    for _ in range(MAX_REDIRECTS):
+        talk.asks()
+        talk.starts(303, {"location": "/wait?runId=R&token=T"})
+        talk.asks()
+        talk.breaks(OSError("lost"))
+    assert talk.asks() == FIRST
+
+
 def test_a_failure_behind_a_redirect_repeats_the_request_itself(start: Start) -> None:
     talk = start()
     talk.asks()

@@ -385,6 +385,29 @@ async def test_a_registration_that_its_client_was_refused_is_taken_back(
         assert await store.run("unheard") is None
 
 
+async def test_who_comes_back_to_give_up_a_run_that_was_taken_over_may_execute_it_again(
+    clock: VirtualClock,
+) -> None:
+    """What is said about the old execution comes before the new one begins."""
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello()
+        await process.say(register("r"))
+        await process.acked("r", 1)
+        process.end.cut()
+        await pass_time(clock, LEASE + 1)
+        await until_status(store, "r", Status.READY)
+        await process.come_back(server, resume("r", 1, 0, leaving=True, only=["abandon"]))
+        execution = await process.executes("r")
+        assert (await process.until("refused", "r"))[3] == "lost"
+        named = [frame[0] for frame in process.heard]
+        assert named.index("refused") < named.index("execute")
+        await process.say(["begin", "r", execution["generation"]], record("r", 1, done("words")))
+        await process.acked("r", 1)
+        assert len(process.all("refused")) == 1
+
+
 async def test_after_a_new_start_of_the_machine_no_execution_goes_on(
     clock: VirtualClock,
 ) -> None:
