@@ -172,18 +172,21 @@ class _World:
         scenario = self._scenario
         asked = [self._start(self._ask(request)) for request in scenario.requests]
         others = [
-            *(self._start(send_event(self, event)) for event in scenario.events),
-            *(self._start(send_signal(self, given)) for given in scenario.signals),
-            *(self._start(cancel(self, one)) for one in scenario.cancels),
+            *((one.after, self._start(send_event(self, one))) for one in scenario.events),
+            *((one.after, self._start(send_signal(self, one))) for one in scenario.signals),
+            *((one.label, self._start(cancel(self, one))) for one in scenario.cancels),
         ]
         await asyncio.gather(*asked)
         self._faults.clear()
         await self._until_quiet()
-        for task in others:
-            if not task.done():
+        while busy := [one for label, one in others if label in self._runs and not one.done()]:
+            await asyncio.gather(*busy)
+            await self._until_quiet()
+        for _, task in others:
+            if task.done():
+                task.result()
+            else:
                 task.cancel()  # it waits for a run that never began
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._until_quiet()
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         return self._loop.outside.spawn(work)
@@ -202,7 +205,9 @@ class _World:
 
     async def _until_quiet(self) -> None:
         """Return when all runs have ended and nothing goes on."""
-        while any(not self.has_ended(run_id) for run_id in self._runs.values()):
+        while self.engine.host is None or any(
+            not self.has_ended(run_id) for run_id in self._runs.values()
+        ):
             await asyncio.sleep(60)
         await asyncio.sleep(120)
 
@@ -216,9 +221,13 @@ class _World:
         assert app.process is not None
         return self._network.exchange(client, app.process, app.app)
 
-    async def accepted(self, label: str) -> str:
-        await self._event(self._accepted, label).wait()
-        return self._runs[label]
+    async def accepted(self, label: str, delay: int) -> str:
+        while True:
+            await self._event(self._accepted, label).wait()
+            run_id = self._runs.get(label)
+            await asyncio.sleep(delay / 1_000)
+            if run_id is not None and self._runs.get(label) == run_id:
+                return run_id  # it has not gone with the power
 
     async def ended(self, run_id: str) -> None:
         await self._event(self._ended, run_id).wait()
@@ -346,7 +355,10 @@ class _World:
     def _after_power(self) -> None:
         store = self._disk.store
         self.watch.power_lost(store)
-        self._runs = {label: run for label, run in self._runs.items() if run in store._rows}
+        for label, run_id in list(self._runs.items()):
+            if run_id not in store._rows:
+                del self._runs[label]
+                self._accepted[label].clear()
         for run_id, event in self._ended.items():
             if run_id not in store._rows or store._rows[run_id].ended is None:
                 event.clear()

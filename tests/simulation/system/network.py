@@ -119,7 +119,8 @@ class Exchange:
             "extensions": {},
         }
         self._body = body
-        self.server.spawn(self._serve(scope))
+        task = self.server.spawn(self._serve(scope))
+        self._network.requests.setdefault(self.server, []).append(task)
 
     async def _serve(self, scope: dict[str, Any]) -> None:
         try:
@@ -156,6 +157,8 @@ class Network:
     def __init__(self, random: Random) -> None:
         self.random = random
         self.exchanges: dict[Exchange, None] = {}
+        self.requests: dict[Process, list[asyncio.Task[None]]] = {}
+        """What applications work on, or have worked on."""
         self.wires: list[Wire] = []
         self.noted: list[str] = []
         """What applications raised to their HTTP servers."""
@@ -172,8 +175,10 @@ class Network:
         return wire
 
     def is_connected(self, process: Process) -> bool:
-        """Whether a client waits for something of an application."""
-        return any(exchange.server is process for exchange in self.exchanges)
+        """Whether a client waits for something of an application, or that works on a request."""
+        if any(exchange.server is process for exchange in self.exchanges):
+            return True
+        return any(not task.done() for task in self.requests.get(process, ()))
 
     def died(self, process: Process) -> None:
         """Break the connections of a process."""

@@ -42,8 +42,9 @@ class Surroundings(Protocol):
         """A connection to some application. Raises `BrokenError` if none takes it."""
         ...
 
-    async def accepted(self, label: str) -> str:
-        """The id of the run with this label, once it is on disk. Maybe never returns."""
+    async def accepted(self, label: str, delay: int) -> str:
+        """The id of the run with this label, so many milliseconds after it came to the disk. Maybe
+        never returns."""
         ...
 
     async def ended(self, run_id: str) -> None:
@@ -89,6 +90,10 @@ class Client:
         while not talk.is_over:
             await asyncio.sleep(talk.delay)
             asking = talk.asks()
+            if self._key is None and asking.is_for_run and not first.is_for_run:
+                first = asking  # from here on nothing but this is asked again
+                talk = Conversation(first, _FOR_EVER, Pacing())
+                asking = talk.asks()
             try:
                 async with asyncio.timeout(_AT_MOST):
                     answer = await self._turn(talk, asking)
@@ -98,8 +103,6 @@ class Client:
                     return None
                 if isinstance(error, TimeoutError) and talk.run_id is not None:
                     await self._come_back(talk.run_id)
-                if self._key is None:
-                    talk = Conversation(asking, _FOR_EVER, Pacing())
                 talk.breaks(error)
                 continue
             finally:
@@ -160,8 +163,7 @@ class Client:
 
 async def send_event(world: Surroundings, event: Event) -> None:
     """Send an event until that is acknowledged."""
-    await world.accepted(event.after)
-    await asyncio.sleep(event.delay / 1_000)
+    await world.accepted(event.after, event.delay)
     data = orjson.dumps({"key": event.key, "number": event.number})
     new = NewEvent(event.id, event.event, data)
     for _ in range(event.copies):
@@ -170,8 +172,7 @@ async def send_event(world: Surroundings, event: Event) -> None:
 
 async def send_signal(world: Surroundings, given: Given) -> None:
     """Send a signal until somebody has it, or the run has ended."""
-    run_id = await world.accepted(given.after)
-    await asyncio.sleep(given.delay / 1_000)
+    run_id = await world.accepted(given.after, given.delay)
     data = orjson.dumps(given.number)
     pause = 0.05
     while not world.has_ended(run_id):
@@ -183,8 +184,7 @@ async def send_signal(world: Surroundings, given: Given) -> None:
 
 async def cancel(world: Surroundings, request: Cancel) -> None:
     """Cancel a run, unless it has ended before."""
-    run_id = await world.accepted(request.label)
-    await asyncio.sleep(request.delay / 1_000)
+    run_id = await world.accepted(request.label, request.delay)
     await _until_done(world, lambda engine: engine.cancel(run_id, "cancelled"))
 
 

@@ -146,8 +146,9 @@ class EmbeddedApp(App):
 
     @property
     def host(self) -> Host | None:
-        engine = self.engine
-        return engine.host if self.is_serving and isinstance(engine, _Embedded) else None
+        if self.is_serving and isinstance(self.engine, _Embedded):
+            return self.engine.host
+        return None
 
 
 class _Embedded(EmbeddedEngine):
