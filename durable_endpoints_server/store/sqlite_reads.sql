@@ -138,10 +138,26 @@ select json_group_array(json_array(json(doc), steps, bytes, ord)) from (
 )
 
 -- name: ready
+-- The oldest of each application, by hopping through the index from one to the next: behind one of
+-- those `:without` may be hundreds of thousands.
+with recursive apps (app) as (
+    select min(app) from runs where status = 3
+    union all
+    select (select min(app) from runs where status = 3 and app > apps.app)
+    from apps where apps.app is not null
+)
 select json_group_array(json(doc)) from (
-    select doc from runs join run_doc using (id)
-    where runs.status = 3 and runs.app not in (select value from json_each(:without))
-    order by runs.ready_at limit :limit
+    select run_doc.doc
+    from apps
+    cross join json_each((
+        select json_group_array(id) from (
+            select id from runs where status = 3 and runs.app = apps.app
+            order by ready_at limit :limit
+        )
+    )) as oldest
+    cross join run_doc on run_doc.id = oldest.value
+    where apps.app is not null and apps.app not in (select value from json_each(:without))
+    order by run_doc.ready_at limit :limit
 )
 
 -- name: wait_paths

@@ -570,6 +570,15 @@ async def test_ready_runs_of_some_applications_can_be_left_out(store: Store) -> 
         assert [run.id for run in found] == [f"r{n}" for n in expected]
 
 
+async def test_ready_runs_of_all_applications_come_longest_ready_first(store: Store) -> None:
+    for n, (app, at) in enumerate((("a", 400), ("b", 100), ("a", 200), ("c", 300), ("b", 500))):
+        history = await History(store, f"r{n}", app=app).begin()
+        await history.do(Release("x"), T0 + at)
+    for limit, expected in ((1, "1"), (3, "123"), (10, "12304")):
+        found = await store.in_status(Status.READY, limit)
+        assert [run.id for run in found] == [f"r{n}" for n in expected]
+
+
 async def test_a_claim_round_trips(store: Store) -> None:
     history = await History(store).begin()
     await history.do(Interrupt(alone=True))

@@ -23,7 +23,7 @@ OF_ONE = re.compile(
 )
 """What belongs to one run, or has one id."""
 OF_NOTHING = re.compile(
-    r"SCAN (CONSTANT ROW|\w+ VIRTUAL TABLE .*|\(subquery-\d+\)|candidates|chosen|paths)"
+    r"SCAN (CONSTANT ROW|\w+ VIRTUAL TABLE .*|\(subquery-\d+\)|candidates|chosen|paths|apps)"
     r"|SEARCH requests"  # its smallest id
     r"|(CO-ROUTINE|MATERIALIZE|LIST SUBQUERY|(CORRELATED )?SCALAR SUBQUERY|USE TEMP B-TREE|SETUP"
     r"|RECURSIVE STEP|CREATE BLOOM FILTER|-- TRIGGER).*"
@@ -36,7 +36,9 @@ OPEN = "an index of what is open, which ends with it"
 
 SHARED = {
     ("running", "SCAN runs USING INDEX runs_running"): OPEN,
-    ("ready", "SCAN runs USING INDEX runs_ready"): LIMITED,
+    ("ready", "SEARCH runs USING COVERING INDEX runs_ready"): FIRST,
+    ("ready", "SEARCH runs USING COVERING INDEX runs_ready (app>?)"): FIRST,
+    ("ready", "SEARCH runs USING COVERING INDEX runs_ready (app=?)"): LIMITED,
     ("due_steps", "SEARCH steps USING INDEX steps_due (due>? AND due<?)"): LIMITED,
     ("due_deadlines", "SEARCH runs USING INDEX runs_deadline (deadline>? AND deadline<?)"): LIMITED,
     ("next_due", "SEARCH steps USING COVERING INDEX steps_due (due>?)"): FIRST,
