@@ -8,10 +8,35 @@
 -- `refused(n)` (a function of the writer) notes the change it belongs to. The rows of a change
 -- stand together, and the row that alters the run's own state comes last, so that a change is
 -- written whole or not at all.
+--
+-- SQLite starts every trigger of a view for every row, only to find that its kind is another one.
+-- So the view has but the triggers of those rows that every run has, and passes the others on.
+-- (`in` with a list would make a table of that, each time.)
 
 create temp view writes (
     kind, run_id, generation, states, a, b, c, d, e, f, g, h, i, j, k, l, m, o, p, q, r, s, n
 ) as select 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
+
+create temp view stream_writes as select * from writes;
+create temp view rare_writes as select * from writes;
+
+create temp trigger write_of_stream instead of insert on writes
+when new.kind between 15 and 17 begin
+    insert into stream_writes values (
+        new.kind, new.run_id, new.generation, new.states, new.a, new.b, new.c, new.d, new.e,
+        new.f, new.g, new.h, new.i, new.j, new.k, new.l, new.m, new.o, new.p, new.q, new.r,
+        new.s, new.n
+    );
+end;
+
+create temp trigger write_rarely instead of insert on writes
+when new.kind between 5 and 14 or new.kind > 17 begin
+    insert into rare_writes values (
+        new.kind, new.run_id, new.generation, new.states, new.a, new.b, new.c, new.d, new.e,
+        new.f, new.g, new.h, new.i, new.j, new.k, new.l, new.m, new.o, new.p, new.q, new.r,
+        new.s, new.n
+    );
+end;
 
 create temp trigger write_run_created instead of insert on writes when new.kind = 1 begin
     select raise(ignore)
@@ -32,7 +57,7 @@ create temp trigger write_run_created instead of insert on writes when new.kind 
 end;
 
 -- A run that was invoked. The fence, and `run_id`, are its parent's.
-create temp trigger write_child_created instead of insert on writes when new.kind = 18 begin
+create temp trigger write_child_created instead of insert on rare_writes when new.kind = 18 begin
     select raise(ignore)
     where not exists (
         select 1 from runs
@@ -102,7 +127,7 @@ create temp trigger write_step instead of insert on writes when new.kind = 4 beg
     where state < 3;
 end;
 
-create temp trigger write_waits_closed instead of insert on writes when new.kind = 5 begin
+create temp trigger write_waits_closed instead of insert on rare_writes when new.kind = 5 begin
     select raise(ignore)
     where not exists (
         select 1 from runs
@@ -111,7 +136,7 @@ create temp trigger write_waits_closed instead of insert on writes when new.kind
     delete from waits where run_id = new.run_id and step_id = new.a;
 end;
 
-create temp trigger write_wait instead of insert on writes when new.kind = 6 begin
+create temp trigger write_wait instead of insert on rare_writes when new.kind = 6 begin
     select raise(ignore)
     where not exists (
         select 1 from runs
@@ -122,7 +147,7 @@ create temp trigger write_wait instead of insert on writes when new.kind = 6 beg
     on conflict (run_id, step_id, label) do nothing;
 end;
 
-create temp trigger write_attempt instead of insert on writes when new.kind = 7 begin
+create temp trigger write_attempt instead of insert on rare_writes when new.kind = 7 begin
     select raise(ignore)
     where not exists (
         select 1 from runs
@@ -134,7 +159,7 @@ end;
 
 -- An event that arrives by itself is refused when its id is known. One that belongs to a run's step
 -- is passed over then, for the step is done either way, and so is one of many that came together.
-create temp trigger write_event instead of insert on writes when new.kind = 8 begin
+create temp trigger write_event instead of insert on rare_writes when new.kind = 8 begin
     select raise(ignore)
     where new.generation is not null and not exists (
         select 1 from runs
@@ -148,7 +173,7 @@ create temp trigger write_event instead of insert on writes when new.kind = 8 be
     on conflict (id) do nothing;
 end;
 
-create temp trigger write_event_used instead of insert on writes when new.kind = 9 begin
+create temp trigger write_event_used instead of insert on rare_writes when new.kind = 9 begin
     select raise(ignore)
     where not exists (
         select 1 from runs
@@ -158,31 +183,31 @@ create temp trigger write_event_used instead of insert on writes when new.kind =
     on conflict (run_id, event_id) do nothing;
 end;
 
-create temp trigger write_event_settled instead of insert on writes when new.kind = 10 begin
+create temp trigger write_event_settled instead of insert on rare_writes when new.kind = 10 begin
     update events set settled = 1 where id = new.a;
 end;
 
-create temp trigger write_delivered instead of insert on writes when new.kind = 11 begin
+create temp trigger write_delivered instead of insert on rare_writes when new.kind = 11 begin
     delete from payloads
     where run_id = new.a and part = 'response'
         and exists (select 1 from runs where id = new.a and until_delivered);
     update runs set omitted = 'delivered' where id = new.a and until_delivered;
 end;
 
-create temp trigger write_inbox_taken instead of insert on writes when new.kind = 12 begin
+create temp trigger write_inbox_taken instead of insert on rare_writes when new.kind = 12 begin
     delete from inbox where id = new.a;
 end;
 
-create temp trigger write_request instead of insert on writes when new.kind = 13 begin
+create temp trigger write_request instead of insert on rare_writes when new.kind = 13 begin
     insert into requests (at, method, route, status, elapsed, run_id)
     values (new.a, new.b, new.c, new.d, new.e, new.f);
 end;
 
-create temp trigger write_origin instead of insert on writes when new.kind = 19 begin
+create temp trigger write_origin instead of insert on rare_writes when new.kind = 19 begin
     insert into origins (origin, at) values (new.a, new.b) on conflict (origin) do nothing;
 end;
 
-create temp trigger write_chunks instead of insert on writes when new.kind = 15 begin
+create temp trigger write_chunks instead of insert on stream_writes when new.kind = 15 begin
     select raise(ignore)
     where not exists (
         select 1 from runs
@@ -192,7 +217,7 @@ create temp trigger write_chunks instead of insert on writes when new.kind = 15 
     values (new.run_id, new.a, new.b, new.c, new.d, new.e, new.f, new.g, new.h);
 end;
 
-create temp trigger write_stream instead of insert on writes when new.kind = 16 begin
+create temp trigger write_stream instead of insert on stream_writes when new.kind = 16 begin
     select raise(ignore)
     where not exists (
         select 1 from runs
@@ -207,7 +232,7 @@ create temp trigger write_stream instead of insert on writes when new.kind = 16 
         handed_over = excluded.handed_over, is_wary = excluded.is_wary;
 end;
 
-create temp trigger write_stream_skipped instead of insert on writes when new.kind = 17 begin
+create temp trigger write_stream_skipped instead of insert on stream_writes when new.kind = 17 begin
     select raise(ignore)
     where not exists (
         select 1 from runs
@@ -221,7 +246,7 @@ create temp trigger write_stream_skipped instead of insert on writes when new.ki
 end;
 
 -- Retention, some rows at a time, so that no batch waits long behind it.
-create temp trigger write_sweep instead of insert on writes when new.kind = 14 begin
+create temp trigger write_sweep instead of insert on rare_writes when new.kind = 14 begin
     -- A long stream first loses its records, portion by portion, and only then its run. Always the
     -- oldest runs are looked at, and no others: behind a backlog of streams there may be millions.
     delete from chunks where (run_id, position) in (
