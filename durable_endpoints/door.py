@@ -126,10 +126,12 @@ class Door:
             "dependency, use remember()"
         )
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """What the application sends."""
-        ending = self.ending
-        if ending is not None:
-            await ending.send(message)
-        elif self.refusal is None:
-            await self.send_out(message)
+        if self.ending is not None:
+            return self.ending.send(message)
+        return self.send_out(message) if self.refusal is None else _not_heard()
+
+
+async def _not_heard() -> None:
+    pass

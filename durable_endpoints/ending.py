@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from starlette.types import Message
@@ -190,15 +191,19 @@ class Ending:
 
     # Everything else
 
-    async def conclude(self, error: BaseException | None) -> None:
+    def conclude(self, error: BaseException | None) -> Awaitable[None]:
         """The application returned, or raised `error`. Raises what the server shall see."""
+        if self._reply.is_stream:
+            return self._conclude_stream(error)
+        return self._conclude_once(error)
+
+    async def _conclude_stream(self, error: BaseException | None) -> None:
         try:
             await self._conclude_once(error)
         finally:
-            if self._reply.is_stream:
-                # Whatever came in between: the client is told where to ask, at least.
-                await self._reply.later(self._execution.options)
-                await self._reply.closed()
+            # Whatever came in between: the client is told where to ask, at least.
+            await self._reply.later(self._execution.options)
+            await self._reply.closed()
 
     async def _conclude_once(self, error: BaseException | None) -> None:
         execution = self._execution

@@ -225,7 +225,8 @@ def _async_wrapper(described: Endpoint) -> Callable[..., Any]:
         if door is None or door.execution is not None:
             return await handler(*args, **kwargs)  # in a test, or called by another handler
         execution = await activate(door, described)
-        return await execution.handling.run(execution, lambda: handler(*args, **kwargs))
+        call = functools.partial(handler, *args, **kwargs)
+        return await execution.handling.run(execution, call)
 
     return wrapper
 
@@ -238,7 +239,8 @@ def _sync_wrapper(described: Endpoint) -> Callable[..., Any]:
         if door is None or door.execution is not None:
             return handler(*args, **kwargs)
         execution = anyio.from_thread.run(activate, door, described, True)
-        return execution.handling.run_in_thread(execution, lambda: handler(*args, **kwargs))
+        call = functools.partial(handler, *args, **kwargs)
+        return execution.handling.run_in_thread(execution, call)
 
     return wrapper
 

@@ -35,18 +35,18 @@ def store_request(scope: Scope, body: bytes) -> StoredRequest:
         headers.append((b"content-length", str(len(body)).encode()))
     path: str = scope["path"]
     return StoredRequest(
-        method=scope["method"],
-        scheme=scope.get("scheme", "http"),
-        http_version=scope.get("http_version", "1.1"),
-        path=path,
-        raw_path=scope.get("raw_path") or path.encode("utf-8", "surrogateescape"),
-        root_path=scope.get("root_path", ""),
-        query_string=scope.get("query_string", b""),
-        headers=headers,
-        client=_pair(scope.get("client")),
-        server=_pair(scope.get("server")),
-        body=body,
-        path_params=scope.get("path_params", {}),
+        scope["method"],
+        scope.get("scheme", "http"),
+        scope.get("http_version", "1.1"),
+        path,
+        scope.get("raw_path") or path.encode("utf-8", "surrogateescape"),
+        scope.get("root_path", ""),
+        scope.get("query_string", b""),
+        headers,
+        _pair(scope.get("client")),
+        _pair(scope.get("server")),
+        body,
+        scope.get("path_params", {}),
     )
 
 

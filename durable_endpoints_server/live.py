@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError, StorageError
@@ -119,7 +120,10 @@ class LiveRun:
             if not is_remote:
                 self._stream.replay()
             self._ticket.then(lambda: host.streams.look_again(decision.run.id))
-        self._open = {step.id.hash: step for step in memo if not step.is_final}
+        self._open: dict[str, StepRecord] = {}
+        for step in memo:
+            if not step.is_final:
+                self._open[step.id.hash] = step
         self._alarms = Alarms(host)
         self._tasks: set[asyncio.Task[None]] = set()
         self._missed = False
@@ -193,12 +197,12 @@ class LiveRun:
     async def in_order(self) -> None:
         """Return once the step recorded last has its place in the order of completion."""
 
-    async def acknowledge(self) -> None:
+    def acknowledge(self) -> Coroutine[Any, Any, None]:
         """Return once everything recorded so far is on disk.
 
         Raises `LostRunError` or `StorageError`: then some of it is not, and never will be.
         """
-        await self.until_written(self._ticket)
+        return self.until_written(self._ticket)
 
     async def until_written(self, ticket: Ticket) -> None:
         """Return once one change of this execution is written. Raises as `acknowledge` does."""
@@ -347,18 +351,16 @@ class LiveRun:
             listener.stopped("lost")
 
     def _announce(self, ended: RunEnded | None) -> None:
-        run, announce, due = self.run, self._host.announce, None
-        if self._open and ended is None:
-            due = min((s.due for s in self._open.values() if s.due is not None), default=None)
-        self._ticket.then(lambda: announce(run, ended, due))
-        if ended is not None and any(s.kind is StepKind.INVOKE for s in self._open.values()):
-            abandoned = self._host.children.abandoned
-            self._ticket.then(lambda: abandoned(run.id))
+        run, host, due, still_open = self.run, self._host, None, self._open.values()
+        if still_open and ended is None:
+            due = min((s.due for s in still_open if s.due is not None), default=None)
+        self._ticket.then(partial(host.announce, run, ended, due))
+        if still_open and ended is not None and any(s.kind is StepKind.INVOKE for s in still_open):
+            self._ticket.then(partial(host.children.abandoned, run.id))
 
     def _announce_child(self, created: Fact) -> None:
         assert isinstance(created, ChildCreated)
-        announce = self._host.announce
-        self._ticket.then(lambda: announce(created.run, None, None))
+        self._ticket.then(partial(self._host.announce, created.run, None, None))
 
     # What others want of a run that is being executed
 
