@@ -121,7 +121,7 @@ class Session(Protocol):
         does."""
         ...
 
-    async def acknowledge(self) -> None:
+    def acknowledge(self) -> Coroutine[Any, Any, None]:
         """Return once everything recorded so far is on disk.
 
         Raises `LostRunError` or `StorageError`: then some of it is not, and never will be.
