@@ -28,7 +28,13 @@ from starlette.responses import (
 )
 from starlette.routing import Route
 
-from durable_endpoints import DurableEndpointsMiddleware, endpoint, endpoint_proxy, step
+from durable_endpoints import (
+    DurableEndpointsMiddleware,
+    configure,
+    endpoint,
+    endpoint_proxy,
+    step,
+)
 from durable_endpoints.testing import AppTransport, VirtualEngine
 from durable_endpoints_server.engine.model import Status
 from tests.durable_endpoints.helpers import assert_same, fast, follow, one, run_id_of, star
@@ -454,6 +460,23 @@ async def test_omit_request_body(engine: VirtualEngine) -> None:
         entry = await engine.store.entry(run_id_of(response))
         assert entry is not None
         assert entry.request is None
+
+
+async def test_a_handler_may_find_out_that_its_request_shall_not_be_kept(
+    engine: VirtualEngine,
+) -> None:
+    @endpoint
+    async def handler(request: Request) -> Response:
+        if await request.body() == b"secret":
+            configure(omit_request_body=True)
+        return Response()
+
+    async with engine.client(one(engine, handler)) as client:
+        for content, is_kept in ((b"secret", False), (b"talk", True)):
+            response = await client.post("/", content=content)
+            entry = await engine.store.entry(response.headers["durable-run-id"])
+            assert entry is not None
+            assert (entry.request is not None) is is_kept
 
 
 # Middlewares

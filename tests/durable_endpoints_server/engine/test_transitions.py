@@ -54,9 +54,9 @@ def running(**changes: object) -> Run:
     return register(NEW, "me", None, 1_000).run._replace(**changes)
 
 
-def after(run: Run, *commands: Command, now: int = 2_000) -> Run:
+def after(run: Run, *commands: Command, now: int = 2_000, policy: Policy = POLICY) -> Run:
     for command in commands:
-        run = decide(run, command, now, POLICY).run
+        run = decide(run, command, now, policy).run
     return run
 
 
@@ -251,10 +251,23 @@ def test_limits() -> None:
         decide(running(), retry, 0, policy)
 
 
+def test_what_just_keeps_a_limit_is_allowed() -> None:
+    policy = Policy(max_steps=2, max_result=10, max_memo=15, max_wait=1_000)
+    run = running(steps=1, memo_bytes=5)
+    run = after(run, StepDone(STEP, StepKind.RUN, b"x" * 10), policy=policy)
+    assert (run.steps, run.memo_bytes) == (2, 15)
+    after(running(), Sleep(STEP, duration=1_000), policy=policy)
+
+
 def test_a_retry_of_a_counted_step_is_no_new_step() -> None:
     policy = Policy(max_steps=1)
-    done = StepDone(STEP, StepKind.RUN, b"1", attempt=2)
-    assert decide(running(steps=1), done, 0, policy).run.steps == 1
+    run = running()
+    for attempt in (1, 2):
+        retry = StepRetry(STEP, StepKind.RUN, b"{}", attempt)
+        run = after(run, retry, policy=policy)
+        assert run.steps == 1
+    done = StepDone(STEP, StepKind.RUN, b"1", attempt=3)
+    assert after(run, done, policy=policy).steps == 1
 
 
 def test_a_child_is_ready_one_deeper_than_its_parent_and_has_its_own_time() -> None:
