@@ -9,13 +9,14 @@ import pytest
 
 from durable_endpoints.protocol import wire
 from durable_endpoints.protocol.events import SIGNAL
-from durable_endpoints.protocol.ops import Alternative, StepKind, StepState, WaitForEvent
+from durable_endpoints.protocol.ops import Alternative, Sleep, StepKind, StepState, WaitForEvent
+from durable_endpoints.protocol.runs import Complete
 from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints.testing import VirtualClock
 from durable_endpoints_server.engine.facts import Change
 from durable_endpoints_server.store.base import Lane, RefusedError, Ticket
 from durable_endpoints_server.store.memory import MemoryStore
-from tests.durable_endpoints_server.helpers import new_run, serving, until
+from tests.durable_endpoints_server.helpers import Executions, new_run, serving, until
 from tests.durable_endpoints_server.remote import fakes
 
 pytestmark = pytest.mark.anyio
@@ -127,3 +128,21 @@ async def test_a_process_is_told_that_a_step_is_resolved_once_that_is_on_disk(
         store.let_go()
         frame = await process.until("resolved", "r")
         assert wire.unpack_step(frame[2]).state is StepState.DONE
+
+
+async def test_a_run_whose_time_has_come_is_executed_once_that_is_on_disk(
+    store: SlowStore, clock: VirtualClock
+) -> None:
+    async with serving(store, clock) as host:
+        executions = Executions(lambda live, entry: live.end(Complete(200, b"")))
+        host.dispatcher.set_executor(executions, lambda entry: True)
+        live = host.register(new_run("r"))
+        live.record(Sleep(StepId(hash_name("nap"), "nap", 0), duration=1_000))
+        await live.suspend()
+        store.holds = True
+        clock.move_to(clock.now() + 1_000)
+        await until(lambda: store.held)
+        await a_moment()
+        assert executions.began == []
+        store.let_go()
+        await until(lambda: executions.began)

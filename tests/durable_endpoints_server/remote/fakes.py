@@ -170,8 +170,8 @@ def done(name: str, value: bytes = b"1", attempt: int = 1) -> StepOp:
     return StepDone(step_id(name), StepKind.RUN, value, attempt)
 
 
-def failed_once(name: str) -> StepOp:
-    return StepRetry(step_id(name), StepKind.RUN, b"{}", 1, 0, 1_000_000)
+def failed(name: str, attempt: int) -> StepOp:
+    return StepRetry(step_id(name), StepKind.RUN, b"{}", attempt, 0, 1_000_000)
 
 
 def nap(name: str, duration: int) -> StepOp:

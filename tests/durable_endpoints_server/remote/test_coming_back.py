@@ -26,7 +26,7 @@ from tests.durable_endpoints_server.remote.fakes import (
     chunks,
     done,
     end,
-    failed_once,
+    failed,
     memo,
     nap,
     pass_time,
@@ -65,9 +65,10 @@ SCRIPT: list[Frame] = [
     record("r", 2, done("words")),
     record("r", 3, nap("z", 1_000_000)),
     push("r", 1, '"after"'),
-    record("r", 4, failed_once("last")),
-    record("r", 5, done("last", attempt=2)),
-    end("r", 6),
+    record("r", 4, failed("last", 1)),
+    record("r", 5, failed("last", 2)),
+    record("r", 6, done("last", attempt=3)),
+    end("r", 7),
 ]
 """All that a process says of a run."""
 CHUNKS = ['"begin"', '"w1"', '"w2"', '"after"']
@@ -87,10 +88,10 @@ def last_number(script: list[Frame]) -> int:
 
 async def check_the_end(store: Store, process: FakeProcess) -> None:
     """The whole script has happened, once."""
-    await process.acked("r", 6)
+    await process.acked("r", 7)
     assert (await stored(store, "r")).status is Status.COMPLETED
     assert set(await memo(store, "r")) == {"words", "last", "z"}
-    assert [attempt.attempt for attempt in await store.attempts("r")] == [1]
+    assert [attempt.attempt for attempt in await store.attempts("r")] == [1, 2]
     assert await chunks(store, "r") == CHUNKS
     run = await stored(store, "r")
     assert (run.generation, run.steps, run.memo_bytes) == (1, 3, 2)
