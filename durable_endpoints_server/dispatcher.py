@@ -18,7 +18,7 @@ from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.engine.transitions import Claim, decide, in_quarantine
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.store.base import Entry
-from durable_endpoints_server.tasks import Bell
+from durable_endpoints_server.tasks import Bell, is_here
 
 if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
@@ -134,7 +134,7 @@ class Dispatcher:
             self._queued.add(run.id)
             quarantine = self._isolates and in_quarantine(run, self._host.policy)
             (self._quarantine if quarantine else self._queue).append(run.id)
-        if self._is_here:
+        if is_here(self._loop):
             self._start_queued()
         if self._queue or self._quarantine or self._more:
             self.nudge()
@@ -180,14 +180,6 @@ class Dispatcher:
     @property
     def _may_start(self) -> bool:
         return self._place is not None and not self._host.draining
-
-    @property
-    def _is_here(self) -> bool:
-        """Whether the caller is on the event loop on which runs are started."""
-        try:
-            return asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            return False
 
     async def _start_what_fits(self) -> None:
         if self._more and not self._queue:

@@ -34,6 +34,9 @@ class Bell:
         try:
             if loop is None or loop.is_closed():
                 self._rung.set()
+            elif is_here(loop):
+                # Not at once: a listener that rings for itself must let others have their turn.
+                loop.call_soon(self._rung.set)
             else:
                 loop.call_soon_threadsafe(self._rung.set)
         except RuntimeError:
@@ -43,6 +46,11 @@ class Bell:
         """Return once the bell has been rung since the last return."""
         await self._rung.wait()
         self._rung.clear()
+
+
+def is_here(loop: asyncio.AbstractEventLoop | None) -> bool:
+    """Whether the caller is on this event loop."""
+    return loop is not None and asyncio._get_running_loop() is loop
 
 
 async def on_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:

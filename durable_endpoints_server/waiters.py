@@ -7,6 +7,7 @@ import asyncio
 from durable_endpoints_server.clock import Clock
 from durable_endpoints_server.engine.model import Status
 from durable_endpoints_server.store.base import Ended, Store
+from durable_endpoints_server.tasks import is_here
 
 _BUSY = (Status.RUNNING, Status.READY)
 
@@ -102,6 +103,9 @@ def _resolve(future: asyncio.Future[Ended | None], ended: Ended | None) -> None:
 
     loop = future.get_loop()
     try:
-        loop.call_soon_threadsafe(resolve)
+        if is_here(loop):
+            resolve()
+        else:
+            loop.call_soon_threadsafe(resolve)
     except RuntimeError:
         pass  # that loop is closed

@@ -49,6 +49,7 @@ _PAGE_RECORDS: Final = 1_000
 _FOREVER: Final = 9e18
 _FEW_BYTES: Final = 64 * 1024
 _FEW_ROWS: Final = 100
+_SOME_ROWS: Final = 20
 _ANY: Final = 2**62
 
 
@@ -140,14 +141,14 @@ class SqliteReader:
         return KeyHolder(*row) if row else None
 
     async def due_steps(self, now: int, limit: int) -> list[DueStep]:
-        docs = await self._list("due_steps", now=now, limit=limit)
+        docs = await self._list_soon("due_steps", limit, now=now)
         return [DueStep(read_run(run), read_step(step)) for run, step in docs]
 
     async def due_deadlines(self, now: int, limit: int) -> list[Run]:
-        return [read_run(doc) for doc in await self._list("due_deadlines", now=now, limit=limit)]
+        return [read_run(doc) for doc in await self._list_soon("due_deadlines", limit, now=now)]
 
     async def next_due(self) -> int | None:
-        row = await self._ask("next_due")
+        row = await self._ask_soon("next_due")
         return None if row is None or row[0] == _FOREVER else int(row[0])
 
     async def in_status(
@@ -202,8 +203,8 @@ class SqliteReader:
     async def unused_events(
         self, run_id: str, name: str, since: int, after: str, limit: int
     ) -> list[Event]:
-        docs = await self._list(
-            "unused_events", run_id=run_id, event=name, since=since, after=after, limit=limit
+        docs = await self._list_soon(
+            "unused_events", limit, run_id=run_id, event=name, since=since, after=after
         )
         return [read_event(doc) for doc in docs]
 
@@ -287,6 +288,15 @@ class SqliteReader:
     async def _list(self, name: str, **values: Any) -> list[Any]:
         row = await self._ask(name, **values)
         return orjson.loads(row[0]) if row else []
+
+    async def _list_soon(self, name: str, limit: int, **values: Any) -> list[Any]:
+        """A question with few answers nearly always: asked here, and again if there are more."""
+        few = {**values, "limit": min(limit, _SOME_ROWS)}
+        row = self._read_here(lambda connection: _one(connection, name, few))
+        found: list[Any] = [] if row is None else orjson.loads(row[0])
+        if row is None or _SOME_ROWS <= len(found) < limit:
+            found = await self._list(name, **values, limit=limit)
+        return found
 
     def _read_here(self, ask: Callable[[apsw.Connection], T]) -> T | None:
         """Read on the event loop's own thread: for a few rows by their key, which are in memory
