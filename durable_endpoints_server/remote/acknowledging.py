@@ -7,11 +7,10 @@ after the other is enough for all sessions, and what one commit held is acknowle
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError
 from durable_endpoints_server.live import LiveRun
-from durable_endpoints_server.store.base import Ticket
 from durable_endpoints_server.tasks import TaskSet
 
 
@@ -27,30 +26,28 @@ class Acknowledged(Protocol):
         ...
 
 
-class _Pending(NamedTuple):
-    number: int
-    live: LiveRun
-    ticket: Ticket
-    tail: int
-
-
 class Acknowledger:
     """Waits for what sessions have submitted, and tells them."""
 
     def __init__(self) -> None:
-        self._pending: dict[Acknowledged, _Pending] = {}
+        self._pending: dict[Acknowledged, tuple[int, LiveRun]] = {}
         self._task: asyncio.Task[None] | None = None
 
     def add(self, session: Acknowledged, number: int, live: LiveRun, tasks: TaskSet) -> None:
         """Tell `session` when all that `live` has submitted until now is on disk."""
-        self._pending[session] = _Pending(number, live, live.ticket, live.stream_tail)
+        self._pending[session] = number, live
         if self._task is None or self._task.done():
             self._task = tasks.spawn(self._run(), "acknowledge")
 
     async def _run(self) -> None:
         while self._pending:
-            pending, self._pending = self._pending, {}
-            for session, (number, live, ticket, tail) in pending.items():
+            # All that one message has made them submit: it is taken in one turn.
+            submitted = [
+                (session, number, live, live.ticket, live.stream_tail)
+                for session, (number, live) in self._pending.items()
+            ]
+            self._pending = {}
+            for session, number, live, ticket, tail in submitted:
                 try:
                     await live.until_written(ticket)
                 except EngineError as error:

@@ -118,6 +118,8 @@ class Connection:
 
     def _frame(self, process: RemoteProcess, frame: Frame) -> None:
         match frame[0]:
+            case name if name in SESSION_FRAMES:
+                process.take(frame)
             case "beat":
                 pass
             case "executors":
@@ -137,7 +139,7 @@ class Connection:
                     task.cancel()
             case name if name in _READING:
                 self._readers.take(frame)
-            case name if name == "resume" or name in SESSION_FRAMES:
+            case "resume":
                 process.take(frame)
             case name:
                 raise WireError(f"there is no frame {name[:40]!r}")

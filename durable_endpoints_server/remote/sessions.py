@@ -53,8 +53,10 @@ class RemoteSession:
         """Whether the process has said that it has the run: frames before are about an earlier
         execution."""
         self.taken = taken
+        self.is_over = False
+        """Whether this execution has ended, in whatever way."""
         self.left = asyncio.Event()
-        """Set when this execution is over, in whatever way."""
+        """Set then."""
         self._repeats = repeats if repeats is not None else Repeats()
         self._is_handed_over = is_known
         self._acked = taken if is_known else -1
@@ -80,10 +82,6 @@ class RemoteSession:
     @property
     def id(self) -> str:
         return self.live.id
-
-    @property
-    def is_over(self) -> bool:
-        return self.left.is_set()
 
     def send(self, name: str, *parts: Any) -> None:
         """Tell the process something about this run. What is lost, `resume` tells again."""
@@ -345,6 +343,7 @@ class RemoteSession:
             self._end()
 
     def _end(self) -> None:
+        self.is_over = True
         self.left.set()
         self.live.listener = self.live.on_written = None
         self.process.lose(self)
