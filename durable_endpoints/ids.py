@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from functools import lru_cache
 from hashlib import sha256
 
 from ulid import base32
 
-_PAIRS = [first + second for first in base32.ENCODE for second in base32.ENCODE]
-"""Ten bits each."""
-_SHIFTS = range(120, -10, -10)
+_LETTERS = base32.ENCODE.encode() * 8
+"""For each byte the letter of its last five bits."""
 
 
 def new_run_id() -> str:
-    """A new ULID. Put together here because `str(ULID())` takes six times as long, and every
+    """A new ULID. Put together here because `str(ULID())` takes many times as long, and every
     request needs one; what it adds, order within a millisecond, no run needs."""
-    return _encode(time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big"))
+    return _time(time.time_ns() // 1_000_000) + os.urandom(16).translate(_LETTERS).decode()
 
 
 def began_at(run_id: str) -> int:
@@ -28,10 +28,10 @@ def child_run_id(parent: str, step: str) -> str:
     """The id of the run that a run invokes by the step with this hash: always the same one, so that
     whoever asks for it need not have kept it. It has its parent's time."""
     digest = sha256(f"{parent}:{step}".encode()).digest()
-    return _encode(began_at(parent) << 80 | int.from_bytes(digest[:10], "big"))
+    return base32.encode(base32.decode(parent)[:6] + digest[:10])
 
 
-def _encode(number: int) -> str:
-    """128 bits as the 26 letters of a ULID."""
-    pairs = _PAIRS
-    return "".join([pairs[number >> shift & 1023] for shift in _SHIFTS])
+@lru_cache(maxsize=8)
+def _time(milliseconds: int) -> str:
+    """An instant as the first ten letters of ULIDs."""
+    return base32.encode_timestamp(milliseconds.to_bytes(6, "big"))
