@@ -61,6 +61,7 @@ _MISUSE = re.compile(
 
 _MILLISECOND = timedelta(milliseconds=1)
 _new = tuple.__new__
+_RUN = StepKind.RUN
 
 
 class NeedsNewExecutionError(Exception):
@@ -186,7 +187,7 @@ async def succeed(
         await execution.refuse(has_run=True)
     try:
         encoded, decoded = codec.encode(value)
-        execution.record(_new(StepDone, (step, StepKind.RUN, encoded, attempt, elapsed)))
+        execution.record(_new(StepDone, (step, _RUN, encoded, attempt, elapsed)))
     except NotJsonError as error:
         mistake = StepValueError(
             f"the result of step {str(step)!r} cannot be kept: {error}",
@@ -331,7 +332,7 @@ async def run_step(
     codec: Codec = JSON,
 ) -> Any:
     """A whole step, on the event loop."""
-    record = recall(execution, step, StepKind.RUN)
+    record = recall(execution, step, _RUN)
     if record is not None and record.is_final:
         return await execution.take(record, codec)
     if record is None and execution.is_open:

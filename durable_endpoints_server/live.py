@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 
 _opening_streams = threading.Lock()
+_DONE, _SEND = StepState.DONE, StepKind.SEND
 _FROM_THE_BEGINNING = StreamStart()
 
 
@@ -160,10 +161,10 @@ class LiveRun:
         assert isinstance(written, StepWritten)
         step = written.step
         key = step.id.hash
-        if step.state >= StepState.DONE:
+        if step.state >= _DONE:
             if key in self._open:
                 del self._open[key]
-            if step.kind is StepKind.SEND:
+            if step.kind is _SEND:
                 self._settle_soon(op)
         else:
             self._open[key] = step

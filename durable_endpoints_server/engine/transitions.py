@@ -197,6 +197,8 @@ def decide(run: Run, command: Command, now: int, policy: Policy, chance: float =
 _new = tuple.__new__
 """Makes a named tuple of all its fields, in a third of the time that its own constructor takes:
 for what every step makes."""
+_DONE, _INVOKE = StepState.DONE, StepKind.INVOKE
+"""Python looks a member of an enumeration up in a slow way each time."""
 
 # Each rule returns the run as it will be, and the facts that make it so.
 _Outcome = tuple[Run, tuple[Fact, ...]]
@@ -206,7 +208,7 @@ def _step_done(run: Run, op: StepDone, now: int, policy: Policy, chance: float) 
     id, kind, value, attempt, elapsed = op
     after = _account(run, op, value, policy)
     began_at = now - elapsed // 1_000
-    fields = id, kind, StepState.DONE, attempt, after.last_order, value, None, None, began_at, now
+    fields = id, kind, _DONE, attempt, after[-1], value, None, None, began_at, now
     return after, (_new(StepWritten, (_new(StepRecord, fields),)),)
 
 
@@ -466,22 +468,23 @@ def _count(run: Run, policy: Policy) -> Run:
 def _account(run: Run, op: StepDone | StepFailed, data: bytes, policy: Policy) -> Run:
     """One more remembered result, unless it or all of them together are too large."""
     size = len(data)
+    steps, memo_bytes, last_order = run[-3:]
     if size > policy.max_result:
         raise LimitError(
             f"the result has {size:,} bytes, more than the {policy.max_result:,} of one step "
             "(max_result): store it elsewhere and return a reference"
         )
-    if run.memo_bytes + size > policy.max_memo:
+    memo_bytes += size
+    if memo_bytes > policy.max_memo:
         raise LimitError(
             f"the run's results would have more than {policy.max_memo:,} bytes (max_memo)"
         )
-    steps = run.steps
     # Nothing was recorded of the step before. An invocation was counted as it began.
-    if op.attempt == 1 and op.kind is not StepKind.INVOKE:
+    if op.attempt == 1 and op.kind is not _INVOKE:
         if steps >= policy.max_steps:
             raise LimitError(f"the run has {steps} steps, the most there may be (max_steps)")
         steps += 1
-    return run.with_usage(steps, run.memo_bytes + size, run.last_order + 1)
+    return run.with_usage(steps, memo_bytes, last_order + 1)
 
 
 def _check_wait(wait: int, policy: Policy) -> None:
