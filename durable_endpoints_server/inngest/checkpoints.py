@@ -242,13 +242,10 @@ class Checkpoints:
         """End the runs in their sync phase of which nothing was heard since that instant: their
         application has died, or never says how they have failed. Returns how many they were."""
         store = self._host.store
-        running = await store.in_status(Status.RUNNING, 2**31)
         given_up = 0
-        for run in running:
-            if not is_in_sync_phase(run) or run.began_at > silent_since:
-                continue
-            async with self._turn(run.id):
-                entry = await store.entry(run.id)
+        for run_id in await store.running_since(SYNC_OWNER, silent_since):
+            async with self._turn(run_id):
+                entry = await store.entry(run_id)
                 if entry is None or not is_in_sync_phase(entry.run):
                     continue
                 last = max((step.ended_at or 0 for step in entry.memo), default=0)

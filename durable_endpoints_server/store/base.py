@@ -247,6 +247,10 @@ class Reads(Protocol):
         READY (the longest ready first, `without` those of some applications)."""
         ...
 
+    async def running_since(self, owner: str, instant: int) -> list[str]:
+        """The ids of the runs that this owner executes and that began by an instant."""
+        ...
+
     async def arrival(self, event: Event) -> Arrival:
         """Open waits that `event` may resolve, of runs in which it has not resolved any yet; the
         caller checks with `matching.matches`."""

@@ -317,6 +317,15 @@ class MemoryStore:
             return [_recounted(row) for row in sorted(rows, key=lambda row: row.run.id)][:limit]
         return sorted((row.run for row in rows), key=lambda run: run.ready_at or 0)[:limit]
 
+    async def running_since(self, owner: str, instant: int) -> list[str]:
+        return [
+            row.run.id
+            for row in self._rows.values()
+            if row.run.status is Status.RUNNING
+            and row.run.owner == owner
+            and row.run.began_at <= instant
+        ]
+
     async def arrival(self, event: Event) -> Arrival:
         waits = [
             self._match(row, wait)

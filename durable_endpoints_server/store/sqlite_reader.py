@@ -163,6 +163,9 @@ class SqliteReader:
         apps = orjson.dumps(list(without)).decode()
         return [read_run(doc) for doc in await self._list("ready", limit=limit, without=apps)]
 
+    async def running_since(self, owner: str, instant: int) -> list[str]:
+        return await self._list("running_since", owner=owner, instant=instant)
+
     async def arrival(self, event: Event) -> Arrival:
         def ask(connection: apsw.Connection, most: int = _ANY) -> Arrival:
             row = _one(connection, "wait_paths", {"event": event.name, "id": event.id})

@@ -137,6 +137,10 @@ select json_group_array(json_array(json(doc), steps, bytes, ord)) from (
     from run_doc where status = 1 order by id limit :limit
 )
 
+-- name: running_since
+select json_group_array(id) from runs
+where status = 1 and owner = :owner and began_at <= :instant
+
 -- name: ready
 -- The oldest of each application, by hopping through the index from one to the next: behind one of
 -- those `:without` may be hundreds of thousands.

@@ -554,6 +554,16 @@ async def test_running_runs_are_listed_with_their_usage(store: Store) -> None:
     assert await store.in_status(Status.RUNNING, 10) == []
 
 
+async def test_runs_are_found_by_who_has_executed_them_for_long(store: Store) -> None:
+    for n, owner in enumerate(("they", "we", "they", "they")):
+        new = NewRun(f"r{n}", "GET /x", "v1", "GET", "/x", b"the request")
+        decision = register(new, owner, None, T0 + n)
+        await store.submit(decision.change).wait()
+    await store.submit(decide(decision.run, Complete(200, b"x"), T0, POLICY).change).wait()
+    assert sorted(await store.running_since("they", T0 + 3)) == ["r0", "r2"]
+    assert await store.running_since("they", T0 + 1) == ["r0"]
+
+
 async def test_ready_runs_come_longest_ready_first(store: Store) -> None:
     for n, at in enumerate((300, 100, 200)):
         history = await History(store, f"r{n}").begin()

@@ -36,6 +36,7 @@ OPEN = "an index of what is open, which ends with it"
 
 SHARED = {
     ("running", "SCAN runs USING INDEX runs_running"): OPEN,
+    ("running_since", "SCAN runs USING INDEX runs_running"): OPEN,
     ("ready", "SEARCH runs USING COVERING INDEX runs_ready"): FIRST,
     ("ready", "SEARCH runs USING COVERING INDEX runs_ready (app>?)"): FIRST,
     ("ready", "SEARCH runs USING COVERING INDEX runs_ready (app=?)"): LIMITED,
