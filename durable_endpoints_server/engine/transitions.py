@@ -17,12 +17,16 @@ makes a WAITING run READY; a READY run is claimed by an execution with the next 
                     └──complete, fail──> COMPLETED, FAILED
     any state but a final one ──cancel──> CANCELLED, ──expire──> FAILED (timed_out)
 
-`RULES` says what each command does, and in which states. That set is used twice: `decide` refuses a
-command whose state does not fit, and the same set becomes the fence of the write, so that a
+`RULES` says what each command does, and in which states: `decide` refuses one that does not fit.
+The state and the generation on which a decision was made are the fence of its write, so that a
 decision made on an outdated state is refused by the store. The generation grows with every claim
 and with every resolution while no execution runs, so of two decisions made on the same state only
 one is written, and the other is made again. That is the whole of the concurrency control: no lock
 protects a run.
+
+Neither half of the fence would do alone. A claim and a resolution that were decided on the same
+generation make the same next one; whoever lost holds a run that is RUNNING in its memory and READY
+in the store.
 """
 
 from __future__ import annotations
@@ -190,7 +194,7 @@ def decide(run: Run, command: Command, now: int, policy: Policy, chance: float =
         name = type(command).__name__
         raise LostRunError(f"run {run.id} is {run.status.label}: {name} is not possible")
     after, facts = rule(run, command, now, policy, chance)
-    change = _new(Change, (facts, run.id, run.generation, allowed, False))
+    change = _new(Change, (facts, run.id, run.generation, 1 << run.status, False))
     return _new(Decision, (after, change))
 
 
