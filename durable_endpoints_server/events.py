@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from durable_endpoints.protocol.errors import StorageError
-from durable_endpoints.protocol.ops import NewEvent
+from durable_endpoints.protocol.ops import NewEvent, StepRecord
 from durable_endpoints_server.engine.facts import Change, EventReceived, EventSettled
 from durable_endpoints_server.engine.matching import document_of, matches, resolution
 from durable_endpoints_server.engine.model import Event, Run, Status, Wait
@@ -105,19 +105,22 @@ class EventService:
         if len(events) == 1:  # as most come: what it resolves is in the same write
             is_new = await self._receive_one(events[0])
             return {} if is_new else await store.known_events([events[0].id])
-        known = await store.known_events([event.id for event in events])
-        new = {event.id: event for event in reversed(events) if event.id not in known}
-        if not new:
-            return known
-        fresh = [event for event_id, event in new.items() if event_id not in self._unsettled]
-        self._unsettled.update(event.id for event in fresh)
+        # From here on they are received: a wait whose time is over has to wait for them.
+        unsettled = {event.id for event in events} - self._unsettled
+        self._unsettled |= unsettled
         try:
+            known = await store.known_events([event.id for event in events])
+            new = {event.id: event for event in reversed(events) if event.id not in known}
+            fresh = [event for event_id, event in new.items() if event_id in unsettled]
+            self._unsettled -= unsettled & known.keys()
+            if not new:
+                return known
             facts = (
                 EventReceived(event, settled=False, one_of_many=True) for event in new.values()
             )
             await store.submit(Change(tuple(facts))).wait()
         except BaseException:
-            self._unsettled.difference_update(event.id for event in fresh)
+            self._unsettled -= unsettled
             raise
         self._host.tasks.spawn(self._settle_many(fresh), f"match {len(fresh)} events")
         return known
@@ -191,23 +194,38 @@ class EventService:
         if not names:
             return
         while live.awaited(key) is not None:
-            found = [await self._first_match(live, name, waits) for name in names]
-            earliest = min(filter(None, found), key=lambda pair: pair[1].received_at, default=None)
+            earliest = await self._earliest(run, names, waits, live.has_used)
             if earliest is None:
                 return
             # Another wait of this run may have been given it meanwhile: then the next one counts.
             wait, event = earliest
             await live.offer(key, resolution(wait, event), event.id, again=False)
 
-    async def _first_match(
-        self, live: LiveRun, name: str, waits: list[Wait]
+    async def kept_for(
+        self, run: Run, step: StepRecord, has_used: Callable[[str], bool]
+    ) -> tuple[bytes, str] | None:
+        """What an open wait of a run that nobody executes gets of the kept events, and the id of
+        that one: an execution that vanished may not have come to look back."""
+        found = await self._host.store.waits_of(run.id)
+        waits = [match.wait for match in found if match.step.id == step.id]
+        names = sorted({wait.alternative.event for wait in waits})
+        earliest = await self._earliest(run, names, waits, has_used)
+        return None if earliest is None else (resolution(*earliest), earliest[1].id)
+
+    async def _earliest(
+        self, run: Run, names: list[str], waits: list[Wait], has_used: Callable[[str], bool]
     ) -> tuple[Wait, Event] | None:
-        run = live.run
+        found = [await self._first_match(run, name, waits, has_used) for name in names]
+        return min(filter(None, found), key=lambda pair: pair[1].received_at, default=None)
+
+    async def _first_match(
+        self, run: Run, name: str, waits: list[Wait], has_used: Callable[[str], bool]
+    ) -> tuple[Wait, Event] | None:
         since, after = run.began_at, ""
         while True:
             events = await self._host.store.unused_events(run.id, name, since, after, _PAGE)
             for event in events:
-                if live.has_used(event.id):
+                if has_used(event.id):
                     continue
                 document = document_of(event)
                 for wait in waits:
@@ -217,14 +235,16 @@ class EventService:
                 return None
             since, after = events[-1].received_at, events[-1].id
 
-    def settle_soon(self, event_id: str) -> None:
-        """Match an event that was written together with a run's step."""
+    def settle_once_written(self, event_id: str, ticket: Ticket) -> None:
+        """Match an event that is written together with a run's step. It was received already: a
+        wait whose time is over meanwhile has to wait for it."""
         self._unsettled.add(event_id)
-        self._host.tasks.spawn(self._settle_kept(event_id), f"match event {event_id}")
+        self._host.spawn_at_home(self._settle_kept(event_id, ticket), f"match event {event_id}")
 
-    async def _settle_kept(self, event_id: str) -> None:
+    async def _settle_kept(self, event_id: str, ticket: Ticket) -> None:
         try:
-            await self.settle_all()
+            if await _is_written(ticket):
+                await self.settle_all()
         except StorageError as error:
             logger.error("event %s could not be matched yet: %s", event_id, error)
             self._host.recovery.settle_soon()
@@ -342,3 +362,11 @@ class EventService:
             except RefusedError:
                 continue  # somebody was faster; `_settle` looks again
             self._host.announce(run, None, None)
+
+
+async def _is_written(ticket: Ticket) -> bool:
+    try:
+        await ticket.wait()
+    except (RefusedError, StorageError):
+        return False
+    return True

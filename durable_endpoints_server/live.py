@@ -463,13 +463,16 @@ class LiveRun:
 
     def _settle_soon(self, op: StepOp) -> None:
         assert isinstance(op, SendEvent)
-        self._ticket.then(lambda: self._host.events.settle_soon(op.event.id))
+        self._host.events.settle_once_written(op.event.id, self._ticket)
+
+    async def look_back(self, key: str) -> None:
+        """Take an event that came before the wait was on disk. Raises `EngineError`."""
+        await self.acknowledge()
+        await self._host.events.look_back(self, key)
 
     async def _look_up(self, key: str) -> None:
-        """Take an event that came before the wait was on disk."""
         try:
-            await self.acknowledge()
-            await self._host.events.look_back(self, key)
+            await self.look_back(key)
         except EngineError:
             pass  # the execution meets the same failure, and ends with it
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from durable_endpoints.protocol.errors import EngineError, StorageError
+from durable_endpoints.protocol.errors import EngineError, LostRunError, StorageError
 from durable_endpoints.protocol.ops import FROM_OUTSIDE, StepRecord, StepState
 from durable_endpoints_server.clock import Alarm
 from durable_endpoints_server.engine.transitions import Expire
@@ -67,9 +67,13 @@ class Alarms:
             live.resolve(step)
 
     async def _time_out(self, live: LiveRun, key: str) -> None:
-        """What was received before the deadline goes first, however late it is looked at."""
+        """What was received before the deadline goes first, however late it is looked at: what is
+        being matched just now, and what came before the wait was on disk."""
         try:
             await self._host.catch_up()
+            await live.look_back(key)
+        except LostRunError:
+            return
         except StorageError:
             again = self._host.clock.now() + _AFTER_FAILURE
             self._at(key, again, lambda: self._due(live, key))

@@ -11,8 +11,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from durable_endpoints.protocol.errors import LostRunError, StorageError
-from durable_endpoints.protocol.ops import FROM_OUTSIDE
-from durable_endpoints_server.engine.model import Run
+from durable_endpoints.protocol.ops import FROM_OUTSIDE, StepKind
+from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.engine.transitions import Expire, Resolve, decide
 from durable_endpoints_server.store.base import DueStep, RefusedError, Ticket
 from durable_endpoints_server.tasks import Bell
@@ -80,12 +80,14 @@ class Timers:
         await asyncio.gather(*(self._host.command_idle(run, Expire()) for run in runs))
 
     async def _resolve(self, due: list[DueStep]) -> None:
+        kept = await self._look_back(due)
         now = self._host.clock.now()
         runs: dict[str, Run] = {}
         written: dict[str, Ticket] = {}
         for run, step in due:
+            command = kept.get((run.id, step.id.hash), Resolve(step))
             try:
-                decision = decide(runs.get(run.id, run), Resolve(step), now, self._host.policy)
+                decision = decide(runs.get(run.id, run), command, now, self._host.policy)
             except LostRunError:
                 continue
             runs[run.id] = decision.run
@@ -93,6 +95,20 @@ class Timers:
         for run_id, ticket in written.items():
             if await _is_written(ticket):
                 self._host.announce(runs[run_id], None, None)
+
+    async def _look_back(self, due: list[DueStep]) -> dict[tuple[str, str], Resolve]:
+        """What waits get that time out, of events that came before them. A run that suspended has
+        looked back; one that is ready may have lost its execution before that."""
+        found: dict[tuple[str, str], Resolve] = {}
+        used: dict[str, set[str]] = {}
+        for run, step in due:
+            if run.status is Status.READY and step.kind in (StepKind.WAIT, StepKind.WAIT_ANY):
+                taken = used.setdefault(run.id, set())
+                kept = await self._host.events.kept_for(run, step, taken.__contains__)
+                if kept is not None:
+                    found[run.id, step.id.hash] = Resolve(step, *kept)
+                    taken.add(kept[1])
+        return found
 
 
 async def _is_written(ticket: Ticket) -> bool:

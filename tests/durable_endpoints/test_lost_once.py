@@ -28,7 +28,7 @@ from durable_endpoints_server.clock import SystemClock
 from durable_endpoints_server.engine.facts import RunCreated
 from durable_endpoints_server.engine.model import Event, Status
 from durable_endpoints_server.engine.transitions import decide, register
-from durable_endpoints_server.store.base import Arrival, Ticket
+from durable_endpoints_server.store.base import Arrival, Match, Ticket
 from durable_endpoints_server.store.memory import MemoryStore
 from durable_endpoints_server.waiters import Waiters
 from tests.durable_endpoints.helpers import fast, one, run_id_of, star
@@ -388,6 +388,29 @@ async def test_two_waits_that_look_back_together_each_get_an_event() -> None:
     async with engine.client(one(engine, handler)) as client:
         response = await client.get("/", follow_redirects=True)
         assert response.json() == ["e1", "e2"]
+
+
+async def test_a_wait_without_patience_gets_an_event_that_came_before_it() -> None:
+    """Its time is over before the look back at earlier events is."""
+    engine = VirtualEngine()
+    waits_of = engine.store.waits_of
+
+    async def read_slowly(run_id: str) -> list[Match]:
+        await asyncio.sleep(0.1)
+        return await waits_of(run_id)
+
+    engine.store.waits_of = read_slowly  # type: ignore[method-assign]
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        await engine.send_event(NewEvent("e1", "said", b"{}"))
+        engine.clock.move_to(engine.clock.now() + 1)
+        event = await step.wait_for_event("w", event="said", timeout=0)
+        return JSONResponse(event and event.id)
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await client.get("/", follow_redirects=True)
+        assert response.json() == "e1"
 
 
 async def test_an_event_from_before_the_request_resolves_nothing_of_it() -> None:

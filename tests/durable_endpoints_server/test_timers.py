@@ -17,7 +17,8 @@ from durable_endpoints.protocol.ops import (
 )
 from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints.testing import VirtualClock
-from durable_endpoints_server.engine.model import Run, Status
+from durable_endpoints_server.engine.facts import Change, EventReceived
+from durable_endpoints_server.engine.model import Event, Run, Status
 from durable_endpoints_server.engine.transitions import Command, Suspend, decide, register
 from durable_endpoints_server.store.base import Store
 from tests.durable_endpoints_server.helpers import (
@@ -186,6 +187,28 @@ async def test_an_event_that_came_in_time_beats_a_timeout_that_is_seen_first(
         assert entry is not None
         assert entry.memo[0].value is not None
         assert b'"n":1' in entry.memo[0].value.replace(b" ", b"")
+
+
+async def test_a_wait_whose_execution_vanished_before_it_looked_back(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    """The event came before the wait, and the process ended before the one was given the other."""
+    decision = register(new_run("r"), "somebody who is gone", None, clock.now())
+    store.apply(decision.change)
+    event = Event("e", "said", b"{}", clock.now(), clock.now() + 1)
+    store.apply(Change((EventReceived(event, settled=True),)))
+    for name in ("first", "second"):
+        wait = WaitForEvent(step(name), StepKind.WAIT, (Alternative("", "said"),), 1_000)
+        decision = decide(decision.run, wait, clock.now() + 2, POLICY)
+        assert store.apply(decision.change)
+    clock.move_to(clock.now() + 60_000)
+    async with serving(store, clock):
+        await settle()
+        entry = await store.entry("r")
+        assert entry is not None
+        values = [record.value or b"" for record in entry.memo]
+        assert sorted(b'"id":"e"' in value for value in values) == [False, True]
+        assert b"null" in values  # each event resolves one of two waits that it came before
 
 
 async def test_a_timeout_without_an_event_is_null(store: FlakyStore, clock: VirtualClock) -> None:
