@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -162,6 +163,62 @@ def test_a_store_knows_no_service(path: Path) -> None:
             assert is_in(name, "durable_endpoints_server.store") or is_in(
                 name, "durable_endpoints_server.engine"
             ), name
+
+
+CORE = """
+import importlib, json, sys, types
+root, before = sys.argv[1], set(sys.modules)
+for package in ("durable_endpoints", "durable_endpoints_server"):
+    bare = sys.modules[package] = types.ModuleType(package)  # without what its __init__ imports
+    bare.__path__ = [f"{root}/{package}"]
+for name in sys.argv[2:]:
+    importlib.import_module(f"durable_endpoints_server.engine.{name}")
+ours = {name for name in sys.modules if name.startswith("durable_endpoints")}
+used = {
+    f"{name}.{key}": value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+    for name in ours
+    for key, value in vars(sys.modules[name]).items()
+    if isinstance(value, types.ModuleType) or hasattr(value, "__module__")
+}
+print(json.dumps([used, sorted(set(sys.modules) - before - ours)]))
+"""
+USED_BY_THE_CORE = {
+    *("__future__", "_frozen_importlib", "_frozen_importlib_external", "builtins", "types"),
+    *("collections", "enum", "functools", "typing"),
+    *("_hashlib", "hashlib", "orjson"),
+    *("inspect", "sysconfig"),  # where in the user's code an error was made
+}
+
+
+def test_nothing_that_the_core_imports_reaches_outside() -> None:
+    """The same in a real process, and of everything that its modules import in turn."""
+    names = [path.stem for path in modules(SERVER, "engine") if path.stem != "__init__"]
+    shown = subprocess.run(
+        [sys.executable, "-c", CORE, str(SERVER.parent), *names],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    used, foreign = json.loads(shown.stdout)
+    outside = {
+        place: module
+        for place, module in used.items()
+        if module
+        and not module.startswith("durable_endpoints")
+        and module.split(".")[0] not in USED_BY_THE_CORE
+    }
+    assert outside == {}
+    reaching = {
+        "random",
+        "secrets",
+        "socket",
+        "select",
+        "ssl",
+        "subprocess",
+        "asyncio",
+        "threading",
+    }
+    assert not {name for name in foreign if name.split(".")[0] in reaching}
 
 
 def test_importing_the_sdk_imports_neither_the_server_nor_its_store() -> None:

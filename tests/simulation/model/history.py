@@ -1,0 +1,86 @@
+"""One history: a scenario, faults and a schedule, played until nothing is left to happen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+from typing import NamedTuple
+
+from durable_endpoints_server.engine.model import Policy
+from tests.simulation.model.checker import Checker, ViolationError
+from tests.simulation.model.faults import MESSAGES, Fault, random_faults
+from tests.simulation.model.host import Host
+from tests.simulation.model.loop import Loop, Process, RestlessError
+from tests.simulation.model.people import Network, People
+from tests.simulation.programs import PATIENT, Scenario, programs, random_scenario
+
+_LIMIT = 20_000
+_BEGIN = 1_700_000_000_000
+
+
+class Plan(NamedTuple):
+    """Everything that decides what happens."""
+
+    scenario: Scenario
+    faults: tuple[Fault, ...]
+    schedule: int
+    """The seed of all delays and orders."""
+
+
+class Outcome(NamedTuple):
+    """What came of a history."""
+
+    violation: str | None
+    trace: list[str]
+    seen: Counter[str]
+    """Faults, kinds of facts and states that occurred."""
+    actions: int
+
+
+def plan_of(seed: int) -> Plan:
+    """The history with this number."""
+    random = Random(seed)
+    return Plan(random_scenario(random), random_faults(random), random.getrandbits(32))
+
+
+def play(plan: Plan, is_traced: bool = False) -> Outcome:
+    """Play a history, and say which promise it broke, if any."""
+    history = _History(plan, is_traced)
+    violation = None
+    try:
+        history.run()
+    except (ViolationError, RestlessError) as error:
+        violation = str(error)
+    return Outcome(violation, history.loop.trace or [], history.checker.seen, history.loop.actions)
+
+
+class _History:
+    def __init__(self, plan: Plan, is_traced: bool) -> None:
+        random = Random(plan.schedule)
+        self.loop = loop = Loop(random, _LIMIT)
+        if is_traced:
+            loop.trace = []
+        policy = Policy(
+            quarantine_after=random.choice((1, 3)),
+            park_after=random.choice((1, 3)),
+            event_retention=10 * PATIENT,
+        )
+        self.checker = checker = Checker(plan.scenario)
+        checker.say = loop.say
+        known = programs(plan.scenario)
+        self.host = Host("machine", loop, _BEGIN, policy, checker, known)
+        self._faults = [fault for fault in plan.faults if fault.kind not in MESSAGES]
+        messages = {fault.at: fault for fault in plan.faults if fault.kind in MESSAGES}
+        people = Process("people")
+        network = Network(loop, people, messages, checker.seen)
+        People(loop, people, checker, network, [self.host], plan.scenario)
+
+    def run(self) -> None:
+        self.loop.run(self._before_action)
+        self.checker.check_end([self.host.disk])
+
+    def _before_action(self) -> None:
+        while self._faults and self._faults[0].at <= self.loop.actions:
+            fault = self._faults.pop(0)
+            self.checker.seen[fault.kind] += 1
+            self.host.suffer(fault)

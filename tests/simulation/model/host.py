@@ -1,0 +1,131 @@
+"""A machine: its disk and its clock, and the process on it, which ends and is started again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from durable_endpoints_server.engine.facts import Change
+from durable_endpoints_server.engine.model import Policy
+from tests.simulation.model.app import App
+from tests.simulation.model.checker import Checker
+from tests.simulation.model.disk import Disk
+from tests.simulation.model.engine import Engine, Place, Surroundings
+from tests.simulation.model.faults import Fault
+from tests.simulation.model.loop import MS, Clock, Future, Loop, Process
+from tests.simulation.programs import Program
+
+_DRAIN = 3_000 * MS
+
+
+class Host:
+    """One machine with one process."""
+
+    def __init__(
+        self,
+        name: str,
+        loop: Loop,
+        offset: int,
+        policy: Policy,
+        checker: Checker,
+        programs: Mapping[str, Program],
+    ) -> None:
+        self.name = name
+        self.calls: list[Future] = []
+        """Calls that may not have been answered."""
+        self._loop = loop
+        self._policy = policy
+        self._checker = checker
+        self._programs = programs
+        self._machine = Process(f"{name} itself")
+        self._process = Process(name)
+        self._boots = self._starts = 0
+        self.clock = Clock(loop, offset)
+        self.disk = Disk(loop, self._process, self._witness)
+        self.start()
+
+    def _witness(self, change: Change) -> Callable[[], None]:
+        return self._checker.witness(self.disk, change)
+
+    @property
+    def is_up(self) -> bool:
+        return self._process.is_alive
+
+    def start(self) -> None:
+        """Start the process, if it is not there."""
+        if self._starts and self.is_up:
+            return
+        self._starts += 1
+        self._loop.say(f"{self.name} starts")
+        self._process = Process(self.name)
+        surroundings = Surroundings(self._loop, self.clock, self.disk, self._policy)
+        owner = f"boot{self._boots}/{self.name}:{self._starts}"
+        self.engine = Engine(
+            surroundings, self._process, owner, lambda entry: Place(owner, self.app.execute)
+        )
+        self.app = App(self.engine, self._checker, self._programs)
+        self.engine.start()
+
+    def suffer(self, fault: Fault) -> None:
+        """Let something go wrong."""
+        self._loop.say(f"{self.name}: {fault.kind} ({fault.amount} ms)")
+        getattr(self, f"_{fault.kind}")(fault.amount)
+
+    def _later(self, milliseconds: int, call: Callable[..., None], *args: object) -> None:
+        self._loop.later(self._machine, milliseconds * MS, call, *args)
+
+    def _crash(self, amount: int) -> None:
+        self._kill()
+        self._later(amount, self.start)
+
+    def _kill(self) -> None:
+        self._loop.kill(self._process)
+        for call in self.calls:
+            self._later(0, call.set, ("broken", None))
+        self.calls = []
+
+    def _reboot(self, amount: int) -> None:
+        self._kill()
+        self._boots += 1
+        lost = self.disk.lose_power()
+        self._loop.say(f"{lost} changes are lost")
+        if lost:
+            self._checker.power_was_lost(self.disk)
+        self._later(amount, self.start)
+
+    def _stop(self, amount: int) -> None:
+        self._process.is_stopped = True
+        self._later(amount, self._loop.resume, self._process)
+
+    def _drain(self, amount: int) -> None:
+        if self.is_up:
+            self.app.is_draining = self.engine.is_draining = True
+            process = self._process
+            self._later(_DRAIN // MS, self._end, process, amount)
+
+    def _end(self, process: Process, amount: int) -> None:
+        if process is self._process and process.is_alive:
+            self._crash(amount)
+
+    def _full(self, amount: int) -> None:
+        self.disk.is_full = True
+        self._later(amount, self._mend_disk)
+
+    def _mend_disk(self) -> None:
+        self.disk.is_full = False
+
+    def _slow(self, amount: int) -> None:
+        self.disk.slowness = amount * MS
+        self._later(2 * amount, self._hasten)
+
+    def _hasten(self) -> None:
+        self.disk.slowness = 0
+
+    def _step(self, amount: int) -> None:
+        self.clock.step(amount)
+
+    def _break(self, amount: int) -> None:
+        self.app.is_broken = True
+        self._later(amount, self._unbreak)
+
+    def _unbreak(self) -> None:
+        self.app.is_broken = False
