@@ -19,7 +19,7 @@ from durable_endpoints.protocol.ops import NewEvent, StepRecord
 from durable_endpoints_server.engine.facts import Change, EventReceived, EventSettled
 from durable_endpoints_server.engine.matching import document_of, matches, resolution
 from durable_endpoints_server.engine.model import Event, Run, Status, Wait
-from durable_endpoints_server.engine.transitions import Resolve, decide
+from durable_endpoints_server.engine.transitions import Resolve, resolve_all
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.store.base import Match, RefusedError, Ticket
 from durable_endpoints_server.tasks import on_loop
@@ -321,28 +321,29 @@ class EventService:
             for match in found
             if match.run.began_at <= event.received_at and matches(match.wait, event, document)
         ]
-        return sorted(hits, key=lambda match: (match.run.id, match.step.id.hash))
+        return sorted(
+            hits, key=lambda match: (match.run.id, match.step.began_at, match.step.id.hash)
+        )
 
     def _resolve_idle(self, event: Event, found: list[Match]) -> list[tuple[Run, Ticket]]:
         """Queue the resolutions of runs that nobody executes: all matching waits of each."""
         resolved: list[tuple[Run, Ticket]] = []
         for run_id, group in groupby(found, key=lambda match: match.run.id):
-            last: tuple[Run, Ticket] | None = None
-            taken: set[str] = set()
+            taken: dict[str, Resolve] = {}
             for match in group:
                 key = match.step.id.hash
                 if match.run.status not in (Status.WAITING, Status.READY) or key in taken:
                     continue
+                if taken and not _was_open(match, event):
+                    continue
                 if self._host.live_run(run_id) is not None:
                     break
-                taken.add(key)
-                command = Resolve(match.step, resolution(match.wait, event), event.id)
+                run = match.run
+                taken[key] = Resolve(match.step, resolution(match.wait, event), event.id)
+            if taken:
                 now = self._host.clock.now()
-                run = match.run if last is None else last[0]
-                decision = decide(run, command, now, self._host.policy)
-                last = decision.run, self._host.store.submit(decision.change)
-            if last is not None:
-                resolved.append(last)
+                run, change = resolve_all(run, [*taken.values()], now, self._host.policy)
+                resolved.append((run, self._host.store.submit(change)))
         return resolved
 
     async def _offer_live(self, event: Event, found: list[Match]) -> list[LiveRun]:
@@ -351,7 +352,8 @@ class EventService:
             live = self._host.live_run(match.run.id)
             if live is not None:
                 value = resolution(match.wait, event)
-                await live.offer(match.step.id.hash, value, event.id, again=True)
+                again = _was_open(match, event)
+                await live.offer(match.step.id.hash, value, event.id, again)
                 lives.append(live)
         return lives
 
@@ -362,6 +364,12 @@ class EventService:
             except RefusedError:
                 continue  # somebody was faster; `_settle` looks again
             self._host.announce(run, None, None)
+
+
+def _was_open(match: Match, event: Event) -> bool:
+    """Whether a wait was open when the event came: all such waits of a run get it. Of those that
+    opened later, be it while the event was being matched, only the next one does."""
+    return match.step.began_at <= event.received_at
 
 
 async def _is_written(ticket: Ticket) -> bool:

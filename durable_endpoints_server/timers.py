@@ -10,10 +10,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from durable_endpoints.protocol.errors import LostRunError, StorageError
+from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.protocol.ops import FROM_OUTSIDE, StepKind
 from durable_endpoints_server.engine.model import Run, Status
-from durable_endpoints_server.engine.transitions import Expire, Resolve, decide
+from durable_endpoints_server.engine.transitions import Expire, Resolve, resolve_all
 from durable_endpoints_server.store.base import DueStep, RefusedError, Ticket
 from durable_endpoints_server.tasks import Bell
 
@@ -82,19 +82,18 @@ class Timers:
     async def _resolve(self, due: list[DueStep]) -> None:
         kept = await self._look_back(due)
         now = self._host.clock.now()
-        runs: dict[str, Run] = {}
-        written: dict[str, Ticket] = {}
+        runs = {run.id: run for run, _ in due}
+        resolutions: dict[str, list[Resolve]] = {}
         for run, step in due:
-            command = kept.get((run.id, step.id.hash), Resolve(step))
-            try:
-                decision = decide(runs.get(run.id, run), command, now, self._host.policy)
-            except LostRunError:
-                continue
-            runs[run.id] = decision.run
-            written[run.id] = self._host.store.submit(decision.change)
-        for run_id, ticket in written.items():
+            resolution = kept.get((run.id, step.id.hash), Resolve(step))
+            resolutions.setdefault(run.id, []).append(resolution)
+        written: list[tuple[Run, Ticket]] = []
+        for run_id, all_of_it in resolutions.items():
+            after, change = resolve_all(runs[run_id], all_of_it, now, self._host.policy)
+            written.append((after, self._host.store.submit(change)))
+        for after, ticket in written:
             if await _is_written(ticket):
-                self._host.announce(runs[run_id], None, None)
+                self._host.announce(after, None, None)
 
     async def _look_back(self, due: list[DueStep]) -> dict[tuple[str, str], Resolve]:
         """What waits get that time out, of events that came before them. A run that suspended has

@@ -31,7 +31,7 @@ in the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from durable_endpoints.protocol.errors import LimitError, LostRunError
@@ -196,6 +196,22 @@ def decide(run: Run, command: Command, now: int, policy: Policy, chance: float =
     after, facts = rule(run, command, now, policy, chance)
     change = _new(Change, (facts, run.id, run.generation, 1 << run.status, False))
     return _new(Decision, (after, change))
+
+
+def resolve_all(run: Run, resolutions: Sequence[Resolve], now: int, policy: Policy) -> Decision:
+    """Return what several resolutions make of a run that nobody executes: all of them, or, if the
+    run has changed, none. Raises as `decide` does.
+
+    Each by itself would not do: somebody else may have resolved something in the place of the first
+    one, and made the very generation on which the second one relies.
+    """
+    after = run
+    facts: list[Fact] = []
+    for resolution in resolutions:
+        after, change = decide(after, resolution, now, policy)
+        facts += [fact for fact in change.facts if not isinstance(fact, RunChanged)]
+    whole = Change((*facts, RunChanged(after)), run.id, run.generation, states(run.status))
+    return Decision(after, whole)
 
 
 _new = tuple.__new__

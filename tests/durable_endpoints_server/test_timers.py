@@ -211,6 +211,31 @@ async def test_a_wait_whose_execution_vanished_before_it_looked_back(
         assert b"null" in values  # each event resolves one of two waits that it came before
 
 
+async def test_an_event_that_came_before_two_waits_resolves_the_next_of_them(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    """Both are open when it is matched at last, after a new start."""
+    event = Event("e", "said", b"{}", clock.now(), clock.now() + 1)
+    store.apply(Change((EventReceived(event, settled=False),)))
+    decision = register(new_run("r"), "me", None, clock.now())
+    store.apply(decision.change)
+    for name, later in (("second", 9), ("first", 5)):
+        wait = WaitForEvent(step(name), StepKind.WAIT, (Alternative("", "said"),), 60_000)
+        decision = decide(decision.run, wait, clock.now() + later, POLICY)
+        assert store.apply(decision.change)
+    assert store.apply(decide(decision.run, Suspend(), clock.now() + 10, POLICY).change)
+    clock.move_to(clock.now() + 20)
+    async with serving(store, clock):
+        await settle()
+        entry = await store.entry("r")
+        assert entry is not None
+        assert {s.id.name: s.state for s in entry.memo} == {
+            "first": StepState.DONE,
+            "second": StepState.PENDING,
+        }
+        assert not await store.unsettled_events(1)
+
+
 async def test_a_timeout_without_an_event_is_null(store: FlakyStore, clock: VirtualClock) -> None:
     wait = WaitForEvent(step("hear"), StepKind.WAIT, (Alternative("", "said"),), 1_000)
     suspended(store, clock, "r", wait)

@@ -40,12 +40,15 @@ from durable_endpoints_server.engine.transitions import (
     decide,
     in_quarantine,
     register,
+    resolve_all,
 )
 
 POLICY = Policy()
 NEW = NewRun("r", "f", "", "GET", "/", b"")
 STEP = StepId(hash_name("s"), "s", 0)
+OTHER = StepId(hash_name("t"), "t", 0)
 SLEEPING = StepRecord(STEP, StepKind.SLEEP, StepState.PENDING, due=50, began_at=1)
+WAITING = StepRecord(OTHER, StepKind.WAIT, StepState.PENDING, due=50, began_at=1)
 INVOKED = StepRecord(STEP, StepKind.INVOKE, StepState.PENDING, due=50, began_at=1)
 RETRYING = StepRecord(STEP, StepKind.RUN, StepState.RETRYING, attempt=1, due=50)
 
@@ -123,6 +126,17 @@ def test_the_generation_grows_with_every_claim_and_every_resolution_of_an_idle_r
     assert (run.status, run.generation) == (Status.RUNNING, 3)
     run = after(run, Resolve(SLEEPING))
     assert (run.status, run.generation) == (Status.RUNNING, 3)
+
+
+def test_several_resolutions_are_one_change_which_is_written_whole_or_not_at_all() -> None:
+    waiting = after(running(), Suspend())
+    both = resolve_all(waiting, [Resolve(SLEEPING), Resolve(WAITING, b"1", "e")], 2_000, POLICY)
+    kinds = [type(fact).__name__ for fact in both.change.facts]
+    assert kinds == ["StepResolved", "StepResolved", "EventUsed", "RunChanged"]
+    assert (both.run.status, both.run.last_order) == (Status.READY, 2)
+    assert both.change.admits(waiting)
+    faster = after(waiting, Resolve(WAITING, b"2", "f"))
+    assert not both.change.admits(faster)
 
 
 def test_who_has_lost_the_race_for_a_run_changes_nothing_of_it() -> None:
