@@ -14,7 +14,7 @@ from durable_endpoints_server.store.base import Ended, Entry
 from tests.simulation.model.checker import Checker, label_of
 from tests.simulation.model.disk import read
 from tests.simulation.model.handler import Execution, Reply
-from tests.simulation.model.loop import Task
+from tests.simulation.model.loop import Future, Task
 from tests.simulation.programs import Program, Request
 
 if TYPE_CHECKING:
@@ -103,11 +103,12 @@ class App:
             kind, (run_id, content) if kind == "response" else run_id
         )
 
-    def execute(self, live: Live, entry: Entry) -> None:
+    def execute(self, live: Live, entry: Entry) -> Future:
         """A run was claimed: send its request in again."""
         execution = Execution(self, live, self._programs[label_of(live.id)], inherited=1)
         if self.is_broken:
             execution.park()
+        return execution.is_over
 
     def outcome(self, run_id: str) -> Task:
         """How a run stands."""

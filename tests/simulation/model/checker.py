@@ -243,7 +243,7 @@ class Checker:
         event = self._events.get(got["id"])
         if event is None:
             raise ViolationError(f"wait {key} of {change.run_id} got {got}, which is not on disk")
-        if used != [event.id]:
+        if event.id not in used:
             raise ViolationError(f"wait {key} of {change.run_id} got {event.id}, recorded {used}")
         if not self._suits(books, key, event) or event.received_at >= deadline:
             raise ViolationError(

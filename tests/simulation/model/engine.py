@@ -27,6 +27,7 @@ from durable_endpoints_server.engine.transitions import (
     decide,
     in_quarantine,
     register,
+    resolve_all,
 )
 from durable_endpoints_server.owner import is_same_boot
 from durable_endpoints_server.store.base import (
@@ -59,7 +60,8 @@ class Place(NamedTuple):
     """Where a run is executed."""
 
     owner: str
-    execute: Callable[[Live, Entry], None]
+    execute: Callable[[Live, Entry], Future]
+    """Returns what is done once the execution has left the run, and that is on disk or refused."""
 
 
 class Engine:
@@ -279,8 +281,7 @@ class Dispatcher:
                 live = engine.adopt(decision, entry.memo, entry.stream, is_counted)
                 if (entry.run.ready_at or 0) <= engine.attached_at:
                     yield from live.written()
-                place.execute(live, entry)
-                yield live.is_over
+                yield place.execute(live, entry)
                 if not live.was_refused:
                     break
         except EngineError:
@@ -342,23 +343,23 @@ class Timers:
 
     def _resolve(self, due: Sequence[DueStep]) -> Task:
         engine = self._engine
-        written: dict[str, tuple[Run, Future]] = {}
         kept = yield from self._look_back(due)
         now = engine.clock.now()
+        runs = {run.id: run for run, _ in due}
+        resolutions: dict[str, list[Resolve]] = {}
         for run, step in due:
-            known = written.get(run.id)
-            command = kept.get((run.id, step.id.hash), Resolve(step))
-            try:
-                decision = decide(run if known is None else known[0], command, now, engine.policy)
-            except LostRunError:
-                continue
-            written[run.id] = decision.run, engine.disk.submit(decision.change)
-        for run, ticket in written.values():
+            resolution = kept.get((run.id, step.id.hash), Resolve(step))
+            resolutions.setdefault(run.id, []).append(resolution)
+        written: list[tuple[Run, Future]] = []
+        for run_id, all_of_it in resolutions.items():
+            after, change = resolve_all(runs[run_id], all_of_it, now, engine.policy)
+            written.append((after, engine.disk.submit(change)))
+        for after, ticket in written:
             try:
                 yield ticket
             except RefusedError:
                 continue
-            engine.announce(run, None, None)
+            engine.announce(after, None, None)
 
     def _look_back(self, due: Sequence[DueStep]) -> Task:
         """What waits get that time out, of events that came before them."""

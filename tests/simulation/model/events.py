@@ -16,7 +16,7 @@ from durable_endpoints.protocol.ops import NewEvent, StepRecord
 from durable_endpoints_server.engine.facts import Change, EventReceived, EventSettled
 from durable_endpoints_server.engine.matching import document_of, matches, resolution
 from durable_endpoints_server.engine.model import Event, Run, Status, Wait
-from durable_endpoints_server.engine.transitions import Resolve, decide
+from durable_endpoints_server.engine.transitions import Resolve, decide, resolve_all
 from durable_endpoints_server.store.base import Match, RefusedError
 from tests.simulation.model.disk import read
 from tests.simulation.model.loop import MS, Future, Task
@@ -185,7 +185,7 @@ class Events:
             for live in lives:
                 yield from live.written()
             yield _PAUSE if lives or is_leaving else 0
-        yield engine.disk.submit(Change((EventSettled(event.id),)))
+        yield engine.disk.submit(Change((EventSettled(event.id),), is_relaxed=True))
 
     def _is_leaving(self, found: Sequence[Match]) -> bool:
         engine = self._engine
@@ -204,27 +204,29 @@ class Events:
             for match in found
             if match.run.began_at <= event.received_at and matches(match.wait, event, document)
         ]
-        return sorted(hits, key=lambda match: (match.run.id, match.step.id.hash))
+        return sorted(
+            hits, key=lambda match: (match.run.id, match.step.began_at, match.step.id.hash)
+        )
 
     def _resolve_idle(self, event: Event, found: list[Match]) -> list[tuple[Run, Future]]:
         engine = self._engine
         resolved: list[tuple[Run, Future]] = []
         for run_id, group in groupby(found, key=lambda match: match.run.id):
-            last: tuple[Run, Future] | None = None
-            taken: set[str] = set()
+            taken: dict[str, Resolve] = {}
             for match in group:
                 key = match.step.id.hash
                 if match.run.status not in (Status.WAITING, Status.READY) or key in taken:
                     continue
+                if taken and not _was_open(match, event):
+                    continue
                 if run_id in engine.live:
                     break
-                taken.add(key)
-                command = Resolve(match.step, resolution(match.wait, event), event.id)
-                run = match.run if last is None else last[0]
-                decision = decide(run, command, engine.clock.now(), engine.policy)
-                last = decision.run, engine.disk.submit(decision.change)
-            if last is not None:
-                resolved.append(last)
+                run = match.run
+                taken[key] = Resolve(match.step, resolution(match.wait, event), event.id)
+            if taken:
+                now = engine.clock.now()
+                run, change = resolve_all(run, [*taken.values()], now, engine.policy)
+                resolved.append((run, engine.disk.submit(change)))
         return resolved
 
     def _offer_live(self, event: Event, found: Sequence[Match]) -> list[Live]:
@@ -233,7 +235,7 @@ class Events:
             live = self._engine.live.get(match.run.id)
             if live is not None:
                 value = resolution(match.wait, event)
-                live.offer(match.step.id.hash, value, event.id, again=True)
+                live.offer(match.step.id.hash, value, event.id, _was_open(match, event))
                 lives.append(live)
         return lives
 
@@ -244,6 +246,11 @@ class Events:
             except RefusedError:
                 continue
             self._engine.announce(run, None, None)
+
+
+def _was_open(match: Match, event: Event) -> bool:
+    """Whether a wait was open when the event came."""
+    return match.step.began_at <= event.received_at
 
 
 class Signals:

@@ -96,6 +96,8 @@ class Execution:
         self.session = session
         self.departure = ""
         self.reply: Reply | None = None
+        self.is_over = Future()
+        """Done when this execution has left its run, and that is on disk or refused."""
         self._program = program
         self._memo = {step.id.hash: step for step in session.memo}
         self._active = 1
@@ -148,6 +150,7 @@ class Execution:
             self._break_off(error)
             return
         self._answer("response", command.response)
+        self.is_over.set()
 
     def _nodes(self, nodes: Sequence[Node]) -> Task:
         values: list[Any] = []
@@ -427,6 +430,7 @@ class Execution:
             self._answer("unavailable", None)
         else:
             self._answer("later", None)
+        self.is_over.set()
 
     def _answer(self, kind: str, content: object) -> None:
         if self.reply is not None:

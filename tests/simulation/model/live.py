@@ -81,8 +81,6 @@ class Live:
         self.listener: Listener | None = None
         self.stop_reason = ""
         self.was_refused = False
-        self.is_over = Future()
-        """Done when this execution has left the run."""
         self._left = False
         self._lane = Lane()
         self._missed = False
@@ -208,7 +206,6 @@ class Live:
         self._alarms.clear()
         self.engine.forget(self)
         self.listener = None
-        self.is_over.set()
 
     def _lost(self, reason: str) -> None:
         listener, self.stop_reason = self.listener, reason
