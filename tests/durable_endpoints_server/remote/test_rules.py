@@ -202,6 +202,26 @@ async def test_a_peer_that_does_not_read_is_given_up(
         assert (await process.until_closed()).code == 1008
 
 
+async def test_a_peer_that_is_sent_one_message_for_too_long_is_given_up(
+    store: MemoryStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    async with serving(store, clock) as server:
+        process, other = FakeProcess(server, "p1"), FakeProcess(server, "p2")
+        await process.hello()
+        await other.hello()
+
+        async def never(message: str) -> None:
+            await asyncio.sleep(60)
+
+        monkeypatch.setattr(process.end.peer, "send", never)
+        await process.say(register("r"))
+        await other.say(register("s"))
+        assert (await process.until_closed()).code == 1008
+        await other.acked("s", 1)
+        assert other.closed is None
+
+
 async def test_what_is_large_waits_until_a_slow_peer_has_read(
     store: MemoryStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
