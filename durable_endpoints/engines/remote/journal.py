@@ -21,16 +21,6 @@ Try = tuple[str, int, RecordKind]
 """What chunks are counted by: the step's hash, its try, and their kind."""
 
 
-class Numbered:
-    """A frame that has a number in the session, by which the server confirms it."""
-
-    __slots__ = ("frame", "number")
-
-    def __init__(self, number: int, frame: Frame) -> None:
-        self.number = number
-        self.frame = frame
-
-
 class Chunks:
     """Chunks of one try that stand together. More of them may join until they are sent."""
 
@@ -68,24 +58,25 @@ class Chunks:
 
 
 class Journal:
-    """What is not confirmed of one session. All methods are for any thread."""
+    """What is not confirmed of one session: frames whose third part is the number by which the
+    server confirms them, and chunks between them. `push` is for any thread, the rest for the loop.
+    """
 
     __slots__ = ("_entries", "_guard", "_ordinals", "chunks", "chunks_size")
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._entries: deque[Numbered | Chunks] = deque()
+        self._entries: deque[Frame | Chunks] = deque()
         self._ordinals: dict[Try, int] = {}
         self.chunks = 0
         """How many chunks are not known to be written …"""
         self.chunks_size = 0
         """… and what they weigh."""
 
-    def number(self, number: int, frame: Frame) -> Frame:
-        """Note a frame with a number, and return it."""
-        with self._guard:
-            self._entries.append(Numbered(number, frame))
-        return frame
+    def add(self, frame: Frame) -> None:
+        """Note a frame with a number."""
+        # Without the guard: chunks that are pushed in this very moment may stand on either side.
+        self._entries.append(frame)
 
     def push(
         self, run_id: str, source: Try, values: list[bytes], replaces: bool
@@ -129,22 +120,22 @@ class Journal:
             entries = self._entries
             while entries:
                 first = entries[0]
-                if isinstance(first, Numbered):
-                    if first.number > number:
+                if isinstance(first, Chunks):
+                    if not self._is_before(number):
                         break
-                elif not self._is_before(number):
+                elif first[2] > number:
                     break
                 self._drop(entries.popleft())
 
     def _is_before(self, number: int) -> bool:
         """Whether the first entry, of chunks, was said before what has this number."""
-        following = next((one for one in self._entries if isinstance(one, Numbered)), None)
-        return following is not None and following.number <= number
+        following = next((one for one in self._entries if not isinstance(one, Chunks)), None)
+        return following is not None and following[2] <= number
 
     def written(self, counts: Mapping[Try, int]) -> None:
         """So many of the chunks of each source are written."""
         with self._guard:
-            left: deque[Numbered | Chunks] = deque()
+            left: deque[Frame | Chunks] = deque()
             for entry in self._entries:
                 if isinstance(entry, Chunks) and entry.end <= counts.get(entry.source, 0):
                     self._drop(entry)
@@ -152,7 +143,7 @@ class Journal:
                     left.append(entry)
             self._entries = left
 
-    def _drop(self, entry: Numbered | Chunks) -> None:
+    def _drop(self, entry: Frame | Chunks) -> None:
         if isinstance(entry, Chunks):
             self.chunks -= len(entry.values)
             self.chunks_size -= entry.size
@@ -163,7 +154,7 @@ class Journal:
             for entry in self._entries:
                 if isinstance(entry, Chunks):
                     entry.is_sent = True
-            return [entry.frame for entry in self._entries]
+            return [one.frame if isinstance(one, Chunks) else one for one in self._entries]
 
     def clear(self) -> None:
         """Nothing of it is to be said again."""

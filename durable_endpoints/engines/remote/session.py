@@ -374,7 +374,8 @@ class RemoteSession:
     def _say(self, name: str, *parts: Any) -> int:
         self._number += 1
         frame = [name, self.id, self._number, *parts]
-        self._station.say(self._journal.number(self._number, frame))
+        self._journal.add(frame)
+        self._station.say(frame)
         return self._number
 
     def _check(self) -> None:
