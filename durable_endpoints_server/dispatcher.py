@@ -196,29 +196,33 @@ class Dispatcher:
             self._start(self._queue.popleft())
 
     async def _fetch(self) -> None:
+        self._more = False  # who wants another look while the store is asked gets one
         try:
             full = [app for (app, _), held in self._held.items() if len(held) >= _PAGE]
-            new = await self._fetch_without(full)
-            if not new and self._more:
+            new, may_be_more = await self._fetch_without(full)
+            if not new and may_be_more:
                 # A page of runs that have no place must not hide those of other applications.
-                new = await self._fetch_without(self._stuck)
+                new, may_be_more = await self._fetch_without(self._stuck)
         except EngineError as error:
+            self._more = True
             logger.error("runs that are ready could not be read: %s", error)
             return
-        self._more = self._more and bool(new)
+        if new and may_be_more:
+            self._more = True
         for run in new:
             self.wake(run)
 
-    async def _fetch_without(self, apps: Collection[str]) -> list[Run]:
+    async def _fetch_without(self, apps: Collection[str]) -> tuple[list[Run], bool]:
+        """Runs that are not known here, and whether there may be more."""
         ready = await self._host.store.in_status(Status.READY, _PAGE, apps)
-        self._more = len(ready) == _PAGE
-        return [
+        new = [
             run
             for run in ready
             if run.id not in self._unclaimed
             and run.id not in self._queued
             and self._host.live_run(run.id) is None
         ]
+        return new, len(ready) == _PAGE
 
     def _start(self, run_id: str) -> None:
         self._running += 1

@@ -295,6 +295,11 @@ class LiveRun:
     # How the execution ends
 
     @property
+    def has_left(self) -> bool:
+        """Whether this execution is over, or its run was taken from it."""
+        return self._left
+
+    @property
     def is_looking(self) -> bool:
         """Whether something is under way that may still resolve a step: `suspend` waits for it."""
         return bool(self._tasks)

@@ -284,6 +284,8 @@ class EmbeddedEngine:
 
     async def _execute(self, live: LiveRun, entry: Entry) -> None:
         """Hand a claimed run to the application it came from."""
+        if live.has_left:
+            return  # it was ended, or taken away, while the claim was being written
         if entry.request is None:
             await live.end(Fail("request_missing", None))
             return

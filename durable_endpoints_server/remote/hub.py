@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -219,31 +220,30 @@ class Hub:
         if chosen is None:
             return Nobody.FREE
         chosen.executing.add(entry.run.id)
-        return Place(chosen.owner, self.execute)
+        return Place(chosen.owner, partial(self._execute, chosen))
 
     def look_again(self) -> None:
         """More runs may have a place than before."""
         self.host.dispatcher.look_again()
 
-    async def execute(self, live: LiveRun, entry: Entry) -> None:
+    async def _execute(self, process: RemoteProcess, live: LiveRun, entry: Entry) -> None:
         """Let the process that the run was claimed for execute it. Returns when that has left the
         run, in whatever way."""
-        name = live.run.owner.split("/", 2)[2]
-        process = self._processes.get(name)
         try:
-            if process is None or not process.is_ready:
+            if live.has_left:
+                pass  # it was ended, or taken away, while the claim was being written
+            elif not process.is_ready:
                 await live.release("released")
             elif entry.request is None:
                 await live.end(Fail("request_missing", None))
             else:
-                await self._execute(process, live, entry)
+                await self._execute_in(process, live, entry)
         finally:
-            if process is not None:
-                process.executing.discard(live.id)
-                self.host.dispatcher.make_room(process.app)
+            process.executing.discard(live.id)
+            self.host.dispatcher.make_room(process.app)
             self._isolation.end(live.id)
 
-    async def _execute(self, process: RemoteProcess, live: LiveRun, entry: Entry) -> None:
+    async def _execute_in(self, process: RemoteProcess, live: LiveRun, entry: Entry) -> None:
         former = process.sessions.get(live.id)
         session = RemoteSession(process, live, is_known=False)
         process.add(session)

@@ -445,3 +445,29 @@ async def test_many_runs_that_have_no_place_hide_none_that_has(
         host.dispatcher.place_by(place)
         await until(lambda: len(executions.began) == 15)
         assert executions.began == sorted(executions.began)
+
+
+async def test_what_comes_while_the_store_is_asked_is_not_overlooked(
+    store: FlakyStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run becomes ready behind the back of a look into the store, and has no place; then there
+    is one, before that look ends."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+    look = store.in_status
+
+    async def slow(status: Status, *more: Any) -> list[Run]:
+        found = await look(status, *more)
+        if status is Status.READY and not asked.is_set():
+            asked.set()
+            await answer.wait()
+        return found
+
+    monkeypatch.setattr(store, "in_status", slow)
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        await asked.wait()
+        ready(store, "r")
+        host.dispatcher.look_again()
+        answer.set()
+        await until(lambda: executions.began == ["r"])

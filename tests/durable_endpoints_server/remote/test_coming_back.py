@@ -15,6 +15,7 @@ from durable_endpoints.protocol.ops import Alternative, NewEvent, StepKind, Wait
 from durable_endpoints.protocol.runs import Fail
 from durable_endpoints.protocol.wire import Frame
 from durable_endpoints.testing import VirtualClock
+from durable_endpoints_server.dispatcher import Nobody, Place
 from durable_endpoints_server.engine.model import Status
 from durable_endpoints_server.store.base import Store
 from durable_endpoints_server.store.memory import MemoryStore
@@ -534,3 +535,26 @@ async def test_what_was_resolved_unseen_before_a_break_is_not_slept_through(
     await process.come_back(server, resume("r", 1, 2, leaving=True), suspend("r", 3, seen=0))
     await process.executes("r")
     await server.stop()
+
+
+async def test_a_run_that_was_taken_away_while_it_was_claimed_keeps_no_room(
+    clock: VirtualClock,
+) -> None:
+    """Its deadline has come, say, while the claim was on its way to the disk."""
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        process = FakeProcess(server)
+        await process.hello(capacity=1)
+        await process.say(register("r"))
+        await process.acked("r", 1)
+        entry, live = await store.entry("r"), server.host.live_run("r")
+        assert entry is not None
+        assert live is not None
+        place = server.hub.place(entry)
+        assert isinstance(place, Place)
+        assert server.hub.place(entry) is Nobody.FREE
+        live.run = live.run._replace(owner="")
+        live.drop()
+        await place.executor(live, entry)
+        assert isinstance(server.hub.place(entry), Place)
+        assert process.all("execute") == []
