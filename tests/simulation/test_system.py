@@ -6,20 +6,40 @@ import asyncio
 
 import pytest
 
+from durable_endpoints_server.live import LiveRun
 from tests.simulation.system.history import Mode, play, random_history
 from tests.simulation.system.loop import Machine, Process, SimulatedLoop, StuckError
+from tests.simulation.system.search import made_small, search, told
 
-_CHUNKS: list[tuple[Mode, int]] = [
-    *[("embedded", first) for first in range(0, 100, 25)],
-    *[("remote", first) for first in range(0, 50, 25)],
+_SHARE = 50
+_SHARES: list[tuple[Mode, int]] = [
+    *[("embedded", first) for first in range(0, 300, _SHARE)],
+    *[("remote", first) for first in range(0, 200, _SHARE)],
 ]
 
 
-@pytest.mark.parametrize(("mode", "first"), _CHUNKS)
+@pytest.mark.parametrize(("mode", "first"), _SHARES)
 def test_all_is_right_whatever_goes_wrong(mode: Mode, first: int) -> None:
-    for seed in range(first, first + 25):
-        outcome = play(random_history(mode, seed))
-        assert not outcome.wrong, f"{mode} {seed}"
+    found = search(mode, range(first, first + _SHARE))
+    assert not found.wrong, f"python -m tests.simulation.system --system {mode} --replay SEED"
+    for kind in ("RunEnded", "StepResolved", "EventUsed", "Streamed", "kill", "power", "clock"):
+        assert found.counts[kind] > 0, kind
+
+
+def test_a_bug_is_found_and_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, that nobody waits until a claim, a step or an end is on disk."""
+
+    async def at_once(live: LiveRun, ticket: object) -> None:
+        pass
+
+    monkeypatch.setattr(LiveRun, "until_written", at_once)
+    seed = next(seed for seed in range(100) if search("embedded", [seed]).wrong)
+    history = random_history("embedded", seed)
+    small = made_small(history, tries=25)
+    assert play(small).wrong
+    assert len(small.faults) <= len(history.faults)
+    assert len(str(small.scenario)) <= len(str(history.scenario))
+    assert "written: " in told(small)
 
 
 @pytest.mark.parametrize("mode", ["embedded", "remote"])

@@ -201,15 +201,22 @@ class _World:
         answer = await Client(self, self._loop.outside, request).converse()
         self._note(f"client of {request.label} has {answer}")
         if answer is not None:
+            run_id = self._runs.get(request.label, "")
+            if answer.status == 200 and not self.has_ended(run_id):
+                self._outcome.wrong.append(f"{request.label} is answered before its end is kept")
             self._answers.setdefault(request.label, []).append(answer)
 
     async def _until_quiet(self) -> None:
         """Return when all runs have ended and nothing goes on."""
-        while self.engine.host is None or any(
-            not self.has_ended(run_id) for run_id in self._runs.values()
-        ):
-            await asyncio.sleep(60)
-        await asyncio.sleep(120)
+        while True:
+            while not self._is_quiet():
+                await asyncio.sleep(60)
+            await asyncio.sleep(120)
+            if self._is_quiet():
+                return
+
+    def _is_quiet(self) -> bool:
+        return self.engine.host is not None and all(map(self.has_ended, self._runs.values()))
 
     # For people
 
@@ -291,7 +298,9 @@ class _World:
             if isinstance(fact, RunCreated | ChildCreated):
                 self._begun(fact)
             self._outcome.counts[type(fact).__name__] += 1
-        self.watch.written(self._disk.store, change)
+        host = self.engine.host
+        now = None if host is None else host.clock.now()
+        self.watch.written(self._disk.store, change, now)
         row = self._disk.store._rows.get(change.run_id)
         if row is not None and row.ended is not None:
             self._tell(self._ended, change.run_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from durable_endpoints.protocol.ops import StepState
+from durable_endpoints.protocol.ops import StepKind, StepState
 from durable_endpoints_server.engine.facts import (
     Change,
     RunCreated,
@@ -37,16 +37,23 @@ class Watch:
         self._ends: dict[str, tuple[Any, ...]] = {}
         self._records: dict[str, tuple[int, int]] = {}
         """How many records a run's stream has, and their last position."""
+        self._sleeps: dict[tuple[str, str], int] = {}
+        """When sleeps are due."""
         self._promised: set[tuple[str, str]] = set()
         """Steps and, without a name, ends and beginnings of runs of which somebody was told that
         they are on disk."""
 
-    def written(self, store: MemoryStore, change: Change) -> None:
-        """A change was written."""
+    def written(self, store: MemoryStore, change: Change, now: int | None) -> None:
+        """A change was written, when the engine's clock showed `now`, if that is known."""
         row = store._rows.get(change.run_id)
         if row is None:
             return
         run_id = change.run_id
+        for fact in change.facts:
+            if isinstance(fact, StepWritten | StepResolved) and fact.step.kind is StepKind.SLEEP:
+                due = self._sleeps.setdefault((run_id, fact.step.id.hash), fact.step.due or 0)
+                if fact.step.state is not StepState.PENDING and now is not None and now < due:
+                    self.wrong.append(f"sleep {fact.step.id} of {run_id} ends early")
         for step in row.steps.values():
             key = (run_id, str(step.id))
             known = self._finals.get(key)
@@ -94,6 +101,7 @@ class Watch:
                     kept.add((run_id, str(step.id)))
         for run_id, what in sorted(self._promised - kept):
             self.wrong.append(f"{what} of {run_id} was acknowledged, and went with the power")
+        self._sleeps.clear()
         self._finals = {key: final for key, final in self._finals.items() if key in kept}
         self._ends = {
             run_id: end for run_id, end in self._ends.items() if (run_id, RunEnded.__name__) in kept
