@@ -160,7 +160,7 @@ def application(seen: Seen, **where: Unpack[SettingsArguments]) -> FastAPI:
         await step.sleep("nap", "5ms")
         await step.send_event("ask", "asked", {"run": run})
         event = await step.wait_for_event(
-            "hear", event="asked", match={"data.run": run}, timeout="1m"
+            "hear", event="asked", match={"data.run": run}, timeout="1h"
         )
         heard = await step.run("last", once, run, "last", "heard" if event else "not heard")
         return f"{run}: {shown(values)} {heard}"
@@ -182,14 +182,14 @@ def application(seen: Seen, **where: Unpack[SettingsArguments]) -> FastAPI:
     @endpoint
     async def asking(run: str) -> str:
         await step.run("before", once, run, "before", 1)
-        event = await step.wait_for_event("go", event="go", match={"data.run": run}, timeout="1m")
+        event = await step.wait_for_event("go", event="go", match={"data.run": run}, timeout="1h")
         return await step.run("after", once, run, "after", f"{run}: {event and event.data['say']}")
 
     @app.post("/hearing/{run}")
     @endpoint
     async def hearing(run: str) -> str:
         await step.run("before", once, run, "before", 1)
-        signal = await step.wait_for_signal("go", signal=run, timeout="1m")
+        signal = await step.wait_for_signal("go", signal=run, timeout="1h")
         return await step.run("after", once, run, "after", f"{run}: {signal and signal.data}")
 
     @app.post("/story/{run}")
