@@ -5,9 +5,14 @@ Engines are imported when they are needed: who uses a server pays for no databas
 
 from __future__ import annotations
 
+import sys
+
 from durable_endpoints.engines.base import Engine
 from durable_endpoints.protocol.ops import NewEvent
 from durable_endpoints.settings import Settings
+
+_AT_SERVERS = "durable_endpoints.engines.remote.engine"
+"""The module that every engine at a server was imported after."""
 
 
 def engine_for(settings: Settings) -> Engine:
@@ -32,11 +37,13 @@ def foreign_engine_for(settings: Settings) -> Engine:
 
 def running_engine(settings: Settings) -> Engine | None:
     """The engine that runs in this process: the only one of its kind, or the one of these
-    settings."""
+    settings. An application may name its server itself, where these settings name none."""
     if settings.server_url is None:
         from durable_endpoints.engines.embedded import running_engine
 
-        return running_engine(settings)
+        engine = running_engine(settings)
+        if engine is not None or _AT_SERVERS not in sys.modules:
+            return engine
     from durable_endpoints.engines.inngest.engine import running_inngest_engine
     from durable_endpoints.engines.remote.engine import running_remote_engine
 

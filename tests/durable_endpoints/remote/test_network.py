@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,21 @@ def test_scripts_send_events_and_signals(dev: str, monkeypatch: pytest.MonkeyPat
         assert in_script(lambda: send_signal("from outside", "go")) is False
         assert client.get(event).json() == {"n": 1}
         assert client.get(signal).json() == "go"
+
+
+def test_an_event_from_outside_requests_finds_a_server_that_no_variable_names(dev: str) -> None:
+    app = application(dev, app_name="tasks")
+
+    @app.get("/task")
+    async def task() -> str:
+        """As one that was started with the application."""
+        sending = send_event("from outside", {"n": 2})
+        return await asyncio.create_task(sending, context=Context())
+
+    with TestClient(app) as client:
+        where = client.post("/wait-for", follow_redirects=False).headers["location"]
+        assert client.get("/task").status_code == 200
+        assert client.get(where).json() == {"n": 2}
 
 
 def test_a_script_is_told_that_the_server_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
