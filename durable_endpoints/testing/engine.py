@@ -17,7 +17,7 @@ from durable_endpoints.client import Transcript
 from durable_endpoints.engines.base import Session, StreamReader
 from durable_endpoints.engines.embedded import EmbeddedEngine
 from durable_endpoints.engines.stand_in import standing_in
-from durable_endpoints.errors import StorageError
+from durable_endpoints.errors import EngineError, StorageError
 from durable_endpoints.events import new_event
 from durable_endpoints.protocol.durations import Duration, parse_duration
 from durable_endpoints.protocol.ops import NewEvent, StepRecord
@@ -35,6 +35,7 @@ from durable_endpoints.testing.reconnecting import Reconnecting
 from durable_endpoints.testing.script import Script, When
 from durable_endpoints.testing.standstill import Watch, WatchedReader
 from durable_endpoints_server.clock import SystemClock
+from durable_endpoints_server.engine.facts import Change
 from durable_endpoints_server.engine.model import Run
 from durable_endpoints_server.store.base import Ended
 from durable_endpoints_server.store.memory import MemoryStore
@@ -44,6 +45,8 @@ from durable_endpoints_server.waiters import Waiters, is_settled
 T = TypeVar("T")
 
 _SECRET = "a key for tests, and for nothing else"
+_DISK_PATIENCE = 0.5
+"""Seconds for a store to write what a lost process has left."""
 
 
 class VirtualEngine(EmbeddedEngine):
@@ -374,8 +377,19 @@ class VirtualEngine(EmbeddedEngine):
         for transport in list(self._transports):
             transport.cut()
         self._change(lose_process(host))
-        if self.supervised:
-            self._change(self.start())
+        self._change(self._begin_again() if self.supervised else self._until_written())
+
+    async def _begin_again(self) -> None:
+        await self._until_written()
+        await self.start()
+
+    async def _until_written(self) -> None:
+        """Return when what the lost process has submitted is on disk: a real one's is there or not
+        when the next one looks, and does not come later."""
+        try:
+            await asyncio.wait_for(self.store.submit(Change(())).wait(), _DISK_PATIENCE)
+        except (EngineError, TimeoutError):
+            pass  # a store that a test made to fail, or to say nothing
 
     def _change(self, change: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(change)

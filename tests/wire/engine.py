@@ -25,14 +25,12 @@ from durable_endpoints.testing.engine import _SECRET, VirtualEngine
 from durable_endpoints.testing.standstill import WatchedReader
 from durable_endpoints.unkept import UnkeptSession
 from durable_endpoints_server.dispatcher import Nobody
-from durable_endpoints_server.engine.facts import Change
 from durable_endpoints_server.host import Host
 from durable_endpoints_server.remote.hub import Hub, HubOptions
 from tests.wire.pipes import ApplicationEnd, Line
 
 _URL = "http://localhost:8288"
 """Of a server that nobody asks."""
-_DISK_PATIENCE = 0.5
 
 
 class WireEngine(VirtualEngine):
@@ -94,15 +92,7 @@ class WireEngine(VirtualEngine):
             former, self.application = self.application, _Application(self)
             former.vanish()
             self._change(former.cleared_away())
-            self._change(self._until_written())
         super()._lose()
-
-    async def _until_written(self) -> None:
-        """Return when what the lost process has submitted is on disk, where the next one reads."""
-        try:
-            await asyncio.wait_for(self.store.submit(Change(())).wait(), _DISK_PATIENCE)
-        except (EngineError, TimeoutError):
-            pass  # a store that a test made to fail, or to say nothing
 
     @property
     def is_running(self) -> bool:
