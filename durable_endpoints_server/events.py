@@ -328,17 +328,16 @@ class EventService:
     def _resolve_idle(self, event: Event, found: list[Match]) -> list[tuple[Run, Ticket]]:
         """Queue the resolutions of runs that nobody executes: all matching waits of each."""
         resolved: list[tuple[Run, Ticket]] = []
-        for run_id, group in groupby(found, key=lambda match: match.run.id):
+        for _, group in groupby(found, key=lambda match: match.run.id):
+            of_run = [*group]
+            run = of_run[0].run
+            if run.status not in (Status.WAITING, Status.READY) or self._host.live_run(run.id):
+                continue
             taken: dict[str, Resolve] = {}
-            for match in group:
+            for match in of_run:
                 key = match.step.id.hash
-                if match.run.status not in (Status.WAITING, Status.READY) or key in taken:
+                if key in taken or (taken and not _was_open(match, event)):
                     continue
-                if taken and not _was_open(match, event):
-                    continue
-                if self._host.live_run(run_id) is not None:
-                    break
-                run = match.run
                 taken[key] = Resolve(match.step, resolution(match.wait, event), event.id)
             if taken:
                 now = self._host.clock.now()
