@@ -211,17 +211,16 @@ class Events:
     def _resolve_idle(self, event: Event, found: list[Match]) -> list[tuple[Run, Future]]:
         engine = self._engine
         resolved: list[tuple[Run, Future]] = []
-        for run_id, group in groupby(found, key=lambda match: match.run.id):
+        for _, group in groupby(found, key=lambda match: match.run.id):
+            of_run = [*group]
+            run = of_run[0].run
+            if run.status not in (Status.WAITING, Status.READY) or run.id in engine.live:
+                continue
             taken: dict[str, Resolve] = {}
-            for match in group:
+            for match in of_run:
                 key = match.step.id.hash
-                if match.run.status not in (Status.WAITING, Status.READY) or key in taken:
+                if key in taken or (taken and not _was_open(match, event)):
                     continue
-                if taken and not _was_open(match, event):
-                    continue
-                if run_id in engine.live:
-                    break
-                run = match.run
                 taken[key] = Resolve(match.step, resolution(match.wait, event), event.id)
             if taken:
                 now = engine.clock.now()
