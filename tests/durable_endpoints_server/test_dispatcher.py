@@ -308,6 +308,19 @@ async def test_the_poisoned_wait_for_a_quiet_moment_and_are_executed_alone(
     assert max(beside.values()) == 5
 
 
+async def test_the_poisoned_wait_for_requests_too(store: FlakyStore, clock: VirtualClock) -> None:
+    ready(store, "poison", at=1, interruptions=3)
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        request = host.register(new_run("of a request"))
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: host.dispatcher.alone)
+        await asyncio.sleep(0.06)  # it looks every 0.05 s
+        assert executions.began == []
+        await request.release("done")
+        await until(lambda: "poison" in executions.began)
+
+
 async def test_several_poisoned_runs_are_executed_one_after_the_other(
     store: FlakyStore, clock: VirtualClock
 ) -> None:

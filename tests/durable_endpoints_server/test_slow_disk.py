@@ -9,7 +9,14 @@ import pytest
 
 from durable_endpoints.protocol import wire
 from durable_endpoints.protocol.events import SIGNAL
-from durable_endpoints.protocol.ops import Alternative, Sleep, StepKind, StepState, WaitForEvent
+from durable_endpoints.protocol.ops import (
+    Alternative,
+    NewEvent,
+    Sleep,
+    StepKind,
+    StepState,
+    WaitForEvent,
+)
 from durable_endpoints.protocol.runs import Complete
 from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints.testing import VirtualClock
@@ -40,7 +47,8 @@ class SlowStore(MemoryStore):
     def let_go(self) -> None:
         """Write what was submitted meanwhile, and hold no more."""
         self.holds = False
-        for held in self.held:
+        held_back, self.held = self.held, []
+        for held in held_back:
             if self.apply(held.change):
                 held.written.set_result(None)
             else:
@@ -146,3 +154,29 @@ async def test_a_run_whose_time_has_come_is_executed_once_that_is_on_disk(
         assert executions.began == []
         store.let_go()
         await until(lambda: executions.began)
+
+
+async def test_events_that_meet_at_one_run_are_given_to_it_one_after_the_other(
+    store: SlowStore, clock: VirtualClock
+) -> None:
+    """Each is decided upon the same state, so that all but the first are refused, twice."""
+    async with serving(store, clock) as host:
+        live = host.register(new_run("r"))
+        for name in "abc":
+            step = StepId(hash_name(name), name, 0)
+            live.record(WaitForEvent(step, StepKind.WAIT, (Alternative("", name),), 60_000))
+        await live.suspend()
+        store.holds = True
+        sent = [asyncio.ensure_future(host.events.publish(NewEvent(n, n, b"{}"))) for n in "abc"]
+        for left in (6, 2):
+            async with asyncio.timeout(5):
+                while len(store.held) < left:
+                    await asyncio.sleep(0.001)
+            store.let_go()
+            store.holds = True
+        store.let_go()
+        await asyncio.gather(*sent)
+        await until(lambda: not host.events.is_busy)
+        entry = await store.entry("r")
+        assert entry is not None
+        assert [str(step.id) for step in entry.memo if step.is_final] == ["a", "b", "c"]
