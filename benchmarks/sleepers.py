@@ -22,8 +22,8 @@ from durable_endpoints import endpoint, step
 DUE = 1_000
 _FAR = 86_400_000
 _WARM = 500
-_LEAD = 6_000
-"""Milliseconds in which `DUE` runs can be put to sleep before the first is due."""
+_LEAD = 3
+"""How many times as long as it takes to put them to sleep, runs have until the first is due."""
 
 
 _SPREADS = {f"{DUE:,} due within 1 s": 1_000, f"{DUE:,} due at once": 0}
@@ -35,6 +35,8 @@ class Sleepers:
 
     def __init__(self) -> None:
         self.lags: list[float] = []
+        self.lead = 0
+        """Milliseconds in which `DUE` runs can be put to sleep before the first is due."""
         self.route = Route("/{until:int}", endpoint(self._handle))
 
     async def _handle(self, request: Request) -> Response:
@@ -49,7 +51,7 @@ class Sleepers:
         """How late `DUE` runs are that are due within `within` milliseconds."""
         self.lags = []
         self._all_awake = asyncio.Event()
-        first = int(time.time() * 1_000) + _LEAD
+        first = int(time.time() * 1_000) + self.lead
         instants = [first + number * within // DUE for number in range(DUE)]
         await put_to_sleep(app, instants)
         assert time.time() * 1_000 < first, "this machine is too slow for the lead it gets"
@@ -81,12 +83,16 @@ async def measure_all(folder: Path, options: Options) -> None:
     sleepers = Sleepers()
     async with durable_app(folder / "sleepers.db", sleepers.route) as app:
         far = int(time.time() * 1_000) + _FAR
+        began = time.perf_counter()
         await put_to_sleep(app, [far] * _WARM)  # caches are warm after these
+        sleepers.lead = int((time.perf_counter() - began) / _WARM * DUE * _LEAD * 1_000) + 500
         before = resident()
         await put_to_sleep(app, [far + number for number in range(count)])
         after = resident()
         gc.freeze()
         size = disk(folder)
+        print(f"memory of {count:,} sleepers: {after - before:+.1f} MB (of {after:.0f} MB)")
+        print(f"disk: {size / 1e6:.1f} MB, {size / (count + _WARM):.0f} bytes each", flush=True)
         rounds: dict[str, list[list[float]]] = {name: [] for name in _SPREADS}
         for _ in range(options.rounds):
             for name, milliseconds in _SPREADS.items():
@@ -99,8 +105,6 @@ async def measure_all(folder: Path, options: Options) -> None:
     ]
     heading(f"Sleeping runs, in process, beside {count:,} that sleep on")
     table(("lag in ms", "p50", "p95", "max"), rows)
-    print(f"memory of {count:,} sleepers: {after - before:+.1f} MB (of {after:.0f} MB)")
-    print(f"disk: {size / 1e6:.1f} MB, {size / (count + _WARM):.0f} bytes each")
 
 
 def measure(folder: Path, options: Options) -> None:
