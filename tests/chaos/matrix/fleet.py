@@ -126,15 +126,15 @@ class Fleet:
             environment["DURABLE_ENDPOINTS_SEALING_KEY"] = _KEY[::-1]
         self._nursery.order(name, "app", self.folder, str(self._ports[name]), **environment)
 
-    def start_client(self, name: str, prefix: str, jobs: list[Job]) -> asyncio.Event:
-        """Let a client do jobs, through all of its lives; the event says that they are done."""
-        path = self.folder / f"{prefix}.jobs"
-        path.write_bytes(orjson.dumps(to_json(jobs)))
-        done = self._done[name] = asyncio.Event()
-        self._jobs = path
+    def start_clients(self, prefix: str, jobs: list[Job]) -> list[asyncio.Event]:
+        """Let the clients do jobs, through all of their lives; the events say that they are done."""
         self._prefix = prefix
-        self._start_client(name)
-        return done
+        self._jobs = self.folder / f"{prefix}.jobs"
+        self._jobs.write_bytes(orjson.dumps(to_json(jobs)))
+        for name in CLIENTS:
+            self._done[name] = asyncio.Event()
+            self._start_client(name)
+        return [self._done[name] for name in CLIENTS]
 
     def _start_client(self, name: str) -> None:
         self._nursery.order(

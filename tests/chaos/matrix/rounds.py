@@ -145,7 +145,7 @@ async def _work(
         name = f"{prefix}-{batch}"
         jobs = make_jobs(chance, name)
         witness.jobs += jobs
-        done = [fleet.start_client(client, name, jobs) for client in CLIENTS]
+        done = fleet.start_clients(name, jobs)
         for client in CLIENTS:
             witness.records.append((client, fleet.records(client, name)))
         try:
