@@ -13,7 +13,7 @@ import pytest
 from tests.chaos.matrix.boundaries import OF, Mode, Role
 from tests.chaos.matrix.fleet import Fleet
 from tests.chaos.matrix.proxy import DAMAGES
-from tests.chaos.matrix.rounds import Break, Case, Crash, Fault, play
+from tests.chaos.matrix.rounds import LONG, Break, Case, Crash, Fault, play
 
 
 def both(victim: Role, *boundaries: str, crossing: int = 3) -> tuple[Fault, ...]:
@@ -30,7 +30,7 @@ def once(victim: Role, *boundaries: str, crossing: int = 2) -> tuple[Fault, ...]
     return both(victim, *boundaries, crossing=crossing)
 
 
-LOST_LEASE = Crash("app", "body-begun", "SIGSTOP", 4, is_long=True)
+LOST_LEASE = Crash("app", "body-begun", "SIGSTOP", 4, away=LONG)
 ALL_DAMAGES = tuple(Break("client-app", damage, 3) for damage in DAMAGES)
 BETWEEN = tuple(Break("app-server", damage, 3) for damage in DAMAGES)
 

@@ -127,8 +127,9 @@ async def order(run: str, request: Request) -> Response:
     )
     await step.sleep("nap", "15ms")
     shaky = await step.run("shaky", entry.shaky_body, 3, "shaky", 3)
-    sent = await step.send_event("ask", "asked", {"run": run})
-    heard = await step.wait_for_event("hear", event="asked", match={"data.run": run}, timeout="1h")
+    own = step.run_id  # which an anonymous request that arrives twice does not share
+    sent = await step.send_event("ask", "asked", {"run": own})
+    heard = await step.wait_for_event("hear", event="asked", match={"data.run": own}, timeout="1h")
     is_same = heard is not None and heard.id == sent
     last = await step.run("last", entry.body, 4, "last", [*pair, shaky, is_same])
     return PlainTextResponse(f"{run} {first} {last}", headers={"x-run": run})

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import orjson
 
 from tests.chaos.matrix.jobs import Job
 from tests.chaos.matrix.records import Recorder, read_records
@@ -29,8 +28,11 @@ _FOLLOW = (202, 303)
 class Client:
     """All jobs of one client process."""
 
-    def __init__(self, base: str, path: Path, cross: Cross) -> None:
+    def __init__(self, base: str, path: Path, cross: Cross, events: str = "") -> None:
+        """`base` is the application's URL, `path` where everything is written down, and `events`
+        where a server takes events: else the application sends them."""
         self.base = base
+        self._events = events
         self._cross = cross
         self._recorder = Recorder(path)
         self._done: set[str] = set()
@@ -55,12 +57,11 @@ class Client:
     async def do(self, jobs: list[Job]) -> None:
         """See all of them through."""
         left = [job for job in jobs if job.name not in self._done]
-        async with (
-            httpx.AsyncClient(timeout=_PATIENCE, trust_env=False, verify=False) as http,
-            asyncio.TaskGroup() as group,
-        ):
-            for job in left:
-                group.create_task(self._do(http, job))
+        async with httpx.AsyncClient(timeout=_PATIENCE, trust_env=False, verify=False) as http:
+            for is_last in (False, True):
+                await asyncio.gather(
+                    *(self._do(http, job) for job in left if job.is_last == is_last)
+                )
 
     async def _do(self, http: httpx.AsyncClient, job: Job) -> None:
         if job.is_anonymous:
@@ -130,10 +131,8 @@ class Client:
         while job.name not in self._where:
             await asyncio.sleep(_PAUSE)
         while job.errand is not None:
-            method, path = job.errand
-            url = f"{self.base}{path}" if path else self._where[job.name]
             try:
-                response = await http.request(method, url)
+                response = await self._do_errand(http, job, *job.errand)
                 if response.status_code == 200 and response.json():
                     self._recorder.note("errand", job.name)
                     return
@@ -142,6 +141,13 @@ class Client:
             except httpx.TransportError:
                 pass
             await asyncio.sleep(_PAUSE)
+
+    async def _do_errand(
+        self, http: httpx.AsyncClient, job: Job, method: str, path: str
+    ) -> httpx.Response:
+        if self._events and job.event is not None:
+            return await http.post(self._events, json=job.event)
+        return await http.request(method, f"{self.base}{path}" if path else self._where[job.name])
 
     # A stream
 
@@ -203,10 +209,3 @@ class Client:
         self._cross("mid-request")
         yield body[middle:]
         self._cross("request-sent")
-
-
-async def do_jobs(base: str, jobs: Path, records: Path, cross: Cross) -> None:
-    """What the process is for."""
-    from tests.chaos.matrix.jobs import from_json
-
-    await Client(base, records, cross).do(from_json(orjson.loads(jobs.read_bytes())))

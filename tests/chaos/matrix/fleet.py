@@ -26,6 +26,8 @@ LEASE: Final = 1.0
 """Seconds. A stop for longer than that loses the runs."""
 CLIENTS: Final = ("alice", "bob")
 _KEY: Final = "0123456789abcdef" * 4
+_BRIEF: Final = 0.15
+"""Seconds for which a process is stopped at least."""
 _START: Final = 30.0
 """Seconds in which a process that was started takes requests."""
 
@@ -40,9 +42,9 @@ class Fleet:
         self.deaths: list[str] = []
         """What died, or ended, and was not told to."""
         self.on_death: Callable[[str], None] = lambda name: None
-        """Told when a process was killed, before it is started again."""
-        self.stop_for = 0.2
-        """Seconds until a process that stopped itself goes on."""
+        """Told when a process has died, before it is started again."""
+        self.away: dict[str, float] = {}
+        """Seconds until a process that stopped goes on, or one that died is started again."""
         self.boards: dict[str, Switchboard] = {}
         self.proxies: dict[str, FaultyProxy] = {}
         self._ports: dict[str, int] = {}
@@ -113,6 +115,7 @@ class Fleet:
             "FOLDER": str(self.folder),
             "SWITCHBOARD": str(self.folder / f"{name}.board"),
             "DURABLE_ENDPOINTS_SIGNING_KEY": _KEY,
+            "DURABLE_ENDPOINTS_EVENT_KEY": _KEY,
             "DURABLE_ENDPOINTS_RETRY_BASE": "20ms",
             "DURABLE_ENDPOINTS_HEARTBEAT": "500ms",
             "DURABLE_ENDPOINTS_DATABASE": f"sqlite:///{self.database}",
@@ -127,7 +130,7 @@ class Fleet:
         self._nursery.order(name, "app", self.folder, str(self._ports[name]), **environment)
 
     def start_clients(self, prefix: str, jobs: list[Job]) -> list[asyncio.Event]:
-        """Let the clients do jobs, through all of their lives; the events say that they are done."""
+        """Let the clients do jobs, through all of their lives. The events say when that is done."""
         self._prefix = prefix
         self._jobs = self.folder / f"{prefix}.jobs"
         self._jobs.write_bytes(orjson.dumps(to_json(jobs)))
@@ -144,8 +147,17 @@ class Fleet:
             self.proxies[f"{name}-app"].url,
             str(self._jobs),
             str(self.records(name, self._prefix)),
+            *(
+                [f"{self.proxies['other-server'].url}/e/{_KEY}"]
+                if self._asks_the_server(name)
+                else []
+            ),
             SWITCHBOARD=str(self.folder / f"{name}.board"),
         )
+
+    def _asks_the_server(self, client: str) -> bool:
+        """Whether a client sends its events to the server itself, and not to the application."""
+        return self.mode == "server" and client == CLIENTS[1]
 
     async def ready(self) -> None:
         """Return when all processes take requests. Raises `TimeoutError`."""
@@ -180,18 +192,32 @@ class Fleet:
         if news.name in CLIENTS and news.code == 0:
             self._done[news.name].set()
             return
-        if news.code != -signal.SIGKILL:
+        if news.code not in (-signal.SIGKILL, *self._ends_of_sigterm(news.name)):
             self.deaths.append(f"{news.name} ended: {news.code}")
         self.on_death(news.name)
         if news.name not in CLIENTS:
-            self._start(news.name)
+            self._spawn(self._start_again(news.name))
         elif not self._done[news.name].is_set():
             self._start_client(news.name)
 
+    def _ends_of_sigterm(self, name: str) -> tuple[int, ...]:
+        """How a process ends that was asked to: uvicorn raises the signal again."""
+        return () if name in CLIENTS else (0,) if name == "server" else (0, -signal.SIGTERM)
+
+    async def _start_again(self, name: str) -> None:
+        await asyncio.sleep(self.away.get(name, 0.0))
+        self._start(name)
+
     async def _go_on(self, news: News) -> None:
-        await asyncio.sleep(self.stop_for)
+        await asyncio.sleep(max(self.away.get(news.name, 0.0), _BRIEF))
         if self._alive.get(news.name) == news.process:
             os.kill(news.process, signal.SIGCONT)
+
+    def kill_all(self) -> None:
+        """Kill all processes but the clients now, wherever they are."""
+        for name in list(self._alive):
+            if name not in CLIENTS:
+                self.kill(name)
 
     def kill(self, name: str) -> None:
         """Kill a process now, wherever it is."""

@@ -38,6 +38,8 @@ class Job(NamedTuple):
     """Names the run, and is its Idempotency-Key."""
     is_anonymous: bool = False
     """Asked once, without a key: whatever was accepted must end all the same."""
+    is_last: bool = False
+    """Begun when the client's other jobs are done."""
 
     @property
     def path(self) -> str:
@@ -57,6 +59,13 @@ class Job(NamedTuple):
             "endless": ("DELETE", ""),
         }
         return errands.get(self.kind)
+
+    @property
+    def event(self) -> dict[str, Any] | None:
+        """The event that the errand sends, for a server."""
+        if self.kind != "approval":
+            return None
+        return {"name": "ok", "id": f"ok {self.name}", "data": {"run": self.name}}
 
     @property
     def is_stream(self) -> bool:
@@ -107,10 +116,10 @@ def _is_from_one_try(text: str, name: str) -> bool:
     return mark is not None and text == "".join(f"[{name} {mark[1]} {n} é]" for n in range(_WORDS))
 
 
-def make_jobs(chance: random.Random, prefix: str) -> list[Job]:
-    """One of each kind, in any order, and an anonymous one."""
+def make_jobs(chance: random.Random, prefix: str, last: str = "") -> list[Job]:
+    """One of each kind, in any order but for the `last` one, and an anonymous one."""
     kinds = chance.sample(KINDS, k=len(KINDS))
-    jobs = [Job(kind, f"{prefix}-{n}") for n, kind in enumerate(kinds)]
+    jobs = [Job(kind, f"{prefix}-{n}", is_last=kind == last) for n, kind in enumerate(kinds)]
     return [*jobs, Job(chance.choice(("order", "quick")), f"{prefix}-anonymous", True)]
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import anyio._backends._asyncio
 import fastapi
 import httpx
+import orjson
 import uvicorn
 import uvicorn.lifespan.on
 import uvicorn.loops.auto
@@ -31,8 +32,9 @@ import durable_endpoints.engines.embedded
 import durable_endpoints.engines.remote.engine
 import durable_endpoints_server.cli
 import durable_endpoints_server.serving
-import tests.chaos.matrix.client
+from tests.chaos.matrix.client import Client
 from tests.chaos.matrix.crossings import Watched, watch_link, watch_store
+from tests.chaos.matrix.jobs import from_json
 from tests.chaos.matrix.switchboard import Switchboard
 
 WARM: Final = (anyio, uvicorn, uvloop, websockets, durable_endpoints)
@@ -72,10 +74,10 @@ def server(*arguments: str) -> None:
     durable_endpoints_server.cli.main(["serve", *arguments])
 
 
-def client(base: str, jobs: str, records: str) -> None:
-    """One client, until all its jobs are done."""
-    cross = _switchboard().cross
-    asyncio.run(tests.chaos.matrix.client.do_jobs(base, Path(jobs), Path(records), cross))
+def client(base: str, jobs: str, records: str, events: str = "") -> None:
+    """One client, until all its jobs are done. `events` is where a server takes events."""
+    wanted = from_json(orjson.loads(Path(jobs).read_bytes()))
+    asyncio.run(Client(base, Path(records), _switchboard().cross, events).do(wanted))
 
 
 ROLES: dict[str, Callable[..., None]] = {

@@ -15,17 +15,24 @@ from tests.chaos.matrix.fleet import CLIENTS, LEASE, Fleet
 from tests.chaos.matrix.jobs import make_jobs
 from tests.chaos.matrix.proxy import DAMAGES, Damage
 
-Signal = Literal["SIGKILL", "SIGSTOP"]
+Signal = Literal["SIGKILL", "SIGSTOP", "SIGTERM"]
 Link = Literal["client-app", "app-server"]
 
 PATIENCE: Final = 60.0
 """Seconds in which the clients of one batch must have their answers: more means stuck."""
 _BATCHES: Final = 5
 """Batches of jobs after which a boundary that was not crossed often enough counts as missed."""
-_VICTIMS: Final[dict[Role, str]] = {"app": "app", "server": "server", "client": "alice"}
-_LINKS: Final[dict[Link, str]] = {"client-app": "alice-app", "app-server": "app-server"}
-_BRIEF: Final = 0.15
-_LONG: Final = 1.6 * LEASE
+_VICTIMS: Final[dict[Role, tuple[str, str]]] = {
+    "app": ("app", "other"),
+    "server": ("server", "server"),
+    "client": CLIENTS,
+}
+_LINKS: Final[dict[Link, tuple[str, str]]] = {
+    "client-app": ("alice-app", "bob-app"),
+    "app-server": ("app-server", "other-server"),
+}
+LONG: Final = 1.6 * LEASE
+"""Seconds: a process that is away for longer than its lease loses its runs."""
 _SELDOM: Final = frozenset({"before-sync", "mid-stream", "mid-answer"})
 
 
@@ -36,12 +43,21 @@ class Crash(NamedTuple):
     boundary: str
     signal: Signal
     crossing: int
-    is_long: bool = False
-    """A stop that lasts longer than the lease."""
+    away: float = 0.0
+    """Seconds until it goes on, or is started again."""
+    takes_all: bool = False
+    """Everything else that serves is killed with it, as when the machine goes down."""
+    which: int = 0
+    """The first or the second one of its kind."""
 
     @property
     def title(self) -> str:
-        return f"{self.signal} {self.victim} {self.boundary}"
+        everybody = " and everybody" if self.takes_all else ""
+        return f"{self.signal} {self.victim} {self.boundary}{everybody}"
+
+    @property
+    def place(self) -> str:
+        return _VICTIMS[self.victim][self.which]
 
 
 class Break(NamedTuple):
@@ -50,10 +66,15 @@ class Break(NamedTuple):
     link: Link
     damage: Damage
     times: int
+    which: int = 0
 
     @property
     def title(self) -> str:
         return f"{self.damage} {self.link}"
+
+    @property
+    def place(self) -> str:
+        return _LINKS[self.link][self.which]
 
 
 Fault = Crash | Break
@@ -86,20 +107,32 @@ class Verdict(NamedTuple):
 def choose(chance: random.Random) -> Case:
     """One case at random: one to three faults."""
     mode: Mode = chance.choice(("embedded", "server"))
+    return Case(
+        mode, tuple(_choose_fault(chance, mode) for _ in range(chance.choice((1, 1, 2, 3))))
+    )
+
+
+def _choose_fault(chance: random.Random, mode: Mode) -> Fault:
+    links: list[Link] = ["client-app"] if mode == "embedded" else [*_LINKS]
     roles: list[Role] = ["app", "client"] if mode == "embedded" else ["app", "server", "client"]
-    faults: list[Fault] = []
-    for _ in range(chance.choice((1, 1, 2, 3))):
-        if chance.random() < 0.25:
-            links: list[Link] = ["client-app"] if mode == "embedded" else [*_LINKS]
-            damage = chance.choice(DAMAGES)
-            faults.append(Break(chance.choice(links), damage, chance.randint(1, 12)))
-        else:
-            role = chance.choice(roles)
-            boundary = chance.choice(OF[mode, role])
-            number: Signal = chance.choice(("SIGKILL", "SIGKILL", "SIGSTOP"))
-            crossing = chance.randint(1, 4 if boundary in _SELDOM else 25)
-            faults.append(Crash(role, boundary, number, crossing, chance.random() < 0.3))
-    return Case(mode, tuple(faults))
+    if chance.random() < 0.25:
+        return Break(
+            chance.choice(links),
+            chance.choice(DAMAGES),
+            chance.randint(1, 12),
+            chance.randint(0, 1),
+        )
+    role = chance.choice(roles)
+    boundary = chance.choice(OF[mode, role])
+    crossing = chance.randint(1, 4 if boundary in _SELDOM else 25)
+    which = chance.randint(0, 1) if mode == "server" or role == "client" else 0
+    if role == "client":
+        number: Signal = chance.choice(("SIGKILL", "SIGSTOP"))
+        return Crash(role, boundary, number, crossing, which=which)
+    number = chance.choice(("SIGKILL", "SIGKILL", "SIGKILL", "SIGSTOP", "SIGTERM"))
+    away = chance.choice((0.0, 0.0, 0.4, LONG))
+    takes_all = number == "SIGKILL" and mode == "server" and chance.random() < 0.2
+    return Crash(role, boundary, number, crossing, away, takes_all, which)
 
 
 async def play(fleet: Fleet, case: Case, prefix: str, chance: random.Random) -> Verdict:
@@ -110,7 +143,7 @@ async def play(fleet: Fleet, case: Case, prefix: str, chance: random.Random) -> 
     )
     waiting = [asyncio.create_task(_inflict(fleet, faults, chance)) for faults in _by_place(case)]
     try:
-        await _work(fleet, witness, waiting, prefix, chance)
+        await _work(fleet, witness, case, waiting, prefix, chance)
     finally:
         for task in waiting:
             task.cancel()
@@ -136,6 +169,7 @@ async def play(fleet: Fleet, case: Case, prefix: str, chance: random.Random) -> 
 async def _work(
     fleet: Fleet,
     witness: Witness,
+    case: Case,
     waiting: Sequence[asyncio.Task[None]],
     prefix: str,
     chance: random.Random,
@@ -143,7 +177,7 @@ async def _work(
     """Have jobs done until all faults have happened."""
     for batch in range(_BATCHES):
         name = f"{prefix}-{batch}"
-        jobs = make_jobs(chance, name)
+        jobs = make_jobs(chance, name, _last(case))
         witness.jobs += jobs
         done = fleet.start_clients(name, jobs)
         for client in CLIENTS:
@@ -160,6 +194,12 @@ async def _work(
             return
 
 
+def _last(case: Case) -> str:
+    """The job to be done alone at the end: a sync is not due while others commit all the time."""
+    is_wanted = any(isinstance(one, Crash) and one.boundary == "before-sync" for one in case.faults)
+    return "murmur" if is_wanted else ""
+
+
 class Missed(Exception):
     """The jobs were over before these faults."""
 
@@ -171,8 +211,7 @@ class Missed(Exception):
 def _by_place(case: Case) -> list[list[Fault]]:
     places: dict[str, list[Fault]] = {}
     for fault in case.faults:
-        place = fault.link if isinstance(fault, Break) else fault.victim
-        places.setdefault(place, []).append(fault)
+        places.setdefault(fault.place, []).append(fault)
     return list(places.values())
 
 
@@ -189,15 +228,17 @@ async def _inflict(fleet: Fleet, faults: list[Fault], chance: random.Random) -> 
 
 
 async def _crash(fleet: Fleet, crash: Crash) -> None:
-    board = fleet.boards[_VICTIMS[crash.victim]]
-    fleet.stop_for = _LONG if crash.is_long else _BRIEF
+    board = fleet.boards[crash.place]
+    fleet.away[crash.place] = crash.away
     board.arm(crash.boundary, crash.crossing, signal.Signals[crash.signal])
     while not board.has_fired(crash.boundary):
         await asyncio.sleep(0.01)
+    if crash.takes_all:
+        fleet.kill_all()
 
 
 async def _break(fleet: Fleet, damage: Break, chance: random.Random) -> None:
-    proxy = fleet.proxies[_LINKS[damage.link]]
+    proxy = fleet.proxies[damage.place]
     proxy.begin(damage.damage, damage.times, random.Random(chance.random()))
     while proxy.struck < damage.times:
         await asyncio.sleep(0.01)
