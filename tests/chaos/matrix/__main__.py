@@ -57,9 +57,8 @@ class Table:
         return [*lines, "", ", ".join(f"{name}: {count}" for name, count in self.totals.items())]
 
 
-async def run(rounds: int, seed: int, folder: Path) -> Table:
+async def run(rounds: int, seed: int, folder: Path, table: Table) -> None:
     """Play so many rounds: the n-th one is that of `seed` + n."""
-    table = Table()
     done = 0
     while done < rounds:
         some = range(seed + done, seed + min(rounds, done + _ROUNDS_PER_FLEET))
@@ -76,7 +75,6 @@ async def run(rounds: int, seed: int, folder: Path) -> Table:
         if not table.totals["failed"]:
             for fleet in fleets.values():
                 shutil.rmtree(fleet.folder)
-    return table
 
 
 async def _timed(
@@ -107,7 +105,11 @@ def main() -> int:
     seed = random.randrange(10**6) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="matrix-"))
     print(f"seeds from {seed} on; what processes write is in {folder}", flush=True)
-    table = asyncio.run(run(options.rounds, seed, folder))
+    table = Table()
+    try:
+        asyncio.run(run(options.rounds, seed, folder, table))
+    except KeyboardInterrupt:
+        print("stopped")
     print("\n".join(["", *table.lines()]))
     if table.totals["failed"]:
         print(
