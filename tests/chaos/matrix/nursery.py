@@ -78,36 +78,48 @@ class Nursery:
 
 def _serve(orders: socket.socket) -> None:
     """Fork, and wait, until nobody gives orders any more."""
+    names: dict[int, str] = {}
+    try:
+        _obey(orders, names)
+    except ConnectionError:
+        pass  # who gave orders was killed, and cannot be told any more
+    finally:
+        for child in names:
+            os.kill(child, signal.SIGKILL)
+
+
+def _obey(orders: socket.socket, names: dict[int, str]) -> None:
     woken, wakes = socket.socketpair()
     wakes.setblocking(False)
     signal.set_wakeup_fd(wakes.fileno())
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    names: dict[int, str] = {}
+
+    def tell(news: News) -> None:
+        orders.sendall(orjson.dumps(list(news)) + b"\n")
+
     rest = b""
     while True:
         ready, _, _ = select.select([orders, woken], [], [])
         if woken in ready:
             woken.recv(4096)
             for news in _look(names):
-                orders.sendall(orjson.dumps(list(news)) + b"\n")
-        if orders in ready:
-            data = orders.recv(65_536)
-            if not data:
-                break
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                order = orjson.loads(line)
-                child = os.fork()
-                if child == 0:
-                    signal.set_wakeup_fd(-1)
-                    for end in (orders, woken, wakes):
-                        end.close()
-                    _live(order)
-                names[child] = order["name"]
-                news = News("born", order["name"], child, 0)
-                orders.sendall(orjson.dumps(list(news)) + b"\n")
-    for child in names:
-        os.kill(child, signal.SIGKILL)
+                tell(news)
+        if orders not in ready:
+            continue
+        data = orders.recv(65_536)
+        if not data:
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            order = orjson.loads(line)
+            child = os.fork()
+            if child == 0:
+                signal.set_wakeup_fd(-1)
+                for end in (orders, woken, wakes):
+                    end.close()
+                _live(order)
+            names[child] = order["name"]
+            tell(News("born", order["name"], child, 0))
 
 
 def _look(names: dict[int, str]) -> list[News]:
