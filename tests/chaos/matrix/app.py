@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-import os
 import secrets
 import threading
 import time
@@ -33,29 +32,40 @@ from durable_endpoints import (
 from tests.chaos.matrix.records import Recorder
 from tests.chaos.matrix.switchboard import Switchboard
 
-FOLDER = Path(os.environ["FOLDER"])
 PIECES = 12
 WORDS = 6
 PULSE = 0.1
 """Seconds between two signs of life."""
-
-_recorder = Recorder(FOLDER / "bodies")
-_switchboard = Switchboard(Path(os.environ["SWITCHBOARD"]))
-_entries = itertools.count()
 
 app = FastAPI()
 app.add_middleware(DurableEndpointsMiddleware)
 app.mount("/wait", endpoint_proxy())
 
 
-def _pulse() -> None:
-    """Write down that the process lives: gaps tell when it was stopped, or got no processor."""
-    while True:
-        _recorder.note("pulse", None)
-        time.sleep(PULSE)
+class Observation:
+    """Where this process writes down what it does."""
+
+    def __init__(self, folder: Path, switchboard: Switchboard) -> None:
+        self.folder = folder
+        self.entries = itertools.count()
+        self.cross = switchboard.cross
+        self.note = Recorder(folder / "bodies").note
+        threading.Thread(target=self._pulse, daemon=True).start()
+
+    def _pulse(self) -> None:
+        """Tell that the process lives: gaps are when it was stopped, or got no processor."""
+        while True:
+            self.note("pulse", None)
+            time.sleep(PULSE)
 
 
-threading.Thread(target=_pulse, daemon=True).start()
+_observation: Observation
+
+
+def observe(folder: Path, switchboard: Switchboard) -> None:
+    """To be called once in each process, before it serves: the module is imported before that."""
+    global _observation
+    _observation = Observation(folder, switchboard)
 
 
 class Entry:
@@ -63,8 +73,8 @@ class Entry:
 
     def __init__(self, run: str) -> None:
         self.run = run
-        self.number = next(_entries)
-        _recorder.note("entered", [run, self.number])
+        self.number = next(_observation.entries)
+        _observation.note("entered", [run, self.number])
 
     async def body(self, phase: int, name: str, value: Any) -> Any:
         self._begin(phase, name)
@@ -98,15 +108,15 @@ class Entry:
         self._end(name)
 
     def _begin(self, phase: int, name: str) -> None:
-        _recorder.note("begins", [self.run, self.number, phase, name])
-        _switchboard.cross("body-begun")
+        _observation.note("begins", [self.run, self.number, phase, name])
+        _observation.cross("body-begun")
 
     def _end(self, name: str) -> None:
-        _recorder.note("ends", [self.run, self.number, name])
-        _switchboard.cross("body-done")
+        _observation.note("ends", [self.run, self.number, name])
+        _observation.cross("body-done")
 
     def _fail_once(self, name: str) -> None:
-        mark = FOLDER / f"failed {self.run.replace('/', ' ')} {name}"
+        mark = _observation.folder / f"failed {self.run.replace('/', ' ')} {name}"
         try:
             mark.touch(exist_ok=False)
         except FileExistsError:

@@ -175,7 +175,9 @@ class Client:
         async with self._request(http, job, headers) as response:
             if response.status_code != 200:
                 body = await response.aread()
-                if response.status_code != 503:
+                if response.status_code in _FOLLOW:  # its stream had not begun yet
+                    self._go_to(job, response)
+                elif response.status_code != 503:
                     self._recorder.note("odd", [job.name, response.status_code, body.decode()])
                 return
             url = response.headers.get("durable-run-url")

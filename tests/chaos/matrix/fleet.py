@@ -28,7 +28,7 @@ CLIENTS: Final = ("alice", "bob")
 _KEY: Final = "0123456789abcdef" * 4
 _BRIEF: Final = 0.15
 """Seconds for which a process is stopped at least."""
-_START: Final = 30.0
+_START: Final = 90.0
 """Seconds in which a process that was started takes requests."""
 
 
@@ -88,7 +88,11 @@ class Fleet:
             self._start("server")
         for app in apps:
             self._start(app)
-        await self.ready()
+        try:
+            await self.ready()
+        except TimeoutError:
+            await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(

@@ -6,7 +6,6 @@ Everything that is slow to import is imported here, once, before any of them is 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +24,13 @@ import uvicorn.protocols.http.httptools_impl
 import uvicorn.protocols.websockets.auto
 import uvloop
 import websockets.asyncio.client
-from starlette.types import ASGIApp
 
 import durable_endpoints
 import durable_endpoints.engines.embedded
 import durable_endpoints.engines.remote.engine
 import durable_endpoints_server.cli
 import durable_endpoints_server.serving
+from tests.chaos.matrix import app
 from tests.chaos.matrix.client import Client
 from tests.chaos.matrix.crossings import Watched, watch_link, watch_store
 from tests.chaos.matrix.jobs import from_json
@@ -53,14 +52,19 @@ def _switchboard() -> Switchboard:
 
 def application(port: str) -> None:
     """uvicorn with the application, on the embedded engine or with a server."""
-    cross = _switchboard().cross
+    switchboard = _switchboard()
+    cross = switchboard.cross
     if "DURABLE_ENDPOINTS_SERVER_URL" in os.environ:
         watch_link(cross)
     else:
         watch_store(cross)
-    app: ASGIApp = importlib.import_module("tests.chaos.matrix.app").app
+    app.observe(Path(os.environ["FOLDER"]), switchboard)
     uvicorn.run(
-        Watched(app, cross), host="127.0.0.1", port=int(port), access_log=False, log_level="warning"
+        Watched(app.app, cross),
+        host="127.0.0.1",
+        port=int(port),
+        access_log=False,
+        log_level="warning",
     )
 
 
