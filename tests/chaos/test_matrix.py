@@ -13,7 +13,7 @@ import pytest
 from tests.chaos.matrix.boundaries import OF, Mode, Role
 from tests.chaos.matrix.fleet import Fleet
 from tests.chaos.matrix.proxy import DAMAGES
-from tests.chaos.matrix.rounds import LONG, Break, Case, Crash, Fault, play
+from tests.chaos.matrix.rounds import LINKS, LONG, Break, Case, Crash, Fault, play
 
 
 def both(victim: Role, *boundaries: str, crossing: int = 3) -> tuple[Fault, ...]:
@@ -31,8 +31,9 @@ def once(victim: Role, *boundaries: str, crossing: int = 2) -> tuple[Fault, ...]
 
 
 LOST_LEASE = Crash("app", "body-begun", "SIGSTOP", 4, away=LONG)
-ALL_DAMAGES = tuple(Break("client-app", damage, 3) for damage in DAMAGES)
-BETWEEN = tuple(Break("app-server", damage, 3) for damage in DAMAGES)
+OUTSIDE, BETWEEN = (
+    tuple(Break(link, damage, 1 if damage == "hold" else 3) for damage in DAMAGES) for link in LINKS
+)
 
 EMBEDDED: tuple[tuple[Fault, ...], ...] = (
     (*both("app", "before-write"), *once("client", "before-request")),
@@ -43,10 +44,10 @@ EMBEDDED: tuple[tuple[Fault, ...], ...] = (
     (*both("app", "before-sync", crossing=1), *both("client", "frame-arrives")),
     (*both("app", "request-read"), *both("client", "frame-kept")),
     (*both("app", "before-answer"), *once("client", "answer-kept")),
-    (*both("app", "answer-begun"), *ALL_DAMAGES[:2]),
+    (*both("app", "answer-begun"), *OUTSIDE[:2]),
     (*both("app", "mid-answer"), *both("app", "mid-stream")),
     (*both("app", "before-last-byte"), *both("app", "after-last-byte")),
-    (*both("app", "body-begun"), *both("app", "body-done"), *ALL_DAMAGES[2:]),
+    (*both("app", "body-begun"), *both("app", "body-done"), *OUTSIDE[2:]),
 )
 SERVER: tuple[tuple[Fault, ...], ...] = (
     (*both("server", "before-write"), *once("client", "before-request")),
@@ -60,7 +61,7 @@ SERVER: tuple[tuple[Fault, ...], ...] = (
     (*both("server", "after-message"), *both("app", "before-message")),
     (*both("server", "message-handled"), *both("app", "message-arrived")),
     (*once("server", "request-read", "before-last-byte"), *both("app", "after-message")),
-    (LOST_LEASE, *both("app", "message-handled", "before-last-byte"), *ALL_DAMAGES[:2]),
+    (LOST_LEASE, *both("app", "message-handled", "before-last-byte"), *OUTSIDE[:2]),
     (*both("app", "mid-stream", "body-done"), *BETWEEN),
 )
 

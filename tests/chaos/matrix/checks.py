@@ -90,6 +90,19 @@ class Witness:
     def _note(self, what: Literal["lost", "repeated", "wrong", "stuck"], detail: str) -> None:
         self.problems.append(Problem(what, detail))
 
+    def note_waiting(self, batch: str) -> None:
+        """Note which jobs of a batch have no answer yet, though all had time enough."""
+        for client, path in self.records:
+            if path.stem == batch:
+                records = read_records(path)
+                done = {one.about["job"] for one in records if one.kind == "answer"}
+                waits = [
+                    job.path
+                    for job in self.jobs
+                    if job.name.startswith(f"{batch}-") and job.name not in done
+                ]
+                self._note("stuck", f"{client} waits for ever: {waits}")
+
     async def until_all_ended(self) -> None:
         """Wait until every run of the round has ended."""
         deadline = time.monotonic() + _END

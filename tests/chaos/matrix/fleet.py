@@ -22,7 +22,7 @@ from tests.chaos.matrix.proxy import FaultyProxy
 from tests.chaos.matrix.switchboard import Switchboard
 from tests.chaos.process import free_port
 
-LEASE: Final = 1.0
+LEASE: Final = 2.0
 """Seconds. A stop for longer than that loses the runs."""
 CLIENTS: Final = ("alice", "bob")
 _KEY: Final = "0123456789abcdef" * 4

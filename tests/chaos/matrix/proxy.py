@@ -17,7 +17,7 @@ requested once more, on a connection of its own whose answer nobody reads."""
 
 DAMAGES: Final[tuple[Damage, ...]] = get_args(Damage)
 
-LONGEST_HOLD: Final = 1.2
+LONGEST_HOLD: Final = 2.4
 """Seconds."""
 
 _PIECE: Final = 16 * 1024

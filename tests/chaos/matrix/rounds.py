@@ -27,7 +27,7 @@ _VICTIMS: Final[dict[Role, tuple[str, str]]] = {
     "server": ("server", "server"),
     "client": CLIENTS,
 }
-_LINKS: Final[dict[Link, tuple[str, str]]] = {
+LINKS: Final[dict[Link, tuple[str, str]]] = {
     "client-app": ("alice-app", "bob-app"),
     "app-server": ("app-server", "other-server"),
 }
@@ -74,7 +74,7 @@ class Break(NamedTuple):
 
     @property
     def place(self) -> str:
-        return _LINKS[self.link][self.which]
+        return LINKS[self.link][self.which]
 
 
 Fault = Crash | Break
@@ -113,7 +113,7 @@ def choose(chance: random.Random) -> Case:
 
 
 def _choose_fault(chance: random.Random, mode: Mode) -> Fault:
-    links: list[Link] = ["client-app"] if mode == "embedded" else [*_LINKS]
+    links: list[Link] = ["client-app"] if mode == "embedded" else [*LINKS]
     roles: list[Role] = ["app", "client"] if mode == "embedded" else ["app", "server", "client"]
     if chance.random() < 0.25:
         return Break(
@@ -186,7 +186,7 @@ async def _work(
             async with asyncio.timeout(PATIENCE):
                 await asyncio.gather(*(event.wait() for event in done))
         except TimeoutError:
-            witness.problems.append(Problem("stuck", f"the clients of {name} wait for ever"))
+            witness.note_waiting(name)
             for client in CLIENTS:
                 fleet.give_up(client)
             return
