@@ -17,11 +17,11 @@ from tests.chaos.matrix.rounds import LINKS, LONG, Break, Case, Crash, Fault, pl
 
 
 def both(victim: Role, *boundaries: str, crossing: int = 3) -> tuple[Fault, ...]:
-    """Stopped at each boundary, and then killed there."""
+    """Killed at each boundary, and in the next life stopped there."""
     return tuple(
         Crash(victim, boundary, number, crossing)
         for boundary in boundaries
-        for number in ("SIGSTOP", "SIGKILL")
+        for number in ("SIGKILL", "SIGSTOP")
     )
 
 
