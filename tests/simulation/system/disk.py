@@ -36,6 +36,8 @@ class Disk:
         self.on_written: Callable[[Change, bool], None] = lambda change, held: None
         """Told of each change, and whether its condition held."""
         self.on_acknowledged: Callable[[Change], None] = lambda change: None
+        self.on_synced: Callable[[int], None] = lambda count: None
+        """Told how many transactions survive the loss of power from now on."""
         self.random = random
         self._log: list[Sequence[Change]] = []
         self._synced = 0
@@ -59,6 +61,7 @@ class Disk:
     def sync(self, count: int) -> None:
         """The first `count` transactions survive the loss of power from now on."""
         self._synced = max(self._synced, count)
+        self.on_synced(self._synced)
 
     def lose_power(self) -> None:
         """Keep what is synced, and of the rest as much as the operating system happened to write,
@@ -70,7 +73,7 @@ class Disk:
             for change in changes:
                 self.store.apply(change)
         self._log = log
-        self._synced = kept
+        self.sync(kept)
 
 
 class ProcessStore:

@@ -118,6 +118,8 @@ class _World:
         self._runs: dict[str, str] = {}
         """Ids of runs by their labels."""
         self._accepted: dict[str, asyncio.Event] = {}
+        self._unsynced: list[tuple[int, str]] = []
+        """Labels of runs that a loss of power would take, and the transactions that hold them."""
         self._ended: dict[str, asyncio.Event] = {}
         self._answers: dict[str, list[Answer]] = {}
         self._seen: dict[str, dict[str, StreamEvent]] = {}
@@ -141,6 +143,7 @@ class _World:
             ]
             self.engine = self.server
         self._disk.on_written = self._written
+        self._disk.on_synced = self._synced
         self._disk.on_acknowledged = self._acknowledged
         loop.on_step = self._step
         loop.on_error = self._noted.append
@@ -216,7 +219,10 @@ class _World:
                 return
 
     def _is_quiet(self) -> bool:
-        return self.engine.host is not None and all(map(self.has_ended, self._runs.values()))
+        process = self.engine.process
+        if process is None or process.is_held or self.engine.host is None:
+            return False
+        return all(map(self.has_ended, self._runs.values()))
 
     # For people
 
@@ -229,12 +235,9 @@ class _World:
         return self._network.exchange(client, app.process, app.app)
 
     async def accepted(self, label: str, delay: int) -> str:
-        while True:
-            await self._event(self._accepted, label).wait()
-            run_id = self._runs.get(label)
-            await asyncio.sleep(delay / 1_000)
-            if run_id is not None and self._runs.get(label) == run_id:
-                return run_id  # it has not gone with the power
+        await self._event(self._accepted, label).wait()
+        await asyncio.sleep(delay / 1_000)
+        return self._runs[label]
 
     async def ended(self, run_id: str) -> None:
         await self._event(self._ended, run_id).wait()
@@ -307,13 +310,19 @@ class _World:
 
     def _begun(self, fact: RunCreated | ChildCreated) -> None:
         label = fact.new.path.removeprefix("/run/")
-        self._tell(self._accepted, label)
+        self._unsynced.append((self._disk.written, label))
         other = self._runs.setdefault(label, fact.run.id)
         if other != fact.run.id:
             self._outcome.wrong.append(f"{label} is two runs: {other} and {fact.run.id}")
 
     def _acknowledged(self, change: Change) -> None:
         self.watch.acknowledged(change)
+
+    def _synced(self, count: int) -> None:
+        """So many transactions cannot be lost any more: the runs in them are accepted."""
+        for _, label in [one for one in self._unsynced if one[0] <= count]:
+            self._tell(self._accepted, label)
+        self._unsynced = [one for one in self._unsynced if one[0] > count]
 
     # What goes wrong
 
@@ -367,7 +376,7 @@ class _World:
         for label, run_id in list(self._runs.items()):
             if run_id not in store._rows:
                 del self._runs[label]
-                self._accepted[label].clear()
+        self._unsynced.clear()
         for run_id, event in self._ended.items():
             if run_id not in store._rows or store._rows[run_id].ended is None:
                 event.clear()
