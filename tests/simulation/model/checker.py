@@ -30,7 +30,7 @@ from durable_endpoints_server.engine.facts import (
     StreamSkipped,
     WaitOpened,
 )
-from durable_endpoints_server.engine.model import Event, Run, Status
+from durable_endpoints_server.engine.model import Event, Policy, Run, Status
 from tests.simulation.model.disk import Disk, read
 from tests.simulation.model.loop import Future
 from tests.simulation.oracle import Oracle, tries_of
@@ -103,13 +103,13 @@ class _Books:
         self.bodies: Counter[str] = Counter()
         self.attempts: Counter[str] = Counter()
         self.lost = 0
-        """Executions that ended otherwise than by themselves."""
+        """Executions in a row that ended otherwise than by themselves."""
 
 
 class Checker:
     """The books of one history."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, policy: Policy) -> None:
         self.oracle = Oracle(scenario)
         self.accepted = {label: Future() for label in self.oracle.labels}
         """Done once the run with the label is on disk, with its id."""
@@ -117,6 +117,7 @@ class Checker:
         self.seen: Counter[str] = Counter()
         """Kinds of facts and states that occurred."""
         self.say: Callable[[str], None] = lambda text: None
+        self._policy = policy
         self._programs = programs(scenario)
         self._books: dict[str, _Books] = {}
         self._keys: dict[str, str] = {}
@@ -148,7 +149,11 @@ class Checker:
                 raise ViolationError(f"key {new.key} has two runs, {run.id} and another one")
             self._keys[new.key] = run.id
         label = label_of(run.id)
-        self._books[run.id] = _Books(run, self._programs[label])
+        program = self._programs[label]
+        self._books[run.id] = _Books(run, program)
+        deadline = program.max_runtime and run.began_at + program.max_runtime
+        if run.deadline != deadline:
+            raise ViolationError(f"run {run.id} ends at {run.deadline}, not at {deadline}")
         self.accepted[label].set(run.id)
 
     def _changed(self, disk: Disk, change: Change, fact: RunChanged | RunEnded) -> None:
@@ -163,10 +168,13 @@ class Checker:
             raise ViolationError(f"run {after.id} went back to generation {after.generation}")
         if after.status is Status.RUNNING and after.generation == before.generation:
             raise ViolationError(f"run {after.id} has two executions of one generation")
-        if before.status is Status.RUNNING and after.reason in ("interrupted", "lost"):
-            books.lost += 1
+        if before.status is Status.PARKED and after.status is Status.READY:
+            if after.reason != "retried":
+                raise ViolationError(f"run {after.id} left the park, and nobody wanted that")
+            books.lost = 0
+        self._count_losses(books, before, after)
         books.run = after
-        if after.status is Status.PARKED:
+        if after.status is Status.PARKED and before.status is not Status.PARKED:
             self.parked(after.id)
         if isinstance(fact, RunEnded):
             books.ended = fact
@@ -174,6 +182,22 @@ class Checker:
                 assert after.deadline is not None
                 if (after.ended_at or 0) < after.deadline:
                     raise ViolationError(f"run {after.id} timed out before its deadline")
+
+    def _count_losses(self, books: _Books, before: Run, after: Run) -> None:
+        """A run is parked when it has taken its process down too often, and no sooner."""
+        if before.status is not Status.RUNNING:
+            return
+        most = self._policy.quarantine_after + self._policy.park_after
+        is_parked = after.reason == "interrupted_too_often"
+        counts = after.interruptions, after.lone_interruptions
+        if is_parked or counts > (before.interruptions, before.lone_interruptions):
+            books.lost += 1
+        elif after.status is Status.WAITING:
+            books.lost = 0
+        if is_parked and books.lost < most:
+            raise ViolationError(f"run {after.id} is parked after {books.lost} interruptions")
+        if not is_parked and books.lost >= most:
+            raise ViolationError(f"run {after.id} was interrupted {books.lost} times: {after}")
 
     def _step(self, disk: Disk, change: Change, fact: StepWritten | StepResolved) -> None:
         books, said = self._books[change.run_id], fact.step
@@ -188,6 +212,8 @@ class Checker:
             return
         if said.state is StepState.RETRYING and said.due is not None:
             books.attempts[key] += 1
+            self._check_backoff(said)
+        self._check_outside(disk, change.run_id, fact)
         if not kept.is_final:
             self._check_opened(books, kept)
             books.opened.setdefault(key, kept)
@@ -199,6 +225,20 @@ class Checker:
         books.orders.add(kept.order)
         books.final[key] = kept
         self._check_final(disk, change, books, kept)
+
+    def _check_backoff(self, step: StepRecord) -> None:
+        """It is tried again when the policy says, give or take the jitter, and no sooner."""
+        least = 0.8 * self._policy.retry_base * 2 ** (step.attempt - 1)
+        if (step.due or 0) - step.began_at < least:
+            raise ViolationError(f"{step.id} failed {step.attempt} times, and is due in no time")
+
+    def _check_outside(self, disk: Disk, run_id: str, fact: StepWritten | StepResolved) -> None:
+        """What the handler's own code has streamed is permanent with the next thing it does."""
+        step, stream = fact.step, self._row(disk, run_id).stream
+        is_news = step.state is not StepState.RETRYING or step.due is not None
+        is_own = isinstance(fact, StepWritten) and step.kind is not StepKind.HANDLER
+        if is_own and is_news and stream is not None and OUTSIDE in stream.open:
+            raise ViolationError(f"{step.id} of {run_id} is written, and what came before is not")
 
     def _check_opened(self, books: _Books, step: StepRecord) -> None:
         node = books.nodes.get(step.id.name)
@@ -382,7 +422,8 @@ class Checker:
             label, run, row = label_of(run_id), books.run, rows[run_id]
             if books.ended is None or row.ended != books.ended:
                 raise ViolationError(f"run {run_id} has not ended: {row.run}, {row.steps}")
-            end = "timed_out" if run.reason == "timed_out" else run.status.label
+            is_late = run.status is Status.FAILED and run.reason == "timed_out"
+            end = "timed_out" if is_late else run.status.label
             answer = self._answer(books.ended)
             wrong = self.oracle.wrong_end(label, end, answer)
             wrong = wrong or self.oracle.wrong_stream(label, end, self._permanent(run_id, row))

@@ -74,6 +74,11 @@ class Disk:
         self._process = process
         self._open, self._is_writing = [], False
 
+    @property
+    def has_unsynced(self) -> bool:
+        """Whether a loss of power would take something."""
+        return self._synced < len(self._log)
+
     def lose_power(self) -> int:
         """Forget changes that were not synced, the last ones first. Returns how many."""
         kept = self._loop.random.randint(self._synced, len(self._log))

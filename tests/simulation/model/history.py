@@ -15,6 +15,8 @@ from tests.simulation.model.people import Network, People
 from tests.simulation.programs import PATIENT, Scenario, programs, random_scenario
 
 _LIMIT = 20_000
+_PATIENCE = 100
+"""Actions for which a loss of power waits for something to lose."""
 _BEGIN = 1_700_000_000_000
 
 
@@ -65,7 +67,7 @@ class _History:
             park_after=random.choice((1, 3)),
             event_retention=10 * PATIENT,
         )
-        self.checker = checker = Checker(plan.scenario)
+        self.checker = checker = Checker(plan.scenario, policy)
         checker.say = loop.say
         known = programs(plan.scenario)
         self.host = Host("machine", loop, _BEGIN, policy, checker, known)
@@ -81,6 +83,13 @@ class _History:
 
     def _before_action(self) -> None:
         while self._faults and self._faults[0].at <= self.loop.actions:
+            if self._is_better_later(self._faults[0]):
+                return
             fault = self._faults.pop(0)
             self.checker.seen[fault.kind] += 1
             self.host.suffer(fault)
+
+    def _is_better_later(self, fault: Fault) -> bool:
+        """Power goes when that hurts: when something written was not synced, if that is soon."""
+        is_early = self.loop.actions < fault.at + _PATIENCE
+        return fault.kind == "reboot" and is_early and not self.host.disk.has_unsynced

@@ -259,5 +259,5 @@ class People:
                     position, pause = page.records[-1].last, 1
                 elif page.status.is_final:
                     return
-            yield self._loop.latency(100 * MS) * pause
-            pause = min(2 * pause, 100_000)
+            yield self._loop.latency(10 * MS) * pause
+            pause = min(2 * pause, 1_000_000)
