@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 
-from tests.simulation.model.history import plan_of, play
+from tests.simulation.model.history import Plan, plan_of, play
 from tests.simulation.model.search import Found, made_small, search, told
 
 _SHARE = 500
@@ -20,11 +21,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the number of the first history")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--replay", type=int, metavar="SEED", help="play one history, and show it")
+    parser.add_argument("--partitions", type=int, default=1, help="stores that share the runs")
     parser.add_argument("--whole", action="store_true", help="do not make what fails small")
     options = parser.parse_args()
     if options.replay is not None:
-        return _replay(options.replay, options.whole)
-    found = _search(options.seed, options.histories, options.jobs)
+        return _replay(plan_of(options.replay, options.partitions), options.whole)
+    found = _search(options.seed, options.histories, options.jobs, options.partitions)
     rate = found.histories / found.seconds
     print(
         f"{found.histories:,} histories, {found.actions:,} actions, {rate:,.0f} histories a second "
@@ -36,12 +38,12 @@ def main() -> int:
     return bool(found.violations)
 
 
-def _search(first: int, histories: int, jobs: int) -> Found:
+def _search(first: int, histories: int, jobs: int, partitions: int) -> Found:
     last = first + histories
     shares = [range(begin, min(begin + _SHARE, last)) for begin in range(first, last, _SHARE)]
     total = Found(0, 0.0, {}, search(()).seen, 0)
     with ProcessPoolExecutor(jobs) as pool:
-        for found in pool.map(search, shares):
+        for found in pool.map(search, shares, repeat(partitions)):
             total = Found(
                 total.histories + found.histories,
                 total.seconds + found.seconds,
@@ -54,8 +56,7 @@ def _search(first: int, histories: int, jobs: int) -> Found:
     return total
 
 
-def _replay(number: int, is_whole: bool) -> int:
-    plan = plan_of(number)
+def _replay(plan: Plan, is_whole: bool) -> int:
     is_broken = play(plan).violation is not None
     if is_broken and not is_whole:
         plan = made_small(plan)

@@ -30,6 +30,13 @@ def test_promises_are_kept(first: int) -> None:
     assert not found.violations, "`python -m tests.simulation --replay SEED` shows one"
 
 
+@pytest.mark.parametrize("partitions", [2, 3])
+def test_promises_need_no_order_but_that_of_each_run(partitions: int) -> None:
+    """Each run is kept by one of several stores, with clocks and orders of commits of their own;
+    events go to all of them, and children and their ends from one to the other, as messages."""
+    assert not search(range(100), partitions).violations
+
+
 class _Counted(dict[type, Any]):
     """The rules, and how often each was asked for."""
 

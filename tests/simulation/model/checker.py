@@ -121,7 +121,9 @@ class Checker:
         self._programs = programs(scenario)
         self._books: dict[str, _Books] = {}
         self._keys: dict[str, str] = {}
-        self._events: dict[str, Event] = {}
+        self._events: dict[Disk, dict[str, Event]] = {}
+        self.keeps: Callable[[Disk, str], bool] = lambda disk, run_id: True
+        """Whether a run is kept on a disk: another partition may have a stand-in of it."""
 
     # What is written
 
@@ -140,6 +142,8 @@ class Checker:
 
     def _created(self, disk: Disk, change: Change, fact: RunCreated | ChildCreated) -> None:
         run, new = fact.run, fact.new
+        if not self.keeps(disk, run.id):
+            return
         if run.id in self._books:
             if isinstance(fact, RunCreated):
                 raise ViolationError(f"run {run.id} was created twice")
@@ -157,6 +161,8 @@ class Checker:
         self.accepted[label].set(run.id)
 
     def _changed(self, disk: Disk, change: Change, fact: RunChanged | RunEnded) -> None:
+        if not self.keeps(disk, fact.run.id):
+            return
         books, after = self._books[fact.run.id], fact.run
         before = books.run
         self.seen[after.status.label] += 1
@@ -258,7 +264,7 @@ class Checker:
                 raise ViolationError(f"sleep {step.id} ended {opened.due - ended_at} ms early")
         elif step.kind in _WAITS:
             assert opened is not None
-            self._check_wait(change, books, step, opened)
+            self._check_wait(self._events.get(disk, {}), change, books, step, opened)
         elif step.kind is StepKind.SIGNAL and step.value == b"null":
             assert opened is not None
             if ended_at < (opened.due or 0):
@@ -267,7 +273,12 @@ class Checker:
             self._check_invocation(disk, change.run_id, key, step)
 
     def _check_wait(
-        self, change: Change, books: _Books, step: StepRecord, opened: StepRecord
+        self,
+        events: Mapping[str, Event],
+        change: Change,
+        books: _Books,
+        step: StepRecord,
+        opened: StepRecord,
     ) -> None:
         key, deadline = step.id.hash, opened.due or 0
         used = [fact.event_id for fact in change.facts if isinstance(fact, EventUsed)]
@@ -275,12 +286,12 @@ class Checker:
             if (step.ended_at or 0) < deadline:
                 raise ViolationError(f"wait {key} of {change.run_id} timed out early")
             books.timed_out[key] = deadline
-            for received in self._events.values():
+            for received in events.values():
                 self._check_missed(books, key, deadline, received)
             return
         got = orjson.loads(step.value or b"null")
         got = got["event"] if step.kind is StepKind.WAIT_ANY else got
-        event = self._events.get(got["id"])
+        event = events.get(got["id"])
         if event is None:
             raise ViolationError(f"wait {key} of {change.run_id} got {got}, which is not on disk")
         if event.id not in used:
@@ -331,11 +342,11 @@ class Checker:
 
     def _received(self, disk: Disk, change: Change, fact: EventReceived) -> None:
         event = fact.event
-        known = self._events.setdefault(event.id, event)
+        known = self._events.setdefault(disk, {}).setdefault(event.id, event)
         if known != event and not fact.one_of_many:
             raise ViolationError(f"event {event.id} was received twice")
         for books in self._books.values():
-            for key, deadline in books.timed_out.items():
+            for key, deadline in books.timed_out.items() if self.keeps(disk, books.run.id) else ():
                 self._check_missed(books, key, deadline, known)
 
     def _streamed(self, disk: Disk, change: Change, fact: Streamed) -> None:
@@ -404,6 +415,8 @@ class Checker:
     def power_was_lost(self, disk: Disk) -> None:
         """What was not synced may be gone; what was acknowledged is there."""
         for run_id, books in self._books.items():
+            if not self.keeps(disk, run_id):
+                continue
             row = disk.store._rows.get(run_id)
             if row is None:
                 raise ViolationError(f"run {run_id} is gone")
@@ -417,7 +430,11 @@ class Checker:
         """Nothing goes on any more: everything has ended as the oracle says."""
         rows: dict[str, Any] = {}
         for disk in disks:
-            rows.update(disk.store._rows)
+            for run_id, row in disk.store._rows.items():
+                if self.keeps(disk, run_id):
+                    rows[run_id] = row
+                elif row.ended is None:
+                    raise ViolationError(f"the stand-in of {run_id} has not ended")
         for run_id, books in self._books.items():
             label, run, row = label_of(run_id), books.run, rows[run_id]
             if books.ended is None or row.ended != books.ended:

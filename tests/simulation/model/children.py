@@ -44,7 +44,9 @@ class Children:
         store = self._engine.disk.store
         for run, step in read(store.settled_invocations()):
             yield from self._wake(run.id, step.id.hash)
-        yield from self._cancel(read(store.orphans()))
+        orphans = read(store.orphans())
+        is_here = self._engine.is_here
+        yield from self._cancel([run for run in orphans if is_here(run.parent_run or "")])
 
     def _or_later(self, work: Task) -> Task:
         try:

@@ -52,6 +52,8 @@ class Disk:
         self._loop = loop
         self._process = process
         self._witness = witness
+        self.localized: Callable[[Change], Change] = lambda change: change
+        """What is written of a change, where there are other partitions."""
         self._open: list[_Submitted] = []
         self._is_writing = False
         self._log: list[Change] = []
@@ -108,6 +110,7 @@ class Disk:
 
     def _write_one(self, submitted: _Submitted) -> Exception | None:
         change, lane, _ = submitted
+        change = self.localized(change)
         if lane is not None and lane.failure is not None:
             return lane.failure
         if self.is_full:

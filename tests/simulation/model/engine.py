@@ -74,7 +74,10 @@ class Engine:
         owner: str,
         find_place: Callable[[Entry], Place | None],
         is_executed_elsewhere: Callable[[Run], bool] = lambda run: False,
+        is_here: Callable[[str], bool] = lambda run_id: True,
+        cancel_elsewhere: Callable[[str, str], None] = lambda run_id, reason: None,
     ) -> None:
+        """`is_here` says whether a run is kept here, and not in another partition."""
         self.loop, self.clock, self.disk, self.policy = surroundings
         self.process = process
         self.owner = owner
@@ -82,6 +85,8 @@ class Engine:
         self.attached_at = self.clock.now()
         self.live: dict[str, Live] = {}
         self.is_executed_elsewhere = is_executed_elsewhere
+        self.is_here = is_here
+        self._cancel_elsewhere = cancel_elsewhere
         self.events = Events(self)
         self.signals = Signals(self)
         self.children = Children(self)
@@ -162,6 +167,10 @@ class Engine:
     def cancel(self, run_id: str, reason: str) -> Task:
         """End a run without a result, and then those that it has invoked. False if it has ended
         already, or is unknown."""
+        if not self.is_here(run_id):
+            self._cancel_elsewhere(run_id, reason)
+            yield 100 * _PAUSE
+            return True
         is_ended = yield from self._command(run_id, Cancel(reason))
         if is_ended:
             yield from self.children.end(run_id)
@@ -235,7 +244,7 @@ class Dispatcher:
                 self.wake(run)
 
     def wake(self, run: Run) -> None:
-        if run.id in self._queued:
+        if run.id in self._queued or not self._engine.is_here(run.id):
             return
         self._queued.add(run.id)
         is_suspect = in_quarantine(run, self._engine.policy)

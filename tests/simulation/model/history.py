@@ -12,9 +12,12 @@ from tests.simulation.model.faults import MESSAGES, Fault, random_faults
 from tests.simulation.model.host import Host
 from tests.simulation.model.loop import Loop, Process, RestlessError
 from tests.simulation.model.people import Network, People
+from tests.simulation.model.relay import Relay
 from tests.simulation.programs import PATIENT, Scenario, programs, random_scenario
 
 _LIMIT = 20_000
+_APART = 20_000
+"""Milliseconds by which the clocks of partitions differ at the most, at first."""
 _PATIENCE = 100
 """Actions for which a loss of power waits for something to lose."""
 _BEGIN = 1_700_000_000_000
@@ -27,6 +30,8 @@ class Plan(NamedTuple):
     faults: tuple[Fault, ...]
     schedule: int
     """The seed of all delays and orders."""
+    partitions: int = 1
+    """How many stores the runs are spread over, each with a process and a clock."""
 
 
 class Outcome(NamedTuple):
@@ -39,10 +44,11 @@ class Outcome(NamedTuple):
     actions: int
 
 
-def plan_of(seed: int) -> Plan:
+def plan_of(seed: int, partitions: int = 1) -> Plan:
     """The history with this number."""
     random = Random(seed)
-    return Plan(random_scenario(random), random_faults(random), random.getrandbits(32))
+    scenario, faults = random_scenario(random), random_faults(random)
+    return Plan(scenario, faults, random.getrandbits(32), partitions)
 
 
 def play(plan: Plan, is_traced: bool = False) -> Outcome:
@@ -70,16 +76,26 @@ class _History:
         self.checker = checker = Checker(plan.scenario, policy)
         checker.say = loop.say
         known = programs(plan.scenario)
-        self.host = Host("machine", loop, _BEGIN, policy, checker, known)
+        hosts: list[Host] = []
+        self._hosts = hosts
+        relay = Relay(loop, hosts)
+        for number in range(plan.partitions):
+            offset = _BEGIN + (random.randrange(_APART) if number else 0)
+            host = Host(f"machine {number}", loop, offset, policy, checker, known, relay)
+            hosts.append(host)
+        homes = {host.disk: host for host in hosts}
+        checker.keeps = lambda disk, run_id: homes[disk].keeps(run_id)
+        for host in hosts:
+            host.start()
         self._faults = [fault for fault in plan.faults if fault.kind not in MESSAGES]
         messages = {fault.at: fault for fault in plan.faults if fault.kind in MESSAGES}
         people = Process("people")
         network = Network(loop, people, messages, checker.seen)
-        People(loop, people, checker, network, [self.host], plan.scenario)
+        People(loop, people, checker, network, hosts, relay.home_of, plan.scenario)
 
     def run(self) -> None:
         self.loop.run(self._before_action)
-        self.checker.check_end([self.host.disk])
+        self.checker.check_end([host.disk for host in self._hosts])
 
     def _before_action(self) -> None:
         while self._faults and self._faults[0].at <= self.loop.actions:
@@ -87,9 +103,12 @@ class _History:
                 return
             fault = self._faults.pop(0)
             self.checker.seen[fault.kind] += 1
-            self.host.suffer(fault)
+            self._victim(fault).suffer(fault)
+
+    def _victim(self, fault: Fault) -> Host:
+        return self._hosts[fault.at % len(self._hosts)]
 
     def _is_better_later(self, fault: Fault) -> bool:
         """Power goes when that hurts: when something written was not synced, if that is soon."""
         is_early = self.loop.actions < fault.at + _PATIENCE
-        return fault.kind == "reboot" and is_early and not self.host.disk.has_unsynced
+        return fault.kind == "reboot" and is_early and not self._victim(fault).disk.has_unsynced

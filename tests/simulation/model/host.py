@@ -12,6 +12,7 @@ from tests.simulation.model.disk import Disk
 from tests.simulation.model.engine import Engine, Place, Surroundings
 from tests.simulation.model.faults import Fault
 from tests.simulation.model.loop import MS, Clock, Future, Loop, Process
+from tests.simulation.model.relay import Relay
 from tests.simulation.programs import Program
 
 _DRAIN = 3_000 * MS
@@ -28,6 +29,7 @@ class Host:
         policy: Policy,
         checker: Checker,
         programs: Mapping[str, Program],
+        relay: Relay,
     ) -> None:
         self.name = name
         self.calls: list[Future] = []
@@ -39,12 +41,23 @@ class Host:
         self._machine = Process(f"{name} itself")
         self._process = Process(name)
         self._boots = self._starts = 0
+        self._relay = relay
         self.clock = Clock(loop, offset)
         self.disk = Disk(loop, self._process, self._witness)
-        self.start()
+        self.disk.localized = lambda change: relay.localized(self, change)
 
     def _witness(self, change: Change) -> Callable[[], None]:
-        return self._checker.witness(self.disk, change)
+        check = self._checker.witness(self.disk, change)
+
+        def is_written() -> None:
+            check()
+            self._relay.written(self, change)
+
+        return is_written
+
+    def keeps(self, run_id: str) -> bool:
+        """Whether a run is kept here, and not in another partition."""
+        return self._relay.home_of(run_id) is self
 
     @property
     def is_up(self) -> bool:
@@ -60,7 +73,12 @@ class Host:
         surroundings = Surroundings(self._loop, self.clock, self.disk, self._policy)
         owner = f"boot{self._boots}/{self.name}:{self._starts}"
         self.engine = Engine(
-            surroundings, self._process, owner, lambda entry: Place(owner, self.app.execute)
+            surroundings,
+            self._process,
+            owner,
+            lambda entry: Place(owner, self.app.execute),
+            is_here=self.keeps,
+            cancel_elsewhere=self._relay.cancel,
         )
         self.app = App(self.engine, self._checker, self._programs)
         self.engine.start()

@@ -87,13 +87,16 @@ class People:
         checker: Checker,
         network: Network,
         hosts: list[Host],
+        home_of: Callable[[str], Host],
         scenario: Scenario,
     ) -> None:
+        """`home_of` says where a run is kept."""
         self._loop = loop
         self._process = process
         self._checker = checker
         self._network = network
         self._hosts = hosts
+        self._host_of = home_of
         self._requests = 0
         checker.parked = lambda run_id: self._spawn(self._mend(run_id))
         for request in scenario.requests:
@@ -115,11 +118,6 @@ class People:
     def _pause(self, tries: int = 0) -> int:
         """How long somebody waits until they try again: longer each time."""
         return (50 * MS + self._loop.latency(5_000 * MS)) << min(tries, 10)
-
-    def _host_of(self, name: str) -> Host:
-        """Where a run is kept: all runs below a request with it."""
-        root = name.partition("/")[0].partition("#")[0]
-        return self._hosts[int(root) % len(self._hosts)]
 
     # Clients
 

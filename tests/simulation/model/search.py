@@ -25,14 +25,14 @@ class Found(NamedTuple):
     actions: int
 
 
-def search(numbers: Iterable[int]) -> Found:
+def search(numbers: Iterable[int], partitions: int = 1) -> Found:
     """Play the histories with these numbers."""
     began = time.perf_counter()
     violations: dict[int, str] = {}
     seen: Counter[str] = Counter()
     actions = histories = 0
     for number in numbers:
-        outcome = play(plan_of(number))
+        outcome = play(plan_of(number, partitions))
         histories += 1
         actions += outcome.actions
         seen.update(outcome.seen)
