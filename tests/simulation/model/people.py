@@ -50,7 +50,8 @@ class Network:
         loop, outcome = self._loop, Future()
         self._calls += 1
         fault = self._faults.get(self._calls, Fault("", 0))
-        self._seen[fault.kind] += 1
+        if fault.kind:
+            self._seen[fault.kind] += 1
 
         def reply(kind: str, content: object) -> None:
             back = loop.latency(2 * MS)
