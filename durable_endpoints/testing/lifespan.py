@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message
 
 @asynccontextmanager
 async def running(app: ASGIApp) -> AsyncIterator[dict[str, Any]]:
-    """Start `app`, give its lifespan's state, and shut it down at the end.
+    """Start `app`, give its lifespan's state, and shut it down at the end, whatever that is.
 
     Raises what the application raises, and `RuntimeError` if it says that it could not start.
     """
@@ -41,8 +41,10 @@ async def running(app: ASGIApp) -> AsyncIterator[dict[str, Any]]:
 
     try:
         await ask("startup")
-        yield state
-        await ask("shutdown")
+        try:
+            yield state
+        finally:
+            await ask("shutdown")
         await serving
     finally:
         serving.cancel()

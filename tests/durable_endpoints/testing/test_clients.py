@@ -86,6 +86,14 @@ async def test_a_client_with_the_applications_lifespan(engine: VirtualEngine) ->
 
 
 @pytest.mark.anyio
+async def test_a_test_that_fails_shuts_its_application_down(engine: VirtualEngine) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with engine.client(app, lifespan=True):
+            raise ZeroDivisionError
+    assert shop.started == ["up", "down"]
+
+
+@pytest.mark.anyio
 async def test_a_lifespan_that_fails_is_raised(engine: VirtualEngine) -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         await receive()
