@@ -191,9 +191,8 @@ class RemoteEngine:
     def execute(self, station: Station, claimed: dict[str, Any]) -> None:
         claim = Claimed.unpack(claimed)
         session = RemoteSession(station, claim.run, claim.memo, claim.stream)
-        # The task begins after this, and before what `adopt` has said is sent.
-        station.spawn(self._execute(station, session, claim), f"execute {session.id}")
         station.adopt(session)
+        station.spawn(self._execute(station, session, claim), f"execute {session.id}")
 
     async def _execute(self, station: Station, session: RemoteSession, claim: Claimed) -> None:
         """Hand a claimed run to the application it came from."""
