@@ -55,6 +55,8 @@ _Line = tuple[str, str]
 """The application and the root path of runs that wait for the same processes."""
 
 _PAGE = 1_000
+_AFTER_FAILURE = 1.0
+"""Seconds until a store that could not be read is asked again."""
 _RESCAN = 10.0
 """Seconds after which the store is asked for ready runs, even if nobody called."""
 _PATIENCE = 60.0
@@ -206,6 +208,7 @@ class Dispatcher:
         except EngineError as error:
             self._more = True
             logger.error("runs that are ready could not be read: %s", error)
+            asyncio.get_running_loop().call_later(_AFTER_FAILURE, self.nudge)
             return
         if new and may_be_more:
             self._more = True
