@@ -74,7 +74,6 @@ class RemoteEngine:
         self._offset = time.time_ns() // 1_000_000 - steady_now()
         """What engine time is ahead of `steady_now`: until the server tells its own, this
         machine's clock is taken for it."""
-        """What the server's clock is ahead of this machine's, in milliseconds."""
         self._heartbeat: Heartbeat | None = None
         self._lease = 0.0
         """Seconds, as the server has told."""
