@@ -17,7 +17,7 @@ from durable_endpoints.protocol.errors import EngineError
 from durable_endpoints.protocol.ops import StepState
 from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.engine.transitions import Resolve, decide
-from durable_endpoints_server.store.base import Invocation, RefusedError
+from durable_endpoints_server.store.base import Invocation, is_written
 
 if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
@@ -147,9 +147,7 @@ class Children:
         """False if somebody else has changed the parent first."""
         host = self._host
         decision = decide(found.run, Resolve(found.step), host.clock.now(), host.policy)
-        try:
-            await host.store.submit(decision.change).wait()
-        except RefusedError:
+        if not await is_written(host.store.submit(decision.change)):
             return False
         host.announce(decision.run, None, None)
         return True

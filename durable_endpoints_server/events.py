@@ -10,27 +10,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.protocol.ops import NewEvent, StepRecord
 from durable_endpoints_server.engine.facts import Change, EventReceived, EventSettled
-from durable_endpoints_server.engine.matching import document_of, matches, resolution
-from durable_endpoints_server.engine.model import Event, Run, Status, Wait
-from durable_endpoints_server.engine.transitions import Resolve, resolve_all
+from durable_endpoints_server.engine.matching import (
+    first_hit,
+    hits,
+    resolution,
+    resolutions,
+    was_open,
+)
+from durable_endpoints_server.engine.model import Event, Match, Run, Status, Wait
+from durable_endpoints_server.engine.transitions import resolve_all
 from durable_endpoints_server.live import LiveRun
-from durable_endpoints_server.store.base import Match, RefusedError, Ticket
-from durable_endpoints_server.tasks import on_loop
+from durable_endpoints_server.store.base import RefusedError, Ticket, is_written
 
 if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
 
 logger = logging.getLogger("durable_endpoints")
-
-T = TypeVar("T")
-
 _PAGE = 500
 _PATIENCE = 60.0
 """Seconds to wait for a run whose execution is gone to be idle in the store."""
@@ -62,11 +64,7 @@ class EventService:
         An id that was received before, within retention, changes nothing. A caller that gives up
         does not take the event with it.
         """
-        home = self._host.loop
-        if home is not None and not home.is_closed():
-            # The caller's event loop may end before the event has been matched.
-            return await on_loop(home, self._receive(new, received_at))
-        return await self._receive(new, received_at)
+        return await self._host.at_home(self._receive(new, received_at))
 
     async def _receive(self, new: NewEvent, received_at: int | None) -> str:
         now = received_at if received_at is not None else self._host.clock.now()
@@ -91,43 +89,36 @@ class EventService:
         An id that was received before, within retention, changes nothing: what is returned are the
         internal ids of those. A caller that gives up does not take the events with it.
         """
-        receiving = self._receive_all(events)
-        home = self._host.loop
-        if home is not None and not home.is_closed():
-            return await on_loop(home, self._shielded(receiving))
-        return await self._shielded(receiving)
-
-    async def _shielded(self, receiving: Coroutine[Any, Any, T]) -> T:
-        return await asyncio.shield(self._host.tasks.spawn(receiving, "receive events"))
+        return await self._host.at_home(self._receive_all(events))
 
     async def _receive_all(self, events: Sequence[Event]) -> dict[str, str]:
-        store = self._host.store
         if len(events) == 1:  # as most come: what it resolves is in the same write
             is_new = await self._receive_one(events[0])
-            return {} if is_new else await store.known_events([events[0].id])
+            return {} if is_new else await self._host.store.known_events([events[0].id])
+        receiving = self._host.tasks.spawn(self._receive_many(events), "receive events")
+        return await asyncio.shield(receiving)
+
+    async def _receive_many(self, events: Sequence[Event]) -> dict[str, str]:
+        store = self._host.store
         # From here on they are received: a wait whose time is over has to wait for them.
-        unsettled = {event.id for event in events} - self._unsettled
-        self._unsettled |= unsettled
+        mine = {event.id for event in events} - self._unsettled
+        self._unsettled |= mine
         try:
             known = await store.known_events([event.id for event in events])
             new = {event.id: event for event in reversed(events) if event.id not in known}
-            fresh = [event for event_id, event in new.items() if event_id in unsettled]
-            self._unsettled -= unsettled & known.keys()
-            if not new:
-                return known
-            facts = (
+            facts = [
                 EventReceived(event, settled=False, one_of_many=True) for event in new.values()
-            )
+            ]
             await store.submit(Change(tuple(facts))).wait()
         except BaseException:
-            self._unsettled -= unsettled
+            self._unsettled -= mine
             raise
-        self._host.tasks.spawn(self._settle_many(fresh), f"match {len(fresh)} events")
+        fresh = [event for event in new.values() if event.id in mine]
+        self._host.tasks.spawn(self._settle_many(fresh, mine), f"match {len(fresh)} events")
         return known
 
-    async def _settle_many(self, events: Sequence[Event]) -> None:
+    async def _settle_many(self, events: Sequence[Event], unsettled: set[str]) -> None:
         """Resolve what the events match. Of most, nobody waits for: those cost one more write."""
-        unsettled = {event.id for event in events}
         try:
             awaited = await self._host.store.awaited({event.name for event in events})
             idle = [event.id for event in events if event.name not in awaited]
@@ -153,7 +144,7 @@ class EventService:
                 return False
             received = Change((EventReceived(event, settled=False),))
             ticket = self._host.store.submit(received)
-            resolved = self._resolve_idle(event, self._matching(event, arrival.matches))
+            resolved = self._resolve_idle(event, hits(event, arrival.matches))
             await ticket.wait()
             is_on_disk = True
             self._host.tasks.spawn(self._settle(event, resolved), f"match event {event.id}")
@@ -224,15 +215,9 @@ class EventService:
         since, after = run.began_at, ""
         while True:
             events = await self._host.store.unused_events(run.id, name, since, after, _PAGE)
-            for event in events:
-                if has_used(event.id):
-                    continue
-                document = document_of(event)
-                for wait in waits:
-                    if matches(wait, event, document):
-                        return wait, event
-            if len(events) < _PAGE:
-                return None
+            hit = first_hit(events, waits, has_used)
+            if hit is not None or len(events) < _PAGE:
+                return hit
             since, after = events[-1].received_at, events[-1].id
 
     def settle_once_written(self, event_id: str, ticket: Ticket) -> None:
@@ -243,7 +228,7 @@ class EventService:
 
     async def _settle_kept(self, event_id: str, ticket: Ticket) -> None:
         try:
-            if await _is_written(ticket):
+            if await is_written(ticket):
                 await self.settle_all()
         except StorageError as error:
             logger.error("event %s could not be matched yet: %s", event_id, error)
@@ -288,7 +273,7 @@ class EventService:
 
     async def _match(self, event: Event) -> None:
         give_up_at = time.monotonic() + _PATIENCE
-        while found := self._matching(event, (await self._host.store.arrival(event)).matches):
+        while found := hits(event, (await self._host.store.arrival(event)).matches):
             resolved = self._resolve_idle(event, found)
             lives = await self._offer_live(event, found)
             await self._announce(resolved)
@@ -312,19 +297,6 @@ class EventService:
             for match in found
         )
 
-    def _matching(self, event: Event, found: list[Match]) -> list[Match]:
-        if not found:
-            return []
-        document = document_of(event)
-        hits = [
-            match
-            for match in found
-            if match.run.began_at <= event.received_at and matches(match.wait, event, document)
-        ]
-        return sorted(
-            hits, key=lambda match: (match.run.id, match.step.began_at, match.step.id.hash)
-        )
-
     def _resolve_idle(self, event: Event, found: list[Match]) -> list[tuple[Run, Ticket]]:
         """Queue the resolutions of runs that nobody executes: all matching waits of each."""
         resolved: list[tuple[Run, Ticket]] = []
@@ -333,16 +305,9 @@ class EventService:
             run = of_run[0].run
             if run.status not in (Status.WAITING, Status.READY) or self._host.live_run(run.id):
                 continue
-            taken: dict[str, Resolve] = {}
-            for match in of_run:
-                key = match.step.id.hash
-                if key in taken or (taken and not _was_open(match, event)):
-                    continue
-                taken[key] = Resolve(match.step, resolution(match.wait, event), event.id)
-            if taken:
-                now = self._host.clock.now()
-                run, change = resolve_all(run, [*taken.values()], now, self._host.policy)
-                resolved.append((run, self._host.store.submit(change)))
+            now = self._host.clock.now()
+            run, change = resolve_all(run, resolutions(event, of_run), now, self._host.policy)
+            resolved.append((run, self._host.store.submit(change)))
         return resolved
 
     async def _offer_live(self, event: Event, found: list[Match]) -> list[LiveRun]:
@@ -351,29 +316,12 @@ class EventService:
             live = self._host.live_run(match.run.id)
             if live is not None:
                 value = resolution(match.wait, event)
-                again = _was_open(match, event)
+                again = was_open(match, event)
                 await live.offer(match.step.id.hash, value, event.id, again)
                 lives.append(live)
         return lives
 
     async def _announce(self, resolved: Iterable[tuple[Run, Ticket]]) -> None:
         for run, ticket in resolved:
-            try:
-                await ticket.wait()
-            except RefusedError:
-                continue  # somebody was faster; `_settle` looks again
-            self._host.announce(run, None, None)
-
-
-def _was_open(match: Match, event: Event) -> bool:
-    """Whether a wait was open when the event came: all such waits of a run get it. Of those that
-    opened later, be it while the event was being matched, only the next one does."""
-    return match.step.began_at <= event.received_at
-
-
-async def _is_written(ticket: Ticket) -> bool:
-    try:
-        await ticket.wait()
-    except (RefusedError, StorageError):
-        return False
-    return True
+            if await is_written(ticket):  # else `_settle` looks again
+                self._host.announce(run, None, None)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError
 from durable_endpoints.protocol.ops import StepRecord
@@ -38,14 +38,15 @@ from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.recovery import Recovery
 from durable_endpoints_server.retention import Sweeper
 from durable_endpoints_server.signals import Signals
-from durable_endpoints_server.store.base import Ended, Entry, RefusedError, Store, with_exact_usage
+from durable_endpoints_server.store.base import Ended, Entry, Store, is_written, with_exact_usage
 from durable_endpoints_server.streams import Streams
-from durable_endpoints_server.tasks import TaskSet
+from durable_endpoints_server.tasks import TaskSet, on_loop
 from durable_endpoints_server.timers import Timers
 from durable_endpoints_server.waiters import Waiters
 
 logger = logging.getLogger("durable_endpoints")
 
+T = TypeVar("T")
 
 _PAUSE = 0.01
 """Seconds before a run that was just being changed is looked at again."""
@@ -159,6 +160,12 @@ class Host:
         busy = self.dispatcher, self.events, self.children, self.signals
         return not self.live and not any(service.is_busy for service in busy)
 
+    async def at_home(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await something on the event loop of the services, while that is alive: the caller's may
+        end before what follows from it."""
+        home = self._loop
+        return await work if home is None or home.is_closed() else await on_loop(home, work)
+
     def spawn_at_home(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         """Run something on the event loop of the services: the caller's may end before it."""
         home = self._loop
@@ -177,7 +184,7 @@ class Host:
 
     def resume(self, entry: Entry) -> LiveRun:
         """Hold a run again that is executed elsewhere, from what is stored of it."""
-        run = with_exact_usage(entry)
+        run = with_exact_usage(entry.run, entry.memo)
         nothing = Change((), run.id, run.generation, states(Status.RUNNING))
         return self.adopt(Decision(run, nothing), entry.memo, entry.stream)
 
@@ -295,9 +302,7 @@ class Host:
         if decision.run.status.is_final and (stream := await self.store.stream(run.id)):
             # An execution that vanished may have left something open.
             change, records = with_stream(change, stream)
-        try:
-            await self.store.submit(change).wait()
-        except RefusedError:
+        if not await is_written(self.store.submit(change)):
             return False
         self.streams.publish(run.id, records)
         fact = decision.change.facts[0]

@@ -15,7 +15,7 @@ from durable_endpoints.protocol.errors import EngineError, LostRunError
 from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.engine.transitions import Interrupt, Release, decide
 from durable_endpoints_server.owner import is_same_boot
-from durable_endpoints_server.store.base import RefusedError, Ticket, with_exact_usage
+from durable_endpoints_server.store.base import Ticket, is_written, with_exact_usage
 from durable_endpoints_server.tasks import Bell
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ class Recovery:
                 decision = decide(run, loss, now, host.policy)
                 written.append((decision.run, host.store.submit(decision.change)))
             for run, ticket in written:
-                try:
-                    await ticket.wait()
-                except RefusedError:
+                if not await is_written(ticket):
                     continue  # it ended while it was being looked at
                 host.announce(run, None, None)
                 if run.status is Status.PARKED:
@@ -147,12 +145,12 @@ class Recovery:
         assert entry is not None
         try:
             decision = decide(
-                with_exact_usage(entry),
+                with_exact_usage(entry.run, entry.memo),
                 Release("interrupted"),
                 self._host.clock.now(),
                 self._host.policy,
             )
-            await self._host.store.submit(decision.change).wait()
-        except (RefusedError, LostRunError):
+        except LostRunError:
             return
-        self._host.announce(decision.run, None, None)
+        if await is_written(self._host.store.submit(decision.change)):
+            self._host.announce(decision.run, None, None)

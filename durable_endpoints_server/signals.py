@@ -18,10 +18,9 @@ import orjson
 from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.protocol.events import SIGNAL
 from durable_endpoints.protocol.ops import SignalTaken, StepRecord, WaitForEvent
-from durable_endpoints_server.engine.model import Event, Status
+from durable_endpoints_server.engine.model import Event, Match, Status
 from durable_endpoints_server.engine.transitions import Resolve, decide
-from durable_endpoints_server.store.base import Match, RefusedError
-from durable_endpoints_server.tasks import on_loop
+from durable_endpoints_server.store.base import is_written
 
 if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
@@ -78,10 +77,7 @@ class Signals:
         Raises `StorageError` if neither can be said.
         """
         received_at = self._host.clock.now()
-        home = self._host.loop
-        if home is not None and not home.is_closed():
-            return await on_loop(home, self._send(name, data, received_at))
-        return await self._send(name, data, received_at)
+        return await self._host.at_home(self._send(name, data, received_at))
 
     async def _send(self, name: str, data: bytes, received_at: int) -> str | None:
         head = orjson.dumps({"name": name, "ts": received_at})
@@ -193,9 +189,7 @@ class Signals:
         elif run.status is not Status.RUNNING:
             command = Resolve(waiter.step, value)
             decision = decide(run, command, host.clock.now(), host.policy)
-            try:
-                await host.store.submit(decision.change).wait()
-            except RefusedError:
+            if not await is_written(host.store.submit(decision.change)):
                 return False
             host.announce(decision.run, None, None)
             return True

@@ -14,7 +14,7 @@ from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.protocol.ops import FROM_OUTSIDE, StepKind
 from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.engine.transitions import Expire, Resolve, resolve_all
-from durable_endpoints_server.store.base import DueStep, RefusedError, Ticket
+from durable_endpoints_server.store.base import DueStep, Ticket, is_written
 from durable_endpoints_server.tasks import Bell
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Timers:
             after, change = resolve_all(runs[run_id], all_of_it, now, self._host.policy)
             written.append((after, self._host.store.submit(change)))
         for after, ticket in written:
-            if await _is_written(ticket):
+            if await is_written(ticket):  # else its timers are looked at again
                 self._host.announce(after, None, None)
 
     async def _look_back(self, due: list[DueStep]) -> dict[tuple[str, str], Resolve]:
@@ -108,12 +108,3 @@ class Timers:
                     found[run.id, step.id.hash] = Resolve(step, *kept)
                     taken.add(kept[1])
         return found
-
-
-async def _is_written(ticket: Ticket) -> bool:
-    """False if somebody else changed the run first; then its timers are looked at again."""
-    try:
-        await ticket.wait()
-    except RefusedError:
-        return False
-    return True

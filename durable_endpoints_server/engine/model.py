@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import orjson
 
-from durable_endpoints.protocol.ops import Alternative, StepKind
+from durable_endpoints.protocol.ops import Alternative, StepKind, StepRecord
 from durable_endpoints.protocol.step_ids import StepId
 
 
@@ -126,6 +126,14 @@ class Wait(NamedTuple):
     kind: StepKind
     alternative: Alternative
     deadline: int
+
+
+class Match(NamedTuple):
+    """An open wait that an event may resolve, with the run and the step that opened it."""
+
+    run: Run
+    step: StepRecord
+    wait: Wait
 
 
 class Policy(NamedTuple):

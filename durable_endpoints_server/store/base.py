@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol
 from durable_endpoints.protocol.ops import StepKind, StepRecord
 from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints_server.engine.facts import Change
-from durable_endpoints_server.engine.model import Event, Run, Status, Stream, Wait
+from durable_endpoints_server.engine.model import Event, Match, Run, Status, Stream
 
 NO_RECORDS: Final = 2**62
 """A position beyond every stream: a page from there has no records."""
@@ -52,6 +52,16 @@ class Ticket(Protocol):
         ...
 
 
+async def is_written(ticket: Ticket) -> bool:
+    """Wait for a change: True once it is on disk, False if its fence did not hold, because somebody
+    was faster. Raises `StorageError`."""
+    try:
+        await ticket.wait()
+    except RefusedError:
+        return False
+    return True
+
+
 class Entry(NamedTuple):
     """What a new execution needs: the run, its memo in order of completion, and its request."""
 
@@ -68,11 +78,10 @@ class Entry(NamedTuple):
     """The state of its stream log, if it streamed anything."""
 
 
-def with_exact_usage(entry: Entry) -> Run:
-    """The run of an entry with its usage counted anew: while a run is RUNNING, what is stored of
-    its usage is out of date."""
-    memo = entry.memo
-    return entry.run.with_usage(
+def with_exact_usage(run: Run, memo: Collection[StepRecord]) -> Run:
+    """The run with its usage counted anew from all its steps: while a run is RUNNING, what is
+    stored of its usage is out of date."""
+    return run.with_usage(
         steps=sum(step.kind is not StepKind.HANDLER for step in memo),
         memo_bytes=sum(step.size for step in memo),
         last_order=max((step.order for step in memo), default=0),
@@ -131,14 +140,6 @@ class Invocation(NamedTuple):
 
     run: Run
     step: StepRecord
-
-
-class Match(NamedTuple):
-    """An open wait that an event may resolve, with the run and the step that opened it."""
-
-    run: Run
-    step: StepRecord
-    wait: Wait
 
 
 class Arrival(NamedTuple):

@@ -36,7 +36,7 @@ from durable_endpoints_server.engine.facts import (
     Sweep,
     WaitOpened,
 )
-from durable_endpoints_server.engine.model import Event, Run, Status, Stream, Wait
+from durable_endpoints_server.engine.model import Event, Match, Run, Status, Stream, Wait
 from durable_endpoints_server.store.base import (
     Arrival,
     AttemptRecord,
@@ -47,13 +47,13 @@ from durable_endpoints_server.store.base import (
     Invocation,
     KeyHolder,
     Lane,
-    Match,
     RefusedError,
     RequestRecord,
     Rollback,
     RunSummary,
     StreamPage,
     Ticket,
+    with_exact_usage,
 )
 
 _IDLE = (Status.WAITING, Status.READY)
@@ -314,7 +314,8 @@ class MemoryStore:
             if row.run.status is status and row.new.app not in without
         ]
         if status is Status.RUNNING:
-            return [_recounted(row) for row in sorted(rows, key=lambda row: row.run.id)][:limit]
+            rows.sort(key=lambda row: row.run.id)
+            return [with_exact_usage(row.run, row.steps.values()) for row in rows[:limit]]
         return sorted((row.run for row in rows), key=lambda run: run.ready_at or 0)[:limit]
 
     async def running_since(self, owner: str, instant: int) -> list[str]:
@@ -522,15 +523,6 @@ def _that_weigh(size: int, records: Iterable[StreamRecord]) -> list[StreamRecord
         found.append(record)
         size -= record.weight
     return found
-
-
-def _recounted(row: _Row) -> Run:
-    steps = row.steps.values()
-    return row.run._replace(
-        steps=sum(step.kind is not StepKind.HANDLER for step in steps),
-        memo_bytes=sum(step.size for step in steps),
-        last_order=max((step.order for step in steps), default=0),
-    )
 
 
 def _instant(value: int | None) -> int:

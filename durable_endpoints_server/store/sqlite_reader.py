@@ -16,7 +16,7 @@ from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.protocol.matching import text_of, value_at
 from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints_server.engine.matching import document_of
-from durable_endpoints_server.engine.model import Event, Run, Status, Stream
+from durable_endpoints_server.engine.model import Event, Match, Run, Status, Stream
 from durable_endpoints_server.store.base import (
     Arrival,
     AttemptRecord,
@@ -26,7 +26,6 @@ from durable_endpoints_server.store.base import (
     InboxMessage,
     Invocation,
     KeyHolder,
-    Match,
     RequestRecord,
     Rollback,
     RunSummary,

@@ -35,8 +35,7 @@ from durable_endpoints_server.engine.facts import (
     Sweep,
     WaitOpened,
 )
-from durable_endpoints_server.engine.model import Event, Run, Status, Stream, Wait
-from durable_endpoints_server.store.base import Match
+from durable_endpoints_server.engine.model import Event, Match, Run, Status, Stream, Wait
 
 WIDTH: Final = 23
 _LETTERS: Final = WIDTH - 5

@@ -26,9 +26,9 @@ from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints.testing import VirtualClock, VirtualEngine
 from durable_endpoints_server.clock import SystemClock
 from durable_endpoints_server.engine.facts import RunCreated
-from durable_endpoints_server.engine.model import Event, Status
+from durable_endpoints_server.engine.model import Event, Match, Status
 from durable_endpoints_server.engine.transitions import decide, register
-from durable_endpoints_server.store.base import Arrival, Match, Ticket
+from durable_endpoints_server.store.base import Arrival, Ticket
 from durable_endpoints_server.store.memory import MemoryStore
 from durable_endpoints_server.waiters import Waiters
 from tests.durable_endpoints.helpers import fast, one, run_id_of, star

@@ -481,7 +481,9 @@ class Recovery:
             return
         try:
             release = Release("interrupted")
-            decision = decide(with_exact_usage(entry), release, engine.clock.now(), engine.policy)
+            decision = decide(
+                with_exact_usage(entry.run, entry.memo), release, engine.clock.now(), engine.policy
+            )
             yield engine.disk.submit(decision.change)
         except (RefusedError, LostRunError):
             return

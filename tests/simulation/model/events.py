@@ -1,7 +1,7 @@
 """Events and signals: received, matched with open waits, kept for later ones.
 
 Stands for `events.py` and `signals.py`. Which event resolves which wait is decided by the shipped
-`engine/matching.py`.
+`engine/matching.py`, and whether that is right, by the oracle.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ from durable_endpoints.protocol.errors import LostRunError, StorageError
 from durable_endpoints.protocol.events import SIGNAL
 from durable_endpoints.protocol.ops import NewEvent, StepRecord
 from durable_endpoints_server.engine.facts import Change, EventReceived, EventSettled
-from durable_endpoints_server.engine.matching import document_of, matches, resolution
-from durable_endpoints_server.engine.model import Event, Run, Status, Wait
+from durable_endpoints_server.engine.matching import (
+    first_hit,
+    hits,
+    resolution,
+    resolutions,
+    was_open,
+)
+from durable_endpoints_server.engine.model import Event, Match, Run, Status, Wait
 from durable_endpoints_server.engine.transitions import Resolve, decide, resolve_all
-from durable_endpoints_server.store.base import Match, RefusedError
+from durable_endpoints_server.store.base import RefusedError
 from tests.simulation.model.disk import read
 from tests.simulation.model.loop import MS, Future, Task
 
@@ -58,7 +64,7 @@ class Events:
         yield engine.stale()
         if not arrival.known:
             ticket = engine.disk.submit(Change((EventReceived(event, settled=False),)))
-            resolved = self._resolve_idle(event, self._matching(event, arrival.matches))
+            resolved = self._resolve_idle(event, hits(event, arrival.matches))
             try:
                 yield ticket
                 is_on_disk = True
@@ -127,13 +133,7 @@ class Events:
         engine = self._engine
         events = read(engine.disk.store.unused_events(run.id, name, run.began_at, "", _MANY))
         yield engine.stale()
-        for event in events:
-            if not has_used(event.id):
-                document = document_of(event)
-                for wait in waits:
-                    if matches(wait, event, document):
-                        return wait, event
-        return None
+        return first_hit(events, waits, has_used)
 
     def settle_once_written(self, event_id: str, ticket: Future) -> None:
         """Match an event that is written together with a run's step."""
@@ -172,7 +172,7 @@ class Events:
     def _match(self, event: Event) -> Task:
         engine = self._engine
         while True:
-            found = self._matching(event, read(engine.disk.store.arrival(event)).matches)
+            found = hits(event, read(engine.disk.store.arrival(event)).matches)
             yield engine.stale()
             if not found:
                 break
@@ -197,17 +197,6 @@ class Events:
             for match in found
         )
 
-    def _matching(self, event: Event, found: Sequence[Match]) -> list[Match]:
-        document = document_of(event)
-        hits = [
-            match
-            for match in found
-            if match.run.began_at <= event.received_at and matches(match.wait, event, document)
-        ]
-        return sorted(
-            hits, key=lambda match: (match.run.id, match.step.began_at, match.step.id.hash)
-        )
-
     def _resolve_idle(self, event: Event, found: list[Match]) -> list[tuple[Run, Future]]:
         engine = self._engine
         resolved: list[tuple[Run, Future]] = []
@@ -216,16 +205,9 @@ class Events:
             run = of_run[0].run
             if run.status not in (Status.WAITING, Status.READY) or run.id in engine.live:
                 continue
-            taken: dict[str, Resolve] = {}
-            for match in of_run:
-                key = match.step.id.hash
-                if key in taken or (taken and not _was_open(match, event)):
-                    continue
-                taken[key] = Resolve(match.step, resolution(match.wait, event), event.id)
-            if taken:
-                now = engine.clock.now()
-                run, change = resolve_all(run, [*taken.values()], now, engine.policy)
-                resolved.append((run, engine.disk.submit(change)))
+            now = engine.clock.now()
+            run, change = resolve_all(run, resolutions(event, of_run), now, engine.policy)
+            resolved.append((run, engine.disk.submit(change)))
         return resolved
 
     def _offer_live(self, event: Event, found: Sequence[Match]) -> list[Live]:
@@ -234,7 +216,7 @@ class Events:
             live = self._engine.live.get(match.run.id)
             if live is not None:
                 value = resolution(match.wait, event)
-                live.offer(match.step.id.hash, value, event.id, _was_open(match, event))
+                live.offer(match.step.id.hash, value, event.id, was_open(match, event))
                 lives.append(live)
         return lives
 
@@ -245,11 +227,6 @@ class Events:
             except RefusedError:
                 continue
             self._engine.announce(run, None, None)
-
-
-def _was_open(match: Match, event: Event) -> bool:
-    """Whether a wait was open when the event came."""
-    return match.step.began_at <= event.received_at
 
 
 class Signals:
