@@ -28,7 +28,7 @@ from durable_endpoints_server.engine.transitions import decide, register
 from durable_endpoints_server.host import Host
 from durable_endpoints_server.retention import Sweeper
 
-STAGES = (10_000, 1_000_000)
+STAGES = (10_000, 100_000, 1_000_000)
 TURNS = 200
 SWEPT = 20_000
 """Runs that are past their retention when that is measured, at the most."""

@@ -15,6 +15,7 @@ from durable_endpoints.protocol.ops import NewEvent
 from durable_endpoints_server import report
 from durable_endpoints_server.clock import SystemClock
 from durable_endpoints_server.engine.model import Status
+from durable_endpoints_server.listing import newest_runs
 from durable_endpoints_server.store.location import sqlite_path
 from durable_endpoints_server.store.ownership import DispatcherRole
 from durable_endpoints_server.store.sqlite_inbox import leave_message
@@ -23,7 +24,8 @@ from durable_endpoints_server.store.sqlite_reader import SqliteReader
 T = TypeVar("T")
 
 _PATIENCE = 5.0
-"""Seconds to wait for the process that serves the file to carry out what was asked of it."""
+"""Seconds to wait for the process that serves the file to carry out what was asked of it, and to
+look for runs that a filter passes."""
 _PAUSE = 0.05
 
 
@@ -39,14 +41,13 @@ class DatabasePlace:
             )
 
     def list_runs(
-        self, statuses: Sequence[str], function_id: str | None, limit: int
-    ) -> list[dict[str, Any]]:
+        self, statuses: Sequence[str], function_id: str | None, limit: int, before: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
         wanted = [status for status in Status if not statuses or status.label in statuses]
 
-        async def ask(reader: SqliteReader) -> list[dict[str, Any]]:
-            return [
-                report.summary(line) for line in await reader.list_runs(wanted, function_id, limit)
-            ]
+        async def ask(reader: SqliteReader) -> tuple[list[dict[str, Any]], str | None]:
+            page = await newest_runs(reader, wanted, function_id, limit, before, _PATIENCE)
+            return [report.summary(line) for line in page.lines], page.next
 
         return self._read(ask)
 

@@ -23,9 +23,10 @@ class Place(Protocol):
     """As a message says it: a path, or a URL."""
 
     def list_runs(
-        self, statuses: Sequence[str], function_id: str | None, limit: int
-    ) -> list[dict[str, Any]]:
-        """The newest runs first; in any state if there are no `statuses`."""
+        self, statuses: Sequence[str], function_id: str | None, limit: int, before: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """The newest runs first, of those before the run `before`; in any state if there are no
+        `statuses`. With where to go on, if there may be more."""
         ...
 
     def run(self, run_id: str) -> dict[str, Any] | None:

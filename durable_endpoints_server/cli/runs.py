@@ -34,15 +34,24 @@ def runs() -> None:
     help="Only runs in this state. Repeatable.",
 )
 @click.option("--function", "function_id", help='Only runs of this endpoint, as in "POST /report".')
+@click.option("--before", metavar="RUN_ID", help="Only runs that began before this one.")
 @_limit_option
 def list_runs(
-    place: Place, as_json: bool, statuses: tuple[str, ...], function_id: str | None, limit: int
+    place: Place,
+    as_json: bool,
+    statuses: tuple[str, ...],
+    function_id: str | None,
+    before: str | None,
+    limit: int,
 ) -> None:
-    """The newest runs first."""
-    found = place.list_runs(statuses, function_id, limit)
+    """The newest runs first. Where few of very many runs are wanted, it stops looking after some
+    seconds, and says how to go on."""
+    found, following = place.list_runs(statuses, function_id, limit, before)
     click.echo(
         report.as_json(found) if as_json else report.table_of_runs(found, SystemClock().now())
     )
+    if following is not None and len(found) < limit:
+        click.echo(f"Older runs were not looked at: go on with --before {following}", err=True)
 
 
 @runs.command("show")

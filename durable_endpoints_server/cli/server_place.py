@@ -41,13 +41,15 @@ class ServerPlace:
         self._keys = [environ[name].strip() for name in names if environ.get(name, "").strip()]
 
     def list_runs(
-        self, statuses: Sequence[str], function_id: str | None, limit: int
-    ) -> list[dict[str, Any]]:
+        self, statuses: Sequence[str], function_id: str | None, limit: int, before: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
         query: dict[str, Any] = {"status": list(statuses), "limit": limit}
         if function_id is not None:
             query["function"] = function_id
-        found: list[dict[str, Any]] = self._ask("GET", "/v1/durable/runs", query)["data"]
-        return found
+        if before is not None:
+            query["before"] = before
+        answer = self._ask("GET", "/v1/durable/runs", query)
+        return answer["data"], answer["metadata"]["next"]
 
     def run(self, run_id: str) -> dict[str, Any] | None:
         full: dict[str, Any] | None = self._ask_of_run("GET", run_id)

@@ -29,10 +29,10 @@ def as_json(value: Any, status: int = 200, headers: Mapping[str, str] | None = N
     return Response(orjson.dumps(value), status, headers, "application/json")
 
 
-def data(value: Any, status: int = 200) -> Response:
-    """A successful answer: `{"data": …, "metadata": {"fetched_at"}}`."""
+def data(value: Any, status: int = 200, **metadata: Any) -> Response:
+    """A successful answer: `{"data": …, "metadata": {"fetched_at", …}}`."""
     fetched_at = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    return as_json({"data": value, "metadata": {"fetched_at": fetched_at}}, status)
+    return as_json({"data": value, "metadata": {"fetched_at": fetched_at, **metadata}}, status)
 
 
 def refusal(error: HTTPException) -> Response:

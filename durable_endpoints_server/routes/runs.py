@@ -8,11 +8,14 @@ from starlette.routing import BaseRoute, Route
 
 from durable_endpoints_server import report
 from durable_endpoints_server.engine.model import Status
+from durable_endpoints_server.listing import newest_runs
 from durable_endpoints_server.routes.answers import ApiError, authorise, data
 from durable_endpoints_server.server import Server
 
 _MOST = 10_000
 """Lines of a listing."""
+_PATIENCE = 5.0
+"""Seconds in which runs are looked for that a filter passes."""
 
 
 def routes(server: Server) -> list[BaseRoute]:
@@ -23,8 +26,10 @@ def routes(server: Server) -> list[BaseRoute]:
         authorise(server, request)
         query = request.query_params
         wanted = [_status(label) for label in query.getlist("status")] or list(Status)
-        found = await store.list_runs(wanted, query.get("function"), _limit(request))
-        return data([report.summary(line) for line in found])
+        page = await newest_runs(
+            store, wanted, query.get("function"), _limit(request), query.get("before"), _PATIENCE
+        )
+        return data([report.summary(line) for line in page.lines], next=page.next)
 
     async def show(request: Request) -> Response:
         authorise(server, request)

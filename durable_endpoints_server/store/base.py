@@ -18,6 +18,8 @@ from durable_endpoints_server.engine.model import Event, Match, Run, Status, Str
 
 NO_RECORDS: Final = 2**62
 """A position beyond every stream: a page from there has no records."""
+LISTED_AT_ONCE: Final = 50_000
+"""Runs that one question of a listing looks at, at the most: a fraction of a second."""
 
 
 class RefusedError(Exception):
@@ -169,6 +171,14 @@ class RunSummary(NamedTuple):
     next_due: int | None
 
 
+class RunPage(NamedTuple):
+    """A part of a listing."""
+
+    lines: list[RunSummary]
+    next: str | None
+    """Before which run to go on; None if there are no more."""
+
+
 class AttemptRecord(NamedTuple):
     """One failed try of a step."""
 
@@ -313,9 +323,16 @@ class Reads(Protocol):
         ...
 
     async def list_runs(
-        self, statuses: Sequence[Status], function_id: str | None, limit: int
-    ) -> list[RunSummary]:
-        """The newest runs first."""
+        self,
+        statuses: Sequence[Status],
+        function_id: str | None,
+        limit: int,
+        before: str | None = None,
+        window: int = LISTED_AT_ONCE,
+    ) -> RunPage:
+        """The newest runs first, of those whose id is smaller than `before`; in these `statuses`,
+        and of this function, if one is named. `window` runs are looked at, at the most: all that
+        are kept, or, if nobody asks for completed ones, those in other statuses."""
         ...
 
     async def version(self, run_id: str) -> str:

@@ -38,6 +38,7 @@ from durable_endpoints_server.engine.facts import (
 )
 from durable_endpoints_server.engine.model import Event, Match, Run, Status, Stream, Wait
 from durable_endpoints_server.store.base import (
+    LISTED_AT_ONCE,
     Arrival,
     AttemptRecord,
     DueStep,
@@ -50,6 +51,7 @@ from durable_endpoints_server.store.base import (
     RefusedError,
     RequestRecord,
     Rollback,
+    RunPage,
     RunSummary,
     StreamPage,
     Ticket,
@@ -75,6 +77,11 @@ class _Row:
         self.used_events: set[str] = set()
         self.stream: Stream | None = None
         self.records: list[StreamRecord] = []
+
+    def summary(self) -> RunSummary:
+        due = [step.due for step in self.steps.values() if step.due is not None]
+        code = self.ended.status_code if self.ended is not None else None
+        return RunSummary(self.run, self.new.method, self.new.path, code, min(due, default=None))
 
 
 class MemoryStore:
@@ -440,18 +447,27 @@ class MemoryStore:
         return [self._inbox[number] for number in sorted(self._inbox)[:limit]]
 
     async def list_runs(
-        self, statuses: Sequence[Status], function_id: str | None, limit: int
-    ) -> list[RunSummary]:
-        summaries = []
-        for run_id in sorted(self._rows, reverse=True):
-            row = self._rows[run_id]
-            if row.run.status in statuses and function_id in (None, row.run.function_id):
-                due = [step.due for step in row.steps.values() if step.due is not None]
-                code = row.ended.status_code if row.ended is not None else None
-                summaries.append(
-                    RunSummary(row.run, row.new.method, row.new.path, code, min(due, default=None))
-                )
-        return summaries[:limit]
+        self,
+        statuses: Sequence[Status],
+        function_id: str | None,
+        limit: int,
+        before: str | None = None,
+        window: int = LISTED_AT_ONCE,
+    ) -> RunPage:
+        reach = [
+            self._rows[run_id]
+            for run_id in sorted(self._rows, reverse=True)
+            if (before is None or run_id < before)
+            and (Status.COMPLETED in statuses or self._rows[run_id].run.status in statuses)
+        ][:window]
+        lines = [
+            row.summary()
+            for row in reach
+            if row.run.status in statuses and function_id in (None, row.run.function_id)
+        ][:limit]
+        if len(lines) == limit:
+            return RunPage(lines, lines[-1].run.id)
+        return RunPage(lines, reach[-1].run.id if len(reach) == window else None)
 
     async def version(self, run_id: str) -> str:
         row = self._rows.get(run_id)

@@ -18,6 +18,7 @@ from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints_server.engine.matching import document_of
 from durable_endpoints_server.engine.model import Event, Match, Run, Status, Stream
 from durable_endpoints_server.store.base import (
+    LISTED_AT_ONCE,
     Arrival,
     AttemptRecord,
     DueStep,
@@ -28,6 +29,7 @@ from durable_endpoints_server.store.base import (
     KeyHolder,
     RequestRecord,
     Rollback,
+    RunPage,
     RunSummary,
     StreamPage,
 )
@@ -50,6 +52,8 @@ _FEW_BYTES: Final = 64 * 1024
 _FEW_ROWS: Final = 100
 _SOME_ROWS: Final = 20
 _ANY: Final = 2**62
+_LAST_TEXT: Final = chr(0x10FFFF)
+"""After every other text."""
 
 
 class SqliteReader:
@@ -256,11 +260,25 @@ class SqliteReader:
         return [InboxMessage(id, at, kind, data.encode()) for id, at, kind, data in docs]
 
     async def list_runs(
-        self, statuses: Sequence[Status], function_id: str | None, limit: int
-    ) -> list[RunSummary]:
-        wanted = orjson.dumps([int(status) for status in statuses]).decode()
-        docs = await self._list("list_runs", statuses=wanted, function_id=function_id, limit=limit)
-        return [RunSummary(read_run(run), *rest) for run, *rest in docs]
+        self,
+        statuses: Sequence[Status],
+        function_id: str | None,
+        limit: int,
+        before: str | None = None,
+        window: int = LISTED_AT_ONCE,
+    ) -> RunPage:
+        row = await self._ask(
+            "list_runs",
+            statuses=orjson.dumps([int(status) for status in statuses]).decode(),
+            completed=Status.COMPLETED in statuses,
+            function_id=function_id,
+            limit=limit,
+            before=_LAST_TEXT if before is None else before,
+            window=window,
+        )
+        assert row is not None
+        lines = [RunSummary(read_run(run), *rest) for run, *rest in orjson.loads(row[0])]
+        return RunPage(lines, lines[-1].run.id if len(lines) == limit else row[1])
 
     async def attempts(self, run_id: str) -> list[AttemptRecord]:
         docs = await self._list("attempts", run_id=run_id)

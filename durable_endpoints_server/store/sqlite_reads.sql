@@ -134,12 +134,12 @@ select json_group_array(json_array(json(doc), steps, bytes, ord)) from (
         (select coalesce(sum(length(value)), 0) + coalesce(sum(length(error)), 0)
             from steps where run_id = run_doc.id and state >= 3) as bytes,
         (select coalesce(max(ord), 0) from steps where run_id = run_doc.id) as ord
-    from run_doc where status = 1 order by id limit :limit
+    from run_doc where status <> 5 and status = 1 order by id limit :limit
 )
 
 -- name: running_since
 select json_group_array(id) from runs
-where status = 1 and owner = :owner and began_at <= :instant
+where status <> 5 and status = 1 and owner = :owner and began_at <= :instant
 
 -- name: ready
 -- The oldest of each application, by hopping through the index from one to the next: behind one of
@@ -294,15 +294,45 @@ select json_group_array(json_array(id, at, kind, cast(data as text))) from (
 )
 
 -- name: list_runs
-select json_group_array(json_array(json(doc), method, path, status_code, due)) from (
-    select
-        run_doc.doc, runs.method, runs.path, runs.status_code,
-        (select min(due) from steps where run_id = runs.id and due is not null) as due
-    from runs join run_doc using (id)
-    where runs.status in (select value from json_each(:statuses))
-        and (:function_id is null or runs.function_id = :function_id)
-    order by runs.id desc limit :limit
+-- Looks at `:window` runs before `:before`, the newest first: at all, or, unless `:completed`, at
+-- those of the other statuses, by the index that has them. The second column is the last that it
+-- looked at, if there may be more.
+with looked (id, fits) as materialized (
+    select * from (
+        select
+            id,
+            status in (select value from json_each(:statuses))
+                and (:function_id is null or function_id = :function_id)
+        from runs where :completed and id < :before order by id desc limit :window
+    )
+    union all
+    select * from (
+        select
+            found.value,
+            :function_id is null
+                or (select function_id from runs where id = found.value) = :function_id
+        from json_each(iif(:completed, '[]', :statuses)) as wanted
+        cross join json_each((
+            select json_group_array(id) from (
+                select id from runs
+                where status <> 5 and status = wanted.value and id < :before
+                order by id desc limit :window
+            )
+        )) as found
+        order by found.value desc limit :window
+    )
 )
+select
+    (
+        select json_group_array(json_array(json(doc), method, path, status_code, due)) from (
+            select
+                run_doc.doc, runs.method, runs.path, runs.status_code,
+                (select min(due) from steps where run_id = runs.id and due is not null) as due
+            from looked cross join runs using (id) join run_doc using (id)
+            where looked.fits order by looked.id desc limit :limit
+        )
+    ),
+    (select min(id) from looked having count(*) = :window)
 
 -- name: attempts
 select json_group_array(json_array(step, attempt, began_at, ended_at, cast(error as text)))

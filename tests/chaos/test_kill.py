@@ -27,7 +27,7 @@ async def acknowledged(server: Server) -> dict[str, set[str]]:
     reader = SqliteReader(server.database)
     try:
         done: dict[str, set[str]] = {}
-        for line in await reader.list_runs(list(Status), None, 100_000):
+        for line in (await reader.list_runs(list(Status), None, 100_000)).lines:
             entry = await reader.entry(line.run.id)
             assert entry is not None
             name = line.path.rpartition("/")[2]
@@ -123,7 +123,9 @@ async def test_kill_parents_and_children(tmp_path: Path) -> None:
         reader = SqliteReader(server.database)
         try:
             assert await reader.orphans() == []
-            runs = [line.run for line in await reader.list_runs(list(Status), None, 100_000)]
+            runs = [
+                line.run for line in (await reader.list_runs(list(Status), None, 100_000)).lines
+            ]
             parents = {run.id: run for run in runs if run.parent_run is None}
             for run in parents.values():
                 children = await reader.children(run.id)

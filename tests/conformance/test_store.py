@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from durable_endpoints.protocol.ops import (
@@ -65,9 +67,11 @@ def step(name: str) -> StepId:
 class History:
     """Drives one run through a store, decision by decision."""
 
-    def __init__(self, store: Store, run_id: str = "run-1", **new: object) -> None:
+    def __init__(
+        self, store: Store, run_id: str = "run-1", function_id: str = "GET /x", **new: object
+    ) -> None:
         self.store = store
-        self.new = NewRun(run_id, "GET /x", "v1", "GET", "/x", b"the request", **new)  # type: ignore[arg-type]
+        self.new = NewRun(run_id, function_id, "v1", "GET", "/x", b"the request", **new)  # type: ignore[arg-type]
         decision = register(self.new, "me", None, T0)
         self.run = decision.run
         self.registered = store.submit(decision.change)
@@ -605,13 +609,53 @@ async def test_list_runs(store: Store) -> None:
     await one.do(Complete(204, b"x"))
     await two.record(Sleep(step("s"), 100))
     await two.do(Suspend())
-    summaries = await store.list_runs(list(Status), None, 10)
+    summaries = (await store.list_runs(list(Status), None, 10)).lines
     assert [(s.run.id, s.status_code, s.next_due) for s in summaries] == [
         ("r2", None, T0 + 100),
         ("r1", 204, None),
     ]
-    assert [s.run.id for s in await store.list_runs([Status.COMPLETED], None, 10)] == ["r1"]
-    assert await store.list_runs(list(Status), "GET /other", 10) == []
+    assert [s.run.id for s in (await store.list_runs([Status.COMPLETED], None, 10)).lines] == ["r1"]
+    assert (await store.list_runs(list(Status), "GET /other", 10)).lines == []
+
+
+@pytest.mark.parametrize(
+    ("statuses", "function_id", "expected"),
+    [
+        (list(Status), None, ["r6", "r5", "r4", "r3", "r2", "r1"]),
+        ([Status.COMPLETED], None, ["r5", "r1"]),
+        ([Status.RUNNING, Status.CANCELLED], None, ["r6", "r4", "r3", "r2"]),
+        ([Status.RUNNING], None, ["r6", "r3"]),
+        ([Status.PARKED], None, []),
+        (list(Status), "GET /rare", ["r2", "r1"]),
+        ([Status.CANCELLED], "GET /rare", ["r2"]),
+        ([Status.COMPLETED, Status.RUNNING], "GET /rare", ["r1"]),
+    ],
+)
+async def test_a_listing_in_portions_has_every_run_once(
+    store: Store,
+    statuses: list[Status],
+    function_id: str | None,
+    expected: list[str],
+) -> None:
+    for number in range(1, 7):
+        function = "GET /rare" if number < 3 else "GET /x"
+        history = await History(store, f"r{number}", function).begin()
+        if number in (1, 5):
+            await history.do(Complete(204, b"x"))
+        if number in (2, 4):
+            await history.do(Cancel("cancelled"))
+    for limit, window in product((1, 2, 50), (1, 2, 3, 50)):
+        found: list[str] = []
+        before: str | None = None
+        while True:
+            page = await store.list_runs(statuses, function_id, limit, before, window)
+            assert len(page.lines) <= min(limit, window)
+            found += [line.run.id for line in page.lines]
+            if page.next is None:
+                break
+            assert before is None or page.next < before
+            before = page.next
+        assert found == expected
 
 
 async def test_tracked_requests(store: Store) -> None:

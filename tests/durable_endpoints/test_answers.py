@@ -263,7 +263,7 @@ async def test_what_dependencies_answer_is_no_run(engine: VirtualEngine) -> None
         response = await client.post("/x")
         assert response.status_code == 422
         assert "durable-run-id" not in response.headers
-        assert await engine.store.list_runs(list(Status), None, 10) == []
+        assert (await engine.store.list_runs(list(Status), None, 10)).lines == []
 
 
 async def test_the_input_is_the_same_after_a_suspension(engine: VirtualEngine) -> None:
@@ -610,7 +610,7 @@ class Recorder:
             return {"type": "http.request", "body": b"", "more_body": False}
 
         async def send(message: dict[str, Any]) -> None:
-            runs = await self.engine.store.list_runs(list(Status), None, 1)
+            runs = (await self.engine.store.list_runs(list(Status), None, 1)).lines
             more = "+" if message.get("more_body") else ""
             self.statuses.append((message["type"][14:] + more, runs[0].run.status))
 

@@ -122,7 +122,7 @@ async def test_a_body_over_the_limit_is_413(engine: VirtualEngine) -> None:
         assert response.status_code == 413
         assert "max_request_body" in response.text
         assert await Chunked(app, [b"x" * 600] * 10).run() == 413
-        assert len(await engine.store.list_runs(list(Status), None, 10)) == 1
+        assert len((await engine.store.list_runs(list(Status), None, 10)).lines) == 1
     assert ran == [1]
 
 
@@ -144,7 +144,7 @@ async def test_a_client_that_leaves_while_uploading_makes_no_run(engine: Virtual
         sender.receive = receive  # type: ignore[method-assign]
         with pytest.raises(ClientDisconnect):
             await sender.run()
-        assert await engine.store.list_runs(list(Status), None, 10) == []
+        assert (await engine.store.list_runs(list(Status), None, 10)).lines == []
 
 
 async def test_undecorated_uploads_are_not_read_by_us(engine: VirtualEngine) -> None:

@@ -118,7 +118,7 @@ async def ended(engine: VirtualEngine, run_id: str) -> Status:
 
 
 async def only_run(engine: VirtualEngine) -> str:
-    (line,) = await engine.store.list_runs(list(Status), None, 10)
+    (line,) = (await engine.store.list_runs(list(Status), None, 10)).lines
     return line.run.id
 
 

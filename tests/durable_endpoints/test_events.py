@@ -103,7 +103,7 @@ async def test_match_on_a_form_and_on_the_query(engine: VirtualEngine) -> None:
             response = await client.post(**request)
             assert response.status_code == 303, response.text
         await engine.send_event("ok", {"id": 9})
-        runs = await engine.store.list_runs([Status.COMPLETED], None, 10)
+        runs = (await engine.store.list_runs([Status.COMPLETED], None, 10)).lines
         assert len(runs) == 4
 
 

@@ -250,7 +250,7 @@ async def test_a_registration_that_fails_runs_nothing_twice_and_keeps_nothing(
         executed = response.headers.get("durable-step-executed")
         assert executed == ("first" if is_new_to_it else None)
         store.fails = None
-        assert await store.list_runs(list(Status), None, 10) == []
+        assert (await store.list_runs(list(Status), None, 10)).lines == []
         assert (await client.get("/")).text == "first, second"
 
 

@@ -254,6 +254,6 @@ async def test_a_repeat_after_a_crash_gets_the_answer(engine: VirtualEngine) -> 
         asking.cancel()
         response = await client.post("/", headers=key())
         assert (response.status_code, response.text) == (200, "survived")
-        runs = await engine.store.list_runs(list(Status), None, 10)
+        runs = (await engine.store.list_runs(list(Status), None, 10)).lines
         assert len(runs) == 1
         gate.set()

@@ -76,7 +76,7 @@ def counted(name: str, value: Any = None) -> Any:
 
 
 async def all_runs(engine: VirtualEngine) -> list[Run]:
-    return [line.run for line in await engine.store.list_runs(list(Status), None, 1_000)]
+    return [line.run for line in (await engine.store.list_runs(list(Status), None, 1_000)).lines]
 
 
 async def runs_of(engine: VirtualEngine, function_id: str) -> list[Run]:

@@ -46,7 +46,7 @@ async def outcome_of(engine: VirtualEngine, body: Any, **request: Any) -> Outcom
 
     async with engine.client(one(engine, handler)) as client:
         outcome.response = await client.request("POST", "/", **request)
-        (line,) = await engine.store.list_runs(list(Status), None, 10)
+        (line,) = (await engine.store.list_runs(list(Status), None, 10)).lines
         outcome.run_status = line.run.status
         kept = await engine.outcome(line.run.id, 0)
         assert kept is not None
@@ -309,7 +309,7 @@ async def test_the_request_body() -> None:
         assert response.status_code == 413
         assert "1,000 bytes" in response.text
         assert "max_request_body" in response.text
-        assert await engine.store.list_runs(list(Status), None, 10) == []
+        assert (await engine.store.list_runs(list(Status), None, 10)).lines == []
 
 
 async def test_the_defaults_are_those_of_the_design() -> None:
@@ -409,7 +409,7 @@ async def final(engine: VirtualEngine, run_id: str) -> Status:
 
 
 async def only_run(engine: VirtualEngine) -> str:
-    (line,) = await engine.store.list_runs(list(Status), None, 10)
+    (line,) = (await engine.store.list_runs(list(Status), None, 10)).lines
     return line.run.id
 
 

@@ -111,7 +111,7 @@ async def test_a_remembered_value_over_the_limit_fails_its_run() -> None:
     async with engine.client(app) as client:
         assert (await client.get("/")).status_code in (413, 500)
         assert engine.host.live == {}
-        runs = await engine.store.list_runs(list(Status), None, 10)
+        runs = (await engine.store.list_runs(list(Status), None, 10)).lines
         assert all(line.run.status.is_final for line in runs)
 
 

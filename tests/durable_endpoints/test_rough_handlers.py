@@ -177,7 +177,7 @@ async def test_a_middleware_without_patience_cannot_make_a_run_go_round_for_ever
         for _ in range(20):
             await asyncio.sleep(0.06)
             await engine.advance("1h")
-        (run,) = await engine.store.list_runs(list(Status), None, 5)
+        (run,) = (await engine.store.list_runs(list(Status), None, 5)).lines
         assert run.run.status is Status.FAILED
     assert len(passes) <= 4
 
@@ -193,7 +193,7 @@ async def test_a_wrong_retry_after_ends_the_run_with_its_reason(
     async with engine.client(one(engine, handler)) as client:
         response = await client.get("/")
         assert response.status_code == 500
-        (line,) = await engine.store.list_runs(list(Status), None, 5)
+        (line,) = (await engine.store.list_runs(list(Status), None, 5)).lines
         assert line.run.status is Status.FAILED
 
 

@@ -276,6 +276,27 @@ def test_a_wrong_option_says_what_is_right(shared: Runs, options: list[str], mes
     assert message in result.stderr
 
 
+def test_a_listing_goes_on_before_a_run(shared: Runs) -> None:
+    listed = call("runs", "list", "--before", shared.waiting, database=shared.database)
+    assert [line.split()[0] for line in listed.stdout.splitlines()[1:]] == [
+        shared.failed,
+        shared.done,
+    ]
+    assert listed.stderr == ""
+
+
+def test_a_listing_that_stops_looking_says_how_to_go_on(
+    shared: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("durable_endpoints_server.cli.database_place._PATIENCE", 0.0)
+    options = ["--function", "GET /sum/{n}", "--limit", "2"]
+    stopped = call("runs", "list", *options, database=shared.database)
+    assert stopped.stdout == "No runs.\n"
+    assert f"go on with --before {shared.waiting}" in stopped.stderr
+    gone_on = call("runs", "list", *options, "--before", shared.waiting, database=shared.database)
+    assert [line.split()[0] for line in gone_on.stdout.splitlines()[1:]] == [shared.done]
+
+
 def test_a_listing_as_json(shared: Runs) -> None:
     line = json_of(call("runs", "list", "--json", "--limit", "1", database=shared.database))[0]
     assert line["id"] == shared.second

@@ -162,6 +162,16 @@ def test_a_wrong_query_is_refused(client: TestClient, query: str, message: str) 
     assert message in answer.json()["error"]
 
 
+def test_a_listing_of_a_server_goes_on_before_a_run(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("durable_endpoints_server.routes.runs._PATIENCE", 0.0)
+    stopped = call("runs", "list", "--function", "GET /b", "--limit", "1")
+    assert stopped.stderr == "Older runs were not looked at: go on with --before done\n"
+    gone_on = call("runs", "list", "--function", "GET /b", "--limit", "1", "--before", "done")
+    assert gone_on.stdout.splitlines()[1].split()[0] == "asleep"
+
+
 def test_every_route_wants_the_key(client: TestClient) -> None:
     for method, path in (
         ("GET", "/v1/durable/runs"),

@@ -69,7 +69,10 @@ def held_up(gate: asyncio.Event) -> Callable[[LiveRun, Entry], Any]:
 
 
 async def statuses(store: FlakyStore) -> dict[str, Status]:
-    return {line.run.id: line.run.status for line in await store.list_runs(list(Status), None, 99)}
+    return {
+        line.run.id: line.run.status
+        for line in (await store.list_runs(list(Status), None, 99)).lines
+    }
 
 
 async def test_what_was_ready_before_is_executed_longest_ready_first(

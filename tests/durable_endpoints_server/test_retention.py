@@ -31,7 +31,7 @@ async def end_run(store: Store, clock: VirtualClock, run_id: str, **how: bool) -
 
 
 async def ids(store: Store) -> set[str]:
-    return {line.run.id for line in await store.list_runs(list(Status), None, 10_000)}
+    return {line.run.id for line in (await store.list_runs(list(Status), None, 10_000)).lines}
 
 
 async def test_ended_runs_go_when_their_time_is_over(clock: VirtualClock) -> None:

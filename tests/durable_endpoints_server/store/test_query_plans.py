@@ -23,10 +23,10 @@ OF_ONE = re.compile(
 )
 """What belongs to one run, or has one id."""
 OF_NOTHING = re.compile(
-    r"SCAN (CONSTANT ROW|\w+ VIRTUAL TABLE .*|\(subquery-\d+\)|candidates|chosen|paths|apps)"
+    r"SCAN (CONSTANT ROW|\w+ VIRTUAL TABLE .*|\(subquery-\d+\)|candidates|chosen|paths|apps|looked)"
     r"|SEARCH requests"  # its smallest id
     r"|(CO-ROUTINE|MATERIALIZE|LIST SUBQUERY|(CORRELATED )?SCALAR SUBQUERY|USE TEMP B-TREE|SETUP"
-    r"|RECURSIVE STEP|CREATE BLOOM FILTER|-- TRIGGER).*"
+    r"|COMPOUND QUERY|LEFT-MOST SUBQUERY|UNION ALL|RECURSIVE STEP|CREATE BLOOM FILTER|-- TRIGGER).*"
 )
 """What the question itself brings along, or has chosen before."""
 
@@ -35,8 +35,8 @@ LIMITED = "stops at its limit"
 OPEN = "an index of what is open, which ends with it"
 
 SHARED = {
-    ("running", "SCAN runs USING INDEX runs_running"): OPEN,
-    ("running_since", "SCAN runs USING INDEX runs_running"): OPEN,
+    ("running", "SEARCH runs USING INDEX runs_not_completed (status=?)"): OPEN,
+    ("running_since", "SEARCH runs USING INDEX runs_not_completed (status=?)"): OPEN,
     ("ready", "SEARCH runs USING COVERING INDEX runs_ready"): FIRST,
     ("ready", "SEARCH runs USING COVERING INDEX runs_ready (app>?)"): FIRST,
     ("ready", "SEARCH runs USING COVERING INDEX runs_ready (app=?)"): LIMITED,
@@ -74,7 +74,11 @@ SHARED = {
     ("is_sweepable", "SEARCH events USING COVERING INDEX events_received (received_at<?)"): FIRST,
     ("is_sweepable", "SEARCH runs USING INDEX runs_until_delivered (ended_at<?)"): FIRST,
     ("inbox", "SCAN inbox"): LIMITED,
-    ("list_runs", "SCAN runs"): "newest first, stops at its limit; a filter may pass over many",
+    ("list_runs", "SEARCH runs USING PRIMARY KEY (id<?)"): LIMITED,
+    (
+        "list_runs",
+        "SEARCH runs USING COVERING INDEX runs_not_completed (status=? AND id<?)",
+    ): LIMITED,
     ("origins", "SCAN origins"): "a row for each application",
     ("requests", "SCAN requests"): LIMITED,
     ("write_sweep", "SEARCH runs USING COVERING INDEX runs_ended (ended_at<?)"): LIMITED,

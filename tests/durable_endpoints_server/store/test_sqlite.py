@@ -117,7 +117,7 @@ async def test_a_question_is_one_statement(store: SqliteStore, trace: Trace) -> 
     trace.statements.clear()
     assert await store.entry("r") is not None
     assert await store.ended("r") is not None
-    assert len(await store.list_runs(list(Status), None, 10)) == 1
+    assert len((await store.list_runs(list(Status), None, 10)).lines) == 1
     asked = [statement for statement in trace.statements if "select" in statement]
     assert len([statement for statement in asked if "temp view" not in statement]) == 3
 
