@@ -4,54 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import TracebackType
+
+from tests.chaos.proxying import Proxy
 
 
-class CuttingProxy:
+class CuttingProxy(Proxy):
     """Forwards to a port on this machine, and cuts each connection after as many bytes of its
     response as `limit()` says; None lets it be."""
 
-    def __init__(self, port: int, limit: Callable[[], int | None]) -> None:
-        self._target = port
+    def __init__(self, target: int, limit: Callable[[], int | None]) -> None:
+        super().__init__(target)
         self._limit = limit
         self.cuts = 0
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> CuttingProxy:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(
+    async def serve(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        up_reader: asyncio.StreamReader,
+        up_writer: asyncio.StreamWriter,
     ) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
-            writer.transport.abort()
-            return
         request = asyncio.ensure_future(self._forward(reader, up_writer, None))
         try:
             await self._forward(up_reader, writer, self._limit())
-        except asyncio.CancelledError:
-            pass  # the end of the test, which asyncio's streams of Python 3.11 would complain about
         finally:
             request.cancel()
-            up_writer.transport.abort()
-            writer.transport.abort()
 
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: int | None

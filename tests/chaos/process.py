@@ -105,7 +105,7 @@ class Server:
             return ["--bind", f"127.0.0.1:{self.port}"]
         return ["--host", "127.0.0.1", "--port", str(self.port)]
 
-    def wait_until_ready(self, patience: float = 20) -> None:
+    def wait_until_ready(self, patience: float = 60) -> None:
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             try:

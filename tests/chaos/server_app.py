@@ -13,10 +13,11 @@ from durable_endpoints_server.settings import ServerSettings
 from durable_endpoints_server.store.sqlite import SqliteStore
 
 LEASE = 1_500
-"""Milliseconds."""
+"""Milliseconds, if `SERVER_LEASE` names no other."""
 
 
 def server() -> Starlette:
     """For `uvicorn --factory`."""
-    settings = ServerSettings(dev=True, lease=LEASE, heartbeat=300)
+    lease = int(os.environ.get("SERVER_LEASE", LEASE))
+    settings = ServerSettings(dev=True, lease=lease, heartbeat=300)
     return create_app(Server(settings, SqliteStore(Path(os.environ["SERVER_DATABASE"]))))

@@ -7,8 +7,9 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Final, Literal, get_args
+
+from tests.chaos.proxying import Proxy
 
 Damage = Literal["cut", "delay", "hold", "throttle", "duplicate"]
 """What may happen to connections: reset in the middle; each piece delivered late; nothing
@@ -30,40 +31,21 @@ _AGAIN: Final = 1.0
 """Seconds for which a repeated request is listened to."""
 
 
-class FaultyProxy:
+class FaultyProxy(Proxy):
     """Forwards to a port on this machine, and does damage while it is told to."""
 
-    def __init__(self, target: int, port: int = 0) -> None:
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
         self.struck = 0
         """How often it did damage since it was told to."""
         self.holds: list[int] = []
         """When it began to hold what was on its way: nanoseconds on the monotonic clock."""
-        self._target = target
-        self._port = port
         self._damage: Damage | None = None
         self._left = 0
         self._chance = random.Random(0)
         self._may_pass = asyncio.Event()
         self._may_pass.set()
         self._holding: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> FaultyProxy:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def begin(self, damage: Damage, times: int, chance: random.Random) -> None:
         """Do this damage so many times from now on."""
@@ -84,31 +66,18 @@ class FaultyProxy:
         self.struck += 1
         return True
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._keep(task)
-        try:
-            await self._connect(reader, writer)
-        except asyncio.CancelledError:
-            pass  # the end, which asyncio's streams of Python 3.11 would complain about
-        finally:
-            writer.transport.abort()
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
-            return
+    async def serve(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        up_reader: asyncio.StreamReader,
+        up_writer: asyncio.StreamWriter,
+    ) -> None:
         said = bytearray()
 
         def answered(data: bytes) -> None:
             if b"upgrade: websocket" not in said.lower() and self._strikes("duplicate"):
-                self._keep(asyncio.create_task(self._repeat(bytes(said))))
+                self.keep(asyncio.create_task(self._repeat(bytes(said))))
 
         both = [
             asyncio.ensure_future(self._forward(reader, up_writer, said.extend)),
@@ -123,7 +92,6 @@ class FaultyProxy:
             for one in both:
                 one.cancel()
             await asyncio.gather(*both, return_exceptions=True)
-            up_writer.transport.abort()
 
     async def _forward(
         self,
@@ -175,7 +143,7 @@ class FaultyProxy:
 
     async def _repeat(self, request: bytes) -> None:
         try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self._target)
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             return
         try:
