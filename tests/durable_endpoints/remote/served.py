@@ -15,12 +15,13 @@ from durable_endpoints.engines.remote.dialing import LostConnectionError
 from durable_endpoints.engines.remote.engine import RemoteEngine
 from durable_endpoints.settings import Settings
 from durable_endpoints_server.remote.hub import Hub
-from durable_endpoints_server.remote.transport import MemoryEnd, TransportClosedError, memory_pair
+from durable_endpoints_server.remote.transport import TransportClosedError
 from durable_endpoints_server.server import Server
 from durable_endpoints_server.settings import ServerSettings
 from durable_endpoints_server.store.base import Store
 from durable_endpoints_server.store.memory import MemoryStore
 from tests.durable_endpoints.helpers import fast
+from tests.durable_endpoints_server.remote.ends import MemoryEnd, memory_pair
 
 KEY = "a key for tests, and for nothing else"
 

@@ -24,8 +24,9 @@ from durable_endpoints.testing import VirtualClock
 from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.host import Host, HostOptions
 from durable_endpoints_server.remote.hub import Hub, HubOptions
-from durable_endpoints_server.remote.transport import MemoryEnd, TransportClosedError, memory_pair
+from durable_endpoints_server.remote.transport import TransportClosedError
 from durable_endpoints_server.store.base import Store
+from tests.durable_endpoints_server.remote.ends import MemoryEnd, memory_pair
 
 LEASE = 30_000
 

@@ -28,11 +28,11 @@ from durable_endpoints_server.app import create_app
 from durable_endpoints_server.engine.transitions import Claim, decide
 from durable_endpoints_server.live import LiveRun
 from durable_endpoints_server.realtime import Listener, Topic, run_token, topics_token
-from durable_endpoints_server.remote.transport import memory_pair
 from durable_endpoints_server.server import Server
 from durable_endpoints_server.settings import ServerSettings
 from durable_endpoints_server.store.memory import MemoryStore
 from durable_endpoints_server.store.sqlite import SqliteStore
+from tests.durable_endpoints_server.remote.ends import memory_pair
 from tests.durable_endpoints_server.remote.fakes import register
 from tests.durable_endpoints_server.routes.serving import serving
 
