@@ -1,7 +1,6 @@
 """A store in memory: the same conditional writes, in plain Python, for tests and simulations.
 
-It acknowledges at once and forgets everything with the process. It is also the shortest
-description of what the SQL of the other stores does.
+It acknowledges at once and forgets everything with the process.
 """
 
 from __future__ import annotations
@@ -9,33 +8,10 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
 
 from durable_endpoints.protocol.ops import StepKind, StepRecord, StepState
-from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.streams import RecordKind, StreamRecord
-from durable_endpoints_server.engine.facts import (
-    AttemptFailed,
-    Change,
-    ChildCreated,
-    EventReceived,
-    EventSettled,
-    EventUsed,
-    Fact,
-    InboxTaken,
-    OriginTrusted,
-    RequestSeen,
-    ResponseDelivered,
-    RunChanged,
-    RunCreated,
-    RunEnded,
-    StepResolved,
-    StepWritten,
-    Streamed,
-    StreamSkipped,
-    Sweep,
-    WaitOpened,
-)
+from durable_endpoints_server.engine.facts import Change
 from durable_endpoints_server.engine.model import Event, Match, Run, Status, Stream, Wait
 from durable_endpoints_server.store.base import (
     LISTED_AT_ONCE,
@@ -52,61 +28,22 @@ from durable_endpoints_server.store.base import (
     RequestRecord,
     Rollback,
     RunPage,
-    RunSummary,
     StreamPage,
     Ticket,
     with_exact_usage,
 )
+from durable_endpoints_server.store.memory_tables import MemoryTables, Row
 
 _IDLE = (Status.WAITING, Status.READY)
 
 
-class _Row:
-    """Everything that is kept of one run."""
-
-    def __init__(self, run: Run, new: NewRun) -> None:
-        self.run = run
-        self.new = new
-        self.request: bytes | None = new.request
-        self.ended: RunEnded | None = None
-        self.omitted = ""
-        self.response: bytes | None = None
-        self.steps: dict[str, StepRecord] = {}
-        self.waits: dict[tuple[str, str], Wait] = {}
-        self.attempts: list[AttemptRecord] = []
-        self.used_events: set[str] = set()
-        self.stream: Stream | None = None
-        self.records: list[StreamRecord] = []
-
-    def summary(self) -> RunSummary:
-        due = [step.due for step in self.steps.values() if step.due is not None]
-        code = self.ended.status_code if self.ended is not None else None
-        return RunSummary(self.run, self.new.method, self.new.path, code, min(due, default=None))
-
-
-class MemoryStore:
+class MemoryStore(MemoryTables):
     """A `Store` that keeps everything in dictionaries."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, _Row] = {}
-        self._keys: dict[str, str] = {}
-        self._events: dict[str, EventReceived] = {}
-        self._requests: list[RequestRecord] = []
-        self._inbox: dict[int, InboxMessage] = {}
-        self._origins: set[str] = set()
 
     # Writing
 
     def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
         return _Done(None if self.apply(change) else RefusedError())
-
-    def apply(self, change: Change) -> bool:
-        """Write `change`, or return False if its condition does not hold."""
-        if not self._admits(change):
-            return False
-        for fact in change.facts:
-            _APPLY[type(fact)](self, change.run_id, fact)
-        return True
 
     @property
     def is_healthy(self) -> bool:
@@ -115,114 +52,6 @@ class MemoryStore:
     def leave_message(self, at: int, kind: str, data: bytes) -> None:
         number = max(self._inbox, default=0) + 1
         self._inbox[number] = InboxMessage(number, at, kind, data)
-
-    def _admits(self, change: Change) -> bool:
-        if change.generation is not None:
-            row = self._rows.get(change.run_id)
-            return row is not None and change.admits(row.run)
-        for fact in change.facts:
-            if isinstance(fact, RunCreated) and (
-                fact.run.id in self._rows or (fact.new.key or "") in self._keys
-            ):
-                return False
-            if (
-                isinstance(fact, EventReceived)
-                and not fact.one_of_many
-                and fact.event.id in self._events
-            ):
-                return False
-        return True
-
-    def _run_created(self, run_id: str, fact: RunCreated) -> None:
-        self._rows[run_id] = _Row(fact.run, fact.new)
-        if fact.new.key is not None:
-            self._keys[fact.new.key] = run_id
-
-    def _child_created(self, run_id: str, fact: ChildCreated) -> None:
-        self._rows.setdefault(fact.run.id, _Row(fact.run, fact.new))
-
-    def _run_changed(self, run_id: str, fact: RunChanged) -> None:
-        self._rows[run_id].run = fact.run
-
-    def _run_ended(self, run_id: str, fact: RunEnded) -> None:
-        row = self._rows[run_id]
-        row.run, row.ended, row.response, row.omitted = fact.run, fact, fact.response, fact.omitted
-        row.waits.clear()
-        row.steps = {key: step._replace(due=None) for key, step in row.steps.items()}
-        if fact.run.omit_request_body:
-            row.request = None
-
-    def _step_written(self, run_id: str, fact: StepWritten | StepResolved) -> None:
-        steps, step = self._rows[run_id].steps, fact.step
-        kept = steps.get(step.id.hash)
-        if kept is None:
-            steps[step.id.hash] = step
-        elif not kept.is_final:
-            steps[step.id.hash] = step._replace(id=kept.id, kind=kept.kind, began_at=kept.began_at)
-
-    def _step_resolved(self, run_id: str, fact: StepResolved) -> None:
-        self._step_written(run_id, fact)
-        waits = self._rows[run_id].waits
-        for key in [key for key in waits if key[0] == fact.step.id.hash]:
-            del waits[key]
-
-    def _streamed(self, run_id: str, fact: Streamed) -> None:
-        row = self._rows[run_id]
-        row.records += fact.records
-        row.stream = fact.stream
-
-    def _stream_skipped(self, run_id: str, fact: StreamSkipped) -> None:
-        row = self._rows[run_id]
-        stream = row.stream or Stream()
-        row.stream = stream._replace(tail=stream.tail + fact.positions, is_wary=True)
-
-    def _wait_opened(self, run_id: str, fact: WaitOpened) -> None:
-        row = self._rows[run_id]
-        kind = row.steps[fact.step.hash].kind
-        wait = Wait(run_id, fact.step, kind, fact.alternative, fact.deadline)
-        row.waits.setdefault((fact.step.hash, fact.alternative.label), wait)
-
-    def _attempt_failed(self, run_id: str, fact: AttemptFailed) -> None:
-        record = AttemptRecord(
-            str(fact.step), fact.attempt, fact.began_at, fact.ended_at, fact.error
-        )
-        self._rows[run_id].attempts.append(record)
-
-    def _event_received(self, run_id: str, fact: EventReceived) -> None:
-        self._events.setdefault(fact.event.id, fact)
-
-    def _event_used(self, run_id: str, fact: EventUsed) -> None:
-        self._rows[run_id].used_events.add(fact.event_id)
-
-    def _event_settled(self, run_id: str, fact: EventSettled) -> None:
-        if fact.event_id in self._events:
-            self._events[fact.event_id] = self._events[fact.event_id]._replace(settled=True)
-
-    def _response_delivered(self, run_id: str, fact: ResponseDelivered) -> None:
-        row = self._rows.get(fact.run_id)
-        if row is not None and row.ended is not None and row.ended.until_delivered:
-            row.response, row.omitted = None, "delivered"
-
-    def _inbox_taken(self, run_id: str, fact: InboxTaken) -> None:
-        self._inbox.pop(fact.id, None)
-
-    def _request_seen(self, run_id: str, fact: RequestSeen) -> None:
-        self._requests.append(RequestRecord(*fact))
-
-    def _origin_trusted(self, run_id: str, fact: OriginTrusted) -> None:
-        self._origins.add(fact.origin)
-
-    def _sweep(self, run_id: str, fact: Sweep) -> None:
-        for row in self._ended_before(fact.runs_before)[: fact.runs]:
-            del self._rows[row.run.id]
-            if row.new.key is not None:
-                del self._keys[row.new.key]
-        self._requests = [seen for seen in self._requests if seen.at >= fact.runs_before]
-        for row in self._undelivered_before(fact.responses_before)[: fact.runs]:
-            row.response, row.omitted = None, "delivered"
-        for event in [e.event for e in self._events.values()]:
-            if event.received_at < fact.events_before:
-                del self._events[event.id]
 
     # Reading
 
@@ -498,10 +327,10 @@ class MemoryStore:
         runs = [row.run for row in self._rows.values()]
         return [run for run in runs if run.parent_run is not None and not run.status.is_final]
 
-    def _match(self, row: _Row, wait: Wait) -> Match:
+    def _match(self, row: Row, wait: Wait) -> Match:
         return Match(row.run, row.steps[wait.step.hash], wait)
 
-    def _timers(self) -> list[tuple[_Row, StepRecord]]:
+    def _timers(self) -> list[tuple[Row, StepRecord]]:
         return [
             (row, step)
             for row in self._rows.values()
@@ -514,21 +343,6 @@ class MemoryStore:
         idle = (*_IDLE, Status.PARKED)
         runs = (row.run for row in self._rows.values())
         return [run for run in runs if run.status in idle and run.deadline is not None]
-
-    def _ended_before(self, instant: int) -> list[_Row]:
-        rows = [
-            row
-            for row in self._rows.values()
-            if row.run.ended_at is not None and row.run.ended_at < instant
-        ]
-        return sorted(rows, key=lambda row: _instant(row.run.ended_at))
-
-    def _undelivered_before(self, instant: int) -> list[_Row]:
-        return [
-            row
-            for row in self._ended_before(instant)
-            if row.ended is not None and row.ended.until_delivered and not row.omitted
-        ]
 
 
 def _that_weigh(size: int, records: Iterable[StreamRecord]) -> list[StreamRecord]:
@@ -544,28 +358,6 @@ def _that_weigh(size: int, records: Iterable[StreamRecord]) -> list[StreamRecord
 def _instant(value: int | None) -> int:
     assert value is not None
     return value
-
-
-_APPLY: dict[type[Fact], Callable[[MemoryStore, str, Any], None]] = {
-    RunCreated: MemoryStore._run_created,
-    ChildCreated: MemoryStore._child_created,
-    RunChanged: MemoryStore._run_changed,
-    RunEnded: MemoryStore._run_ended,
-    StepWritten: MemoryStore._step_written,
-    StepResolved: MemoryStore._step_resolved,
-    Streamed: MemoryStore._streamed,
-    StreamSkipped: MemoryStore._stream_skipped,
-    WaitOpened: MemoryStore._wait_opened,
-    AttemptFailed: MemoryStore._attempt_failed,
-    EventReceived: MemoryStore._event_received,
-    EventUsed: MemoryStore._event_used,
-    EventSettled: MemoryStore._event_settled,
-    ResponseDelivered: MemoryStore._response_delivered,
-    InboxTaken: MemoryStore._inbox_taken,
-    RequestSeen: MemoryStore._request_seen,
-    OriginTrusted: MemoryStore._origin_trusted,
-    Sweep: MemoryStore._sweep,
-}
 
 
 class _Done:
