@@ -126,11 +126,13 @@ class Children:
             if (live := host.live_run(run_id)) is not None:
                 await live.wake(step)
                 await live.written()
+                if live.has_failed:
+                    return  # its next execution looks by itself
             found = await host.store.invocation(run_id, step)
             if found is None or found.step.state is not StepState.PENDING:
                 return
             if found.run.status is Status.PARKED or found.run.status.is_final:
-                return  # its next execution, if there is one, looks by itself
+                return  # the same, if there is one
             if host.live_run(run_id) is None:
                 if found.run.status is not Status.RUNNING:
                     if await self._wake_idle(found):

@@ -314,7 +314,7 @@ class EventService:
         lives: list[LiveRun] = []
         for match in found:
             live = self._host.live_run(match.run.id)
-            if live is not None:
+            if live is not None and not live.has_failed:
                 value = resolution(match.wait, event)
                 again = was_open(match, event)
                 await live.offer(match.step.id.hash, value, event.id, again)

@@ -448,6 +448,12 @@ class LiveRun:
             pass
 
     @property
+    def has_failed(self) -> bool:
+        """Whether the store failed: nothing of this execution is written any more. It leaves its
+        run once it notices, and the next one looks for itself what it was to be told."""
+        return self._lane.failure is not None
+
+    @property
     def is_stranded(self) -> bool:
         """Whether its event loop is closed, so that it can neither go on nor leave."""
         return self.loop.is_closed()

@@ -167,7 +167,7 @@ class Signals:
                 await self._resolve(waiter, b"null")
                 continue
             live = self._host.live_run(waiter.run.id)
-            if live is None or live.awaited(waiter.step.id.hash):
+            if live is None or live.has_failed or live.awaited(waiter.step.id.hash):
                 return SignalTaken(waiter.run.id)
             await live.written()  # it has been resolved, which is on its way to the disk
             await asyncio.sleep(_PAUSE)
@@ -186,6 +186,8 @@ class Signals:
             if await live.take(waiter.step.id.hash, value):
                 return True
             await live.written()
+            if live.has_failed:
+                raise StorageError(f"run {run.id}, which waits for it, could not be written")
         elif run.status is not Status.RUNNING:
             command = Resolve(waiter.step, value)
             decision = decide(run, command, host.clock.now(), host.policy)

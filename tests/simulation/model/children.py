@@ -71,6 +71,8 @@ class Children:
             if (live := engine.live.get(run_id)) is not None:
                 live.wake(step)
                 yield from live.written()
+                if live.has_failed:
+                    return  # its next execution looks by itself
             found = read(engine.disk.store.invocation(run_id, step))
             yield engine.stale()
             if found is None or found.step.state is not StepState.PENDING:

@@ -214,7 +214,7 @@ class Events:
         lives: list[Live] = []
         for match in found:
             live = self._engine.live.get(match.run.id)
-            if live is not None:
+            if live is not None and not live.has_failed:
                 value = resolution(match.wait, event)
                 live.offer(match.step.id.hash, value, event.id, was_open(match, event))
                 lives.append(live)
@@ -279,6 +279,8 @@ class Signals:
                 except LostRunError:
                     return False
             yield from live.written()
+            if live.has_failed:
+                raise StorageError(f"run {run.id}, which waits for it, could not be written")
         elif run.status is not Status.RUNNING:
             decision = decide(run, Resolve(waiter.step, value), engine.clock.now(), engine.policy)
             try:

@@ -270,6 +270,11 @@ class Live:
             raise
         self._lost("timed_out" if isinstance(command, Expire) else "cancelled")
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the store failed: nothing of this execution is written any more."""
+        return self._lane.failure is not None
+
     def written(self) -> Task:
         """What was recorded so far is on disk, or known not to get there."""
         try:
