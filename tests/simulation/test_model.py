@@ -14,6 +14,7 @@ import pytest
 from durable_endpoints_server.engine import facts, transitions
 from durable_endpoints_server.engine.facts import Change
 from durable_endpoints_server.engine.model import Run, Status
+from tests.simulation.model.disk import LATE
 from tests.simulation.model.faults import ACTIONS, MESSAGES
 from tests.simulation.model.history import plan_of, play
 from tests.simulation.model.search import made_small, search, told
@@ -54,7 +55,7 @@ def test_everything_that_may_happen_happens(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(transitions, "RULES", rules)
     seen = search(range(300)).seen
     kinds = {kind.__name__ for kind in facts.Fact.__args__} - _HOUSEKEEPING
-    wanted = {*kinds, *ACTIONS, *MESSAGES, *(status.label for status in Status)}
+    wanted = {*kinds, *ACTIONS, *MESSAGES, LATE, *(status.label for status in Status)}
     assert {kind: seen[kind] for kind in wanted if seen[kind] < 5} == {}
     assert {rule: rules.asked[rule] for rule in rules if rules.asked[rule] < 5} == {}
 

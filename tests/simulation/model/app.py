@@ -71,7 +71,7 @@ class App:
             max_runtime=program.max_runtime,
             key=request.key,
         )
-        live = engine.register(new, engine.owner)
+        live = engine.register(new)
         if request.key is not None:
             try:
                 yield live.acknowledge()

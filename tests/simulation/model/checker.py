@@ -127,18 +127,16 @@ class Checker:
 
     # What is written
 
-    def witness(self, disk: Disk, change: Change) -> Callable[[], None]:
-        """Look before and after a change is written."""
-
-        def is_written() -> None:
-            self.say(f"written: {_line(change)}")
-            for fact in change.facts:
-                self.seen[type(fact).__name__] += 1
-                look = _LOOKS.get(type(fact))
-                if look is not None:
-                    look(self, disk, change, fact)
-
-        return is_written
+    def written(self, disk: Disk, change: Change, by_replaced: bool) -> None:
+        """Look at a change that was written."""
+        self.say(f"written: {_line(change)}")
+        if by_replaced:
+            raise ViolationError(f"a process that was replaced has changed {change.run_id}")
+        for fact in change.facts:
+            self.seen[type(fact).__name__] += 1
+            look = _LOOKS.get(type(fact))
+            if look is not None:
+                look(self, disk, change, fact)
 
     def _created(self, disk: Disk, change: Change, fact: RunCreated | ChildCreated) -> None:
         run, new = fact.run, fact.new

@@ -89,6 +89,6 @@ class Children:
                         continue
                     engine.announce(decision.run, None, None)
                     return
-                if engine.recovery.will_rescue(run_id) or engine.is_executed_elsewhere(run):
+                if engine.recovery.will_rescue(run_id):
                     return  # its next execution looks by itself
             yield _PAUSE

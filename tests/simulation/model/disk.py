@@ -5,15 +5,20 @@ which is shipped. Changes that are submitted while one batch is being written sh
 batch is written as a whole, and then, a little later, acknowledged. A process that ends takes with
 it what it has submitted and not yet written; a loss of power also takes relaxed changes that were
 not synced.
+
+A process that was only held still has what it had submitted, after another one has opened the disk
+and taken its runs over. When it goes on, that is written too, if the store admits it: it must not.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from durable_endpoints.protocol.errors import StorageError
-from durable_endpoints_server.engine.facts import Change
+from durable_endpoints_server.engine.facts import Change, states
+from durable_endpoints_server.engine.model import Status
 from durable_endpoints_server.store.base import Lane, RefusedError
 from durable_endpoints_server.store.memory import MemoryStore
 from tests.simulation.model.loop import MS, Future, Loop, Process
@@ -21,9 +26,13 @@ from tests.simulation.model.loop import MS, Future, Loop, Process
 T = TypeVar("T")
 
 _SYNC_WITHIN = 30 * MS
+_RUNNING: Final = states(Status.RUNNING)
 
-Witness = Callable[[Change], Callable[[], None]]
-"""Told what is about to be written, and then called when it is."""
+LATE: Final = "late write"
+"""A write of a process that was replaced, which the store has refused."""
+
+Witness = Callable[[Change, bool], None]
+"""Told what was written, and whether by a process that was replaced."""
 
 
 def read(reading: Coroutine[Any, Any, T]) -> T:
@@ -44,22 +53,91 @@ class _Submitted(NamedTuple):
 class Disk:
     """What outlasts processes."""
 
-    def __init__(self, loop: Loop, process: Process, witness: Witness) -> None:
+    def __init__(self, loop: Loop, witness: Witness, seen: Counter[str]) -> None:
+        """`seen` counts late writes."""
         self.store = MemoryStore()
         self.is_full = False
+        self.failing = 0
+        """How many of the next batches cannot be written."""
         self.slowness = 0
         """Further microseconds that each write may take."""
-        self._loop = loop
-        self._process = process
-        self._witness = witness
         self.localized: Callable[[Change], Change] = lambda change: change
         """What is written of a change, where there are other partitions."""
-        self._open: list[_Submitted] = []
-        self._is_writing = False
+        self.loop = loop
+        self._witness = witness
+        self._seen = seen
+        self._server: Connection | None = None
         self._log: list[Change] = []
         """What was written, in order."""
         self._synced = 0
         """How much of that no loss of power can take."""
+
+    def open(self, process: Process) -> Connection:
+        """From now on this process serves the disk, and no earlier one."""
+        self._server = Connection(self, process)
+        return self._server
+
+    @property
+    def has_unsynced(self) -> bool:
+        """Whether a loss of power would take something."""
+        return self._synced < len(self._log)
+
+    def lose_power(self) -> int:
+        """Forget changes that were not synced, the last ones first. Returns how many."""
+        kept = self.loop.random.randint(self._synced, len(self._log))
+        lost = len(self._log) - kept
+        if lost:
+            del self._log[kept:]
+            self.store = MemoryStore()
+            for change in self._log:
+                self.store.apply(change)
+        self._synced = kept
+        return lost
+
+    def takes_batch(self) -> bool:
+        """Whether the next batch can be written."""
+        if self.failing:
+            self.failing -= 1
+            return False
+        return not self.is_full
+
+    def write(self, change: Change, connection: Connection) -> Exception | None:
+        """Write a change, if its condition holds. Returns why not."""
+        is_replaced = connection is not self._server
+        if is_replaced and change.states != _RUNNING:
+            return StorageError("another process serves this disk")
+        change = self.localized(change)
+        if not self.store.apply(change):
+            self._seen[LATE] += is_replaced
+            return RefusedError()
+        self._log.append(change)
+        self._witness(change, is_replaced)
+        return None
+
+    def sync(self, length: int) -> None:
+        """No loss of power can take the first `length` changes any more."""
+        self._synced = max(self._synced, length)
+
+    @property
+    def length(self) -> int:
+        """How many changes were written."""
+        return len(self._log)
+
+
+class Connection:
+    """A process's way to the disk: what it has submitted, and not yet been told of."""
+
+    def __init__(self, disk: Disk, process: Process) -> None:
+        self._disk = disk
+        self._loop = disk.loop
+        self._process = process
+        self._open: list[_Submitted] = []
+        self._is_writing = False
+
+    @property
+    def store(self) -> MemoryStore:
+        """What is written by now, to read."""
+        return self._disk.store
 
     def submit(self, change: Change, lane: Lane | None = None) -> Future:
         """Queue a change. What this returns is done once it is written, or fails as a ticket's
@@ -71,62 +149,33 @@ class Disk:
             self._loop.soon(self._process, self._begin)
         return ticket
 
-    def serve(self, process: Process) -> None:
-        """Another process has opened it: what an earlier one had not written is gone."""
-        self._process = process
-        self._open, self._is_writing = [], False
-
-    @property
-    def has_unsynced(self) -> bool:
-        """Whether a loss of power would take something."""
-        return self._synced < len(self._log)
-
-    def lose_power(self) -> int:
-        """Forget changes that were not synced, the last ones first. Returns how many."""
-        kept = self._loop.random.randint(self._synced, len(self._log))
-        lost = len(self._log) - kept
-        if lost:
-            del self._log[kept:]
-            self.store = MemoryStore()
-            for change in self._log:
-                self.store.apply(change)
-        self._synced = kept
-        return lost
-
     def _begin(self) -> None:
-        delay = self._loop.latency(2 * MS + self.slowness)
+        delay = self._loop.latency(2 * MS + self._disk.slowness)
         self._loop.later(self._process, delay, self._write)
 
     def _write(self) -> None:
+        disk = self._disk
         batch, self._open = self._open, []
-        outcomes = [self._write_one(submitted) for submitted in batch]
-        if not self.is_full:
+        is_possible = disk.takes_batch()
+        outcomes = [self._write_one(submitted, is_possible) for submitted in batch]
+        if is_possible:
             if all(change.is_relaxed for change, *_ in batch):
-                self._loop.later(self._process, _SYNC_WITHIN, self._sync, len(self._log))
+                self._loop.later(self._process, _SYNC_WITHIN, disk.sync, disk.length)
             else:
-                self._synced = len(self._log)
+                disk.sync(disk.length)
         acknowledging = self._loop.latency(MS)
         self._loop.later(self._process, acknowledging, self._finish, batch, outcomes)
 
-    def _write_one(self, submitted: _Submitted) -> Exception | None:
+    def _write_one(self, submitted: _Submitted, is_possible: bool) -> Exception | None:
         change, lane, _ = submitted
-        change = self.localized(change)
         if lane is not None and lane.failure is not None:
             return lane.failure
-        if self.is_full:
-            failure = StorageError("the disk is full")
-            if lane is not None:
-                lane.failure = failure
-            return failure
-        is_written = self._witness(change)
-        if not self.store.apply(change):
-            return RefusedError()
-        self._log.append(change)
-        is_written()
-        return None
-
-    def _sync(self, length: int) -> None:
-        self._synced = max(self._synced, length)
+        if is_possible:
+            return self._disk.write(change, self)
+        failure = StorageError("the disk is full")
+        if lane is not None:
+            lane.failure = failure
+        return failure
 
     def _finish(self, batch: list[_Submitted], outcomes: list[Exception | None]) -> None:
         self._is_writing = bool(self._open)

@@ -56,14 +56,6 @@ class Surroundings(NamedTuple):
     policy: Policy
 
 
-class Place(NamedTuple):
-    """Where a run is executed."""
-
-    owner: str
-    execute: Callable[[Live, Entry], Future]
-    """Returns what is done once the execution has left the run, and that is on disk or refused."""
-
-
 class Engine:
     """One incarnation."""
 
@@ -72,19 +64,22 @@ class Engine:
         surroundings: Surroundings,
         process: Process,
         owner: str,
-        find_place: Callable[[Entry], Place | None],
-        is_executed_elsewhere: Callable[[Run], bool] = lambda run: False,
+        execute: Callable[[Live, Entry], Future],
         is_here: Callable[[str], bool] = lambda run_id: True,
         cancel_elsewhere: Callable[[str, str], None] = lambda run_id, reason: None,
     ) -> None:
-        """`is_here` says whether a run is kept here, and not in another partition."""
-        self.loop, self.clock, self.disk, self.policy = surroundings
+        """`execute` sends the request of a claimed run in again, and returns what is done once that
+        execution has left the run, and that is on disk or refused. `is_here` says whether a run is
+        kept here, and not in another partition."""
+        self.loop, self.clock, disk, self.policy = surroundings
+        self.disk = disk.open(process)
         self.process = process
         self.owner = owner
         self.is_draining = False
+        self.has_taken_over = False
+        """Whether every run that an earlier process executed is given to others."""
         self.attached_at = self.clock.now()
         self.live: dict[str, Live] = {}
-        self.is_executed_elsewhere = is_executed_elsewhere
         self.is_here = is_here
         self._cancel_elsewhere = cancel_elsewhere
         self.events = Events(self)
@@ -92,9 +87,8 @@ class Engine:
         self.children = Children(self)
         self.timers = Timers(self)
         self.recovery = Recovery(self)
-        self.dispatcher = Dispatcher(self, find_place)
+        self.dispatcher = Dispatcher(self, execute)
         self._waiting: dict[str, list[Future]] = {}
-        self.disk.serve(process)
 
     def spawn(self, task: Task) -> None:
         self.loop.spawn(self.process, task)
@@ -104,6 +98,7 @@ class Engine:
 
     def _start(self) -> Task:
         yield from self.recovery.interrupt_lost_runs()
+        self.has_taken_over = True
         self.dispatcher.fetch()
         self.spawn(self.timers.serve())
         self.recovery.settle_soon()
@@ -114,18 +109,11 @@ class Engine:
 
     # Runs
 
-    def register(self, new: NewRun, owner: str, is_counted: bool = False) -> Live:
-        decision = register(new, owner, None, self.clock.now())
-        return self.adopt(decision, (), None, is_counted)
+    def register(self, new: NewRun) -> Live:
+        return self.adopt(register(new, self.owner, None, self.clock.now()), (), None)
 
-    def adopt(
-        self,
-        decision: Decision,
-        memo: Sequence[StepRecord],
-        stream: Stream | None,
-        is_counted: bool = False,
-    ) -> Live:
-        live = Live(self, decision, memo, stream, is_counted)
+    def adopt(self, decision: Decision, memo: Sequence[StepRecord], stream: Stream | None) -> Live:
+        live = Live(self, decision, memo, stream)
         self.live[live.id] = live
         return live
 
@@ -228,9 +216,9 @@ class Engine:
 class Dispatcher:
     """Claims runs that are ready; those in quarantine with nothing beside them."""
 
-    def __init__(self, engine: Engine, find_place: Callable[[Entry], Place | None]) -> None:
+    def __init__(self, engine: Engine, send_in: Callable[[Live, Entry], Future]) -> None:
         self._engine = engine
-        self._find_place = find_place
+        self._send_in = send_in
         self._queued: set[str] = set()
         self._queue: list[str] = []
         self._quarantine: list[str] = []
@@ -281,16 +269,14 @@ class Dispatcher:
                 yield engine.stale()
                 if entry is None or engine.is_draining or run_id in engine.live:
                     break
-                place = self._find_place(entry)
-                if entry.run.status is not Status.READY or place is None:
+                if entry.run.status is not Status.READY:
                     break
-                claim = Claim(place.owner, None)
+                claim = Claim(engine.owner, None)
                 decision = decide(entry.run, claim, engine.clock.now(), engine.policy)
-                is_counted = place.owner != engine.owner
-                live = engine.adopt(decision, entry.memo, entry.stream, is_counted)
+                live = engine.adopt(decision, entry.memo, entry.stream)
                 if (entry.run.ready_at or 0) <= engine.attached_at:
                     yield from live.written()
-                yield place.execute(live, entry)
+                yield self._send_in(live, entry)
                 if not live.was_refused:
                     break
         except EngineError:
@@ -398,8 +384,7 @@ class Recovery:
         """Make every run whose execution is gone ready again, or park it."""
         engine = self._engine
         while True:
-            running = read(engine.disk.store.in_status(Status.RUNNING, _MANY))
-            lost = [run for run in running if not engine.is_executed_elsewhere(run)]
+            lost = read(engine.disk.store.in_status(Status.RUNNING, _MANY))
             try:
                 yield from self.give_up([(run, self._loss(run, len(lost) == 1)) for run in lost])
                 return

@@ -193,7 +193,6 @@ class Events:
             match.run.status is Status.RUNNING
             and match.run.id not in engine.live
             and not engine.recovery.will_rescue(match.run.id)
-            and not engine.is_executed_elsewhere(match.run)
             for match in found
         )
 
@@ -289,7 +288,7 @@ class Signals:
                 return False
             engine.announce(decision.run, None, None)
             return True
-        elif engine.recovery.will_rescue(run.id) or engine.is_executed_elsewhere(run):
-            raise StorageError(f"run {run.id}, which waits for it, is not to be reached")
+        elif engine.recovery.will_rescue(run.id):
+            raise StorageError(f"run {run.id}, which waits for it, could not be written")
         yield _PAUSE
         return False

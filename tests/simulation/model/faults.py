@@ -13,23 +13,36 @@ class Fault(NamedTuple):
     at: int
     """Before which action of the world, or, for `lose`, `repeat` and `delay`, to which message."""
     amount: int = 0
-    """How long it lasts, or the delay or the clock's step, in milliseconds."""
+    """How long it lasts, or the delay or the clock's step, in milliseconds; for `refuse`, how many
+    writes fail."""
 
 
-ACTIONS = ("crash", "reboot", "stop", "drain", "full", "slow", "step", "break")
-"""The process is killed; the machine loses power; the process is stopped, and goes on later; it is
-ended politely; the disk is full; it is slow; the clock is stepped forward; executions find that
-they cannot go on."""
+ACTIONS = (
+    "crash",  # the process is killed
+    "reboot",  # the machine loses power
+    "stop",  # the process is stopped, and goes on later
+    "replace",  # it is stopped, another one takes its runs over, and then it goes on
+    "drain",  # it is ended politely
+    "full",  # nothing can be written for a while
+    "refuse",  # the next writes fail
+    "slow",  # the disk is slow
+    "step",  # the clock is set forward
+    "back",  # the clock is set back
+    "break",  # executions find that they cannot go on
+)
 MESSAGES = ("lose", "repeat", "delay")
 
 _AMOUNTS = {
     "crash": (0, 5, 500, 45_000, 2_400_000),
     "reboot": (5, 500, 45_000),
     "stop": (5, 500, 45_000),
+    "replace": (0, 5, 500, 45_000),
     "drain": (5, 500),
     "full": (3, 500, 20_000),
+    "refuse": (1, 1, 2, 5),
     "slow": (20, 1_000),
     "step": (50, 3_000, 1_200_000),
+    "back": (50, 3_000, 3_600_000),
     "break": (1, 1_000),
     "lose": (0,),
     "repeat": (1, 20, 1_000),

@@ -8,14 +8,17 @@ from durable_endpoints_server.engine.facts import Change
 from durable_endpoints_server.engine.model import Policy
 from tests.simulation.model.app import App
 from tests.simulation.model.checker import Checker
-from tests.simulation.model.disk import Disk
-from tests.simulation.model.engine import Engine, Place, Surroundings
+from tests.simulation.model.disk import Disk, read
+from tests.simulation.model.engine import Engine, Surroundings
 from tests.simulation.model.faults import Fault
 from tests.simulation.model.loop import MS, Clock, Future, Loop, Process
 from tests.simulation.model.relay import Relay
 from tests.simulation.programs import Program
 
-_DRAIN = 3_000 * MS
+_DRAIN = 3_000
+"""Milliseconds that a process has to end politely."""
+_AFTERLIFE = 5_000
+"""The same for one that was replaced while it was held, and goes on."""
 
 
 class Host:
@@ -40,20 +43,17 @@ class Host:
         self._programs = programs
         self._machine = Process(f"{name} itself")
         self._process = Process(name)
+        self._replaced: list[Process] = []
+        """Processes that were held for longer than their lease, and are still there."""
         self._boots = self._starts = 0
         self._relay = relay
         self.clock = Clock(loop, offset)
-        self.disk = Disk(loop, self._process, self._witness)
+        self.disk = Disk(loop, self._witness, checker.seen)
         self.disk.localized = lambda change: relay.localized(self, change)
 
-    def _witness(self, change: Change) -> Callable[[], None]:
-        check = self._checker.witness(self.disk, change)
-
-        def is_written() -> None:
-            check()
-            self._relay.written(self, change)
-
-        return is_written
+    def _witness(self, change: Change, by_replaced: bool) -> None:
+        self._checker.written(self.disk, change, by_replaced)
+        self._relay.written(self, change)
 
     def keeps(self, run_id: str) -> bool:
         """Whether a run is kept here, and not in another partition."""
@@ -65,18 +65,21 @@ class Host:
 
     def start(self) -> None:
         """Start the process, if it is not there."""
-        if self._starts and self.is_up:
-            return
+        if not (self._starts and self.is_up):
+            self._launch()
+
+    def _launch(self) -> None:
         self._starts += 1
         self._loop.say(f"{self.name} starts")
         self._process = Process(self.name)
+        self.clock.begin(read(self.disk.store.newest()))
         surroundings = Surroundings(self._loop, self.clock, self.disk, self._policy)
         owner = f"boot{self._boots}/{self.name}:{self._starts}"
         self.engine = Engine(
             surroundings,
             self._process,
             owner,
-            lambda entry: Place(owner, self.app.execute),
+            lambda live, entry: self.app.execute(live, entry),
             is_here=self.keeps,
             cancel_elsewhere=self._relay.cancel,
         )
@@ -97,12 +100,17 @@ class Host:
 
     def _kill(self) -> None:
         self._loop.kill(self._process)
+        self._break_calls()
+
+    def _break_calls(self) -> None:
         for call in self.calls:
             self._later(0, call.set, ("broken", None))
         self.calls = []
 
     def _reboot(self, amount: int) -> None:
         self._kill()
+        for process in self._replaced:
+            self._loop.kill(process)
         self._boots += 1
         lost = self.disk.lose_power()
         self._loop.say(f"{lost} changes are lost")
@@ -112,17 +120,45 @@ class Host:
 
     def _stop(self, amount: int) -> None:
         self._process.is_stopped = True
-        self._later(amount, self._loop.resume, self._process)
+        self._later(amount, self._resume, self._process)
+
+    def _resume(self, process: Process) -> None:
+        if process not in self._replaced:
+            self._loop.resume(process)
+
+    def _replace(self, amount: int) -> None:
+        """The process is held until its lease has ended. Once another one has taken its runs over,
+        it goes on for a while, and knows of nothing."""
+        if not self.is_up:
+            return
+        former, engine = self._process, self.engine
+        former.is_stopped = True
+        self._replaced.append(former)
+        self._break_calls()
+        self._launch()
+        self._later(amount, self._wake, former, engine)
+
+    def _wake(self, process: Process, engine: Engine) -> None:
+        if not self.engine.has_taken_over:
+            self._later(_DRAIN, self._wake, process, engine)
+        elif process.is_alive:
+            self._loop.say(f"the former process of {self.name} goes on")
+            engine.is_draining = True
+            self._loop.resume(process)
+            self._later(_AFTERLIFE, self._loop.kill, process)
 
     def _drain(self, amount: int) -> None:
         if self.is_up:
             self.app.is_draining = self.engine.is_draining = True
             process = self._process
-            self._later(_DRAIN // MS, self._end, process, amount)
+            self._later(_DRAIN, self._end, process, amount)
 
     def _end(self, process: Process, amount: int) -> None:
         if process is self._process and process.is_alive:
             self._crash(amount)
+
+    def _refuse(self, amount: int) -> None:
+        self.disk.failing = amount
 
     def _full(self, amount: int) -> None:
         self.disk.is_full = True
@@ -140,6 +176,9 @@ class Host:
 
     def _step(self, amount: int) -> None:
         self.clock.step(amount)
+
+    def _back(self, amount: int) -> None:
+        self.clock.step(-amount)
 
     def _break(self, amount: int) -> None:
         self.app.is_broken = True

@@ -70,10 +70,7 @@ class Live:
         decision: Decision,
         memo: Sequence[StepRecord],
         stream: Stream | None,
-        is_counted: bool = False,
     ) -> None:
-        """`is_counted`: the execution is elsewhere, and leaves out itself what it has pushed
-        before."""
         self.engine = engine
         self.run: Run = decision.run
         self.id = self.run.id
@@ -96,7 +93,7 @@ class Live:
         self._replayed = 0
         self.open = {step.id.hash: step for step in memo if not step.is_final}
         self.ticket = self._write(decision.change)
-        if self._stream is not None and not is_counted:
+        if self._stream is not None:
             self._replayed = self._stream.outside
         if self.run.deadline is not None:
             self._at("", self.run.deadline, self._expire)
@@ -212,14 +209,6 @@ class Live:
         self.forget()
         if listener is not None:
             listener.stopped(reason)
-
-    def interrupt(self, command: Command) -> None:
-        """The execution was silent for too long."""
-        listener = self.listener
-        self.leave(command)
-        self.stop_reason = "lost"
-        if listener is not None:
-            listener.stopped("lost")
 
     # What others want of it
 

@@ -20,6 +20,8 @@ MS: Final = 1_000
 """Microseconds in a millisecond: the world's time is in microseconds, engines' in milliseconds."""
 _LONGEST_NAP = 30_000 * MS
 """What is shipped naps no longer than this, because a wall clock can be stepped."""
+_SLOWER = 20
+"""By one part in so many is engine time slower while it is ahead of the wall clock."""
 
 
 class Future:
@@ -154,28 +156,41 @@ class RestlessError(AssertionError):
 
 
 class Clock:
-    """`clock.py`: a wall clock that can be stepped, and alarms that nap until it says so."""
+    """`clock.py`: engine time on a wall clock that can be set, and alarms that nap until it says
+    so. Where the wall clock is set back, engine time goes on, and a little slower until the two
+    agree."""
 
     def __init__(self, loop: Loop, offset: int) -> None:
         """`offset` is in milliseconds."""
         self._loop = loop
         self._offset = offset
-        self._steps = 0
+        self._ahead = self._since = 0
+        """How far engine time was ahead of the wall clock, and when that was, in microseconds."""
         self._pending: dict[int, tuple[Process, int, Callable[..., None], tuple[Any, ...]]] = {}
         self._count = 0
 
     def now(self) -> int:
         """Epoch milliseconds, rounded up."""
-        return -(-self._loop.now // MS) + self._offset
+        return -(-(self._loop.now + self._still_ahead()) // MS) + self._offset
 
     def elapsed(self) -> int:
         """The same, rounded down."""
-        return self._loop.now // MS + self._offset
+        return (self._loop.now + self._still_ahead()) // MS + self._offset
+
+    def _still_ahead(self) -> int:
+        return self._ahead and max(0, self._ahead - (self._loop.now - self._since) // _SLOWER)
+
+    def begin(self, newest: int) -> None:
+        """A process starts: it knows the wall clock, and the newest instant on the disk."""
+        wall = self._loop.now + self._offset * MS
+        self._ahead, self._since = max(0, newest * MS - wall), self._loop.now
 
     def step(self, milliseconds: int) -> None:
         """Somebody sets the clock. Alarms notice when they wake from their nap."""
-        self._offset += milliseconds
         loop = self._loop
+        self._ahead = max(0, self._still_ahead() - milliseconds * MS)
+        self._since = loop.now
+        self._offset += milliseconds
         for number, (process, *_) in list(self._pending.items()):
             nap = loop.random.randrange(_LONGEST_NAP)
             loop.later(process, nap, self._wake, number)
@@ -191,7 +206,7 @@ class Clock:
         self._pending.pop(number, None)
 
     def _nap(self, number: int, process: Process, instant: int) -> None:
-        remaining = (instant - self._offset) * MS - self._loop.now
+        remaining = (instant - self._offset) * MS - self._loop.now - self._still_ahead()
         self._loop.later(process, max(0, remaining), self._wake, number)
 
     def _wake(self, number: int) -> None:

@@ -95,13 +95,13 @@ class Relay:
         run = fact.run._replace(
             began_at=now, ready_at=now, deadline=None if limit is None else now + limit
         )
-        yield host.disk.submit(Change((ChildCreated(run, fact.new),)))
+        yield host.engine.disk.submit(Change((ChildCreated(run, fact.new),)))
         host.engine.announce(run, None, None)
 
     def _end(self, host: Host, fact: RunEnded) -> Task:
         """The stand-in ends, if it has not ended yet, and the parent looks."""
         try:
-            yield host.disk.submit(Change((fact,), fact.run.id, 0, _READY))
+            yield host.engine.disk.submit(Change((fact,), fact.run.id, 0, _READY))
         except RefusedError:
             pass
         host.engine.children.ended(fact.run)
