@@ -101,6 +101,51 @@ async def test_a_timer_that_is_armed_earlier_comes_earlier(
         assert await status_of(store, "late") is Status.READY
 
 
+async def test_a_run_that_suspends_arms_what_comes_first_of_all_that_it_waits_for(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    """Some other run is due between the two."""
+    suspended(store, clock, "between", Sleep(step("nap"), 60_000))
+    async with serving(store, clock) as host:
+        await settle()
+        naps = host.register(new_run("naps"))
+        for name, duration in (("long", 120_000), ("short", 1_000)):
+            naps.record(Sleep(step(name), duration))
+        await naps.suspend()
+        short_lived = host.register(new_run("short-lived", max_runtime=2_000))
+        short_lived.record(Sleep(step("nap"), 120_000))
+        await short_lived.suspend()
+        await settle()
+        await move(clock, 1_000)
+        assert await status_of(store, "naps") is Status.READY
+        await move(clock, 1_000)
+        assert await status_of(store, "short-lived") is Status.FAILED
+
+
+async def test_what_is_armed_while_the_store_is_asked_is_not_overlooked(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    suspended(store, clock, "first", Sleep(step("nap"), 1_000))
+    ask = store.next_due
+    meanwhile = asyncio.Event()
+
+    async def slowly() -> int | None:
+        found = await ask()
+        await meanwhile.wait()
+        return found
+
+    async with serving(store, clock) as host:
+        await settle()
+        store.next_due = slowly  # type: ignore[method-assign]
+        await move(clock, 1_000)  # it has fired, and asks what comes next
+        suspended(store, clock, "second", Sleep(step("nap"), 5_000))
+        host.timers.arm(clock.now() + 5_000)
+        meanwhile.set()
+        await settle()
+        await move(clock, 5_000)
+        assert await status_of(store, "second") is Status.READY
+
+
 async def test_the_store_is_not_asked_while_nothing_is_due(
     store: FlakyStore, clock: VirtualClock
 ) -> None:

@@ -11,7 +11,15 @@ from durable_endpoints.protocol.step_ids import HANDLER_STEP, StepId, hash_name
 from durable_endpoints.protocol.streams import OUTSIDE, RecordKind, StreamRecord
 from durable_endpoints_server.engine.facts import StreamSkipped
 from durable_endpoints_server.engine.model import Policy, Run, Stream
-from durable_endpoints_server.engine.streams import Chunk, append, check_room, follow, started
+from durable_endpoints_server.engine.streams import (
+    Chunk,
+    append,
+    append_committed,
+    check_room,
+    follow,
+    started,
+    withdraw,
+)
 from durable_endpoints_server.engine.transitions import (
     Cancel,
     Claim,
@@ -225,3 +233,25 @@ def test_a_run_streams_no_more_than_it_may() -> None:
     check_room(10, 5, POLICY._replace(max_stream=15))
     with pytest.raises(LimitError, match="max_stream"):
         check_room(10, 6, POLICY._replace(max_stream=15))
+
+
+def test_a_try_without_an_outcome_is_withdrawn() -> None:
+    log = Log()
+    log.push(A, b"1", b"2")
+    log.push(B, b"3")
+    stream, records = withdraw(log.stream, A.hash)
+    assert [(r.kind, r.step, r.first) for r in records] == [(ROLLBACK, A.hash, 1)]
+    assert dict(stream.open) == {B.hash: 3}
+    assert withdraw(stream, A.hash) == (stream, [])
+
+
+def test_chunks_that_come_after_their_steps_result_are_committed_at_once() -> None:
+    stream, records = append_committed(started(1), A.hash, [b"1", b"2"])
+    assert [(r.kind, r.position, r.first) for r in records] == [(DATA, 1, 0), (COMMIT, 3, 1)]
+    assert dict(stream.open) == {}
+
+
+def test_a_log_that_a_later_execution_begins_has_nothing_of_the_first() -> None:
+    """Where its client goes on, who has read what the first one streamed: at the beginning."""
+    assert started(1).handed_over is None
+    assert started(3).handed_over == 0

@@ -6,8 +6,11 @@ from durable_endpoints.protocol.errors import LimitError, LostRunError
 from durable_endpoints.protocol.ops import (
     Alternative,
     Invoke,
+    NewEvent,
+    SendEvent,
     Sleep,
     StepDone,
+    StepFailed,
     StepKind,
     StepRecord,
     StepRetry,
@@ -18,14 +21,18 @@ from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints_server.engine.facts import (
     ChildCreated,
+    EventReceived,
     EventUsed,
     RunEnded,
     StepResolved,
     StepWritten,
+    StreamSkipped,
+    WaitOpened,
 )
 from durable_endpoints_server.engine.model import Policy, Run, Status
 from durable_endpoints_server.engine.transitions import (
     RULES,
+    STREAM_SKIP,
     Cancel,
     Claim,
     Command,
@@ -193,6 +200,42 @@ def test_orders_are_handed_out_one_by_one() -> None:
     assert (run.steps, run.memo_bytes) == (3, 3)
 
 
+def test_a_failure_for_good_has_a_place_in_the_order_of_its_own() -> None:
+    run = after(running(), StepDone(OTHER, StepKind.RUN, b"1"))
+    written = decide(run, StepFailed(STEP, StepKind.RUN, b"{}", 1), 2_000, POLICY).change.facts[0]
+    assert isinstance(written, StepWritten)
+    assert written.step.order == 2
+
+
+def test_a_wait_and_its_step_have_one_deadline() -> None:
+    wait = WaitForEvent(STEP, StepKind.WAIT, (Alternative("", "e"),), 500)
+    written, opened = decide(running(), wait, 2_000, POLICY).change.facts
+    assert isinstance(written, StepWritten)
+    assert isinstance(opened, WaitOpened)
+    assert (written.step.due, opened.deadline) == (2_500, 2_500)
+
+
+def test_an_event_that_a_step_sends_is_kept_with_it_and_still_to_be_matched() -> None:
+    send = SendEvent(STEP, NewEvent("e", "paid", b"{}"), b'"e"')
+    written, received = decide(running(), send, 2_000, POLICY).change.facts
+    assert isinstance(written, StepWritten)
+    assert isinstance(received, EventReceived)
+    assert (received.event.received_at, received.settled) == (2_000, False)
+
+
+def test_a_claimed_run_is_ready_no_more() -> None:
+    run = after(running(), Release("x"), Claim("me", None))
+    assert (run.status, run.ready_at, run.reason) == (Status.RUNNING, None, "")
+
+
+def test_a_parked_run_keeps_what_it_waited_for_and_stays_parked() -> None:
+    parked = running(status=Status.PARKED)
+    decision = decide(parked, Resolve(SLEEPING), 2_000, POLICY)
+    assert isinstance(decision.change.facts[0], StepResolved)
+    assert (decision.run.status, decision.run.ready_at) == (Status.PARKED, None)
+    assert decision.run.generation == parked.generation + 1
+
+
 # Poison
 
 
@@ -234,6 +277,14 @@ def test_a_parked_run_is_retried_with_a_clean_slate() -> None:
     assert (run.status, run.interruptions, run.lone_interruptions) == (Status.READY, 0, 0)
 
 
+def test_after_a_loss_of_power_the_stream_skips_what_readers_may_have() -> None:
+    for alone in (True, False):
+        facts = decide(running(), Interrupt(alone, rebooted=True), 2_000, POLICY).change.facts
+        assert StreamSkipped(STREAM_SKIP) in facts
+        facts = decide(running(), Interrupt(alone), 2_000, POLICY).change.facts
+        assert not any(isinstance(fact, StreamSkipped) for fact in facts)
+
+
 # Ends
 
 
@@ -250,6 +301,21 @@ def test_ends() -> None:
         assert decision.run.ended_at == 2_000
         assert decision.run.owner == ""
         assert isinstance(decision.change.facts[-1], RunEnded)
+
+
+@pytest.mark.parametrize("command", [Complete(200, b""), Fail("x", None), Expire(), Cancel("x")])
+def test_a_request_that_shall_not_be_kept_goes_whatever_ends_the_run(command: Command) -> None:
+    assert after(running(omit_request_body=True), command).omit_request_body
+    assert not after(running(), command).omit_request_body
+
+
+@pytest.mark.parametrize(
+    "command", [Complete(200, b"", until_delivered=True), Fail("x", None, until_delivered=True)]
+)
+def test_a_response_that_shall_not_be_kept_is_kept_until_it_is_delivered(command: Command) -> None:
+    ended = decide(running(), command, 2_000, POLICY).change.facts[-1]
+    assert isinstance(ended, RunEnded)
+    assert ended.until_delivered
 
 
 # Limits

@@ -33,6 +33,7 @@ from tests.simulation.system.faults import Fault, random_faults
 from tests.simulation.system.loop import Machine, Process, SimulatedLoop, StuckError
 from tests.simulation.system.network import BrokenError, Exchange, Network, delay
 from tests.simulation.system.people import Answer, Client, cancel, send_event, send_signal
+from tests.simulation.system.promptness import Promptness
 from tests.simulation.system.roles import (
     KEYRING,
     LEASE,
@@ -126,6 +127,7 @@ class _World:
         self._bodies: Counter[tuple[str, str]] = Counter()
         self._faults = list(history.faults)
         self.watch = Watch()
+        self._promptness = Promptness(loop)
         common = {"scenario": history.scenario, "witness": self}
         self.apps: list[App]
         self.server: CompanionServer | None = None
@@ -161,7 +163,7 @@ class _World:
                 outcome.wrong.append(f"the history does not end: {error}{self._open_ends()}")
             else:
                 self._judge()
-        outcome.wrong += self.watch.wrong
+        outcome.wrong += self.watch.wrong + self._promptness.wrong
         outcome.counts["outdated body"] = self.watch.outdated
         outcome.steps = self._loop.count
         return outcome
@@ -201,12 +203,14 @@ class _World:
 
     async def _ask_once(self, request: Request, at: int) -> None:
         await asyncio.sleep(at / 1_000)
+        asked_at = self._loop.time()
         answer = await Client(self, self._loop.outside, request).converse()
         self._note(f"client of {request.label} has {answer}")
         if answer is not None:
             run_id = self._runs.get(request.label, "")
             if answer.status == 200 and not self.has_ended(run_id):
                 self._outcome.wrong.append(f"{request.label} is answered before its end is kept")
+            self._promptness.answered(run_id, asked_at)
             self._answers.setdefault(request.label, []).append(answer)
 
     async def _until_quiet(self) -> None:
@@ -280,6 +284,15 @@ class _World:
                 f"one reader of {run_id} sees {event}, and another one {seen[position]}"
             )
 
+    def event_kept(self, event_id: str) -> None:
+        self.watch.event_kept(self._disk.store, event_id)
+
+    def signal_taken(self, run_id: str, number: int) -> None:
+        self.watch.signal_taken(self._disk.store, run_id, number)
+
+    def cancelled(self, run_id: str) -> None:
+        self.watch.cancelled(self._disk.store, run_id, self._promptness.is_quiet)
+
     def pause(self) -> float:
         return 0.05 + 0.5 * self._chance.random()
 
@@ -304,6 +317,7 @@ class _World:
         host = self.engine.host
         now = None if host is None else host.clock.now()
         self.watch.written(self._disk.store, change, now)
+        self._promptness.written(self._disk.store, change, now)
         row = self._disk.store._rows.get(change.run_id)
         if row is not None and row.ended is not None:
             self._tell(self._ended, change.run_id)
@@ -331,6 +345,7 @@ class _World:
             fault = self._faults.pop(0)
             self._note(f"*** {fault}")
             self._outcome.counts[fault.kind] += 1
+            self._promptness.disturbed()
             self._happens(fault)
 
     def _happens(self, fault: Fault) -> None:

@@ -53,6 +53,18 @@ class Surroundings(Protocol):
 
     def has_ended(self, run_id: str) -> bool: ...
 
+    def event_kept(self, event_id: str) -> None:
+        """The sender of an event was told that it is kept."""
+        ...
+
+    def signal_taken(self, run_id: str, number: int) -> None:
+        """The sender of a signal, which says a number, was told that this run has it."""
+        ...
+
+    def cancelled(self, run_id: str) -> None:
+        """Somebody was told that the run is cancelled."""
+        ...
+
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
         """Ask the engine, by whatever process that has one now. Raises `BrokenError`."""
         ...
@@ -168,6 +180,7 @@ async def send_event(world: Surroundings, event: Event) -> None:
     new = NewEvent(event.id, event.event, data)
     for _ in range(event.copies):
         await _until_done(world, lambda engine: engine.send_event(new))
+        world.event_kept(event.id)
 
 
 async def send_signal(world: Surroundings, given: Given) -> None:
@@ -177,6 +190,7 @@ async def send_signal(world: Surroundings, given: Given) -> None:
     pause = 0.05
     while not world.has_ended(run_id):
         if await _until_done(world, lambda engine: engine.send_signal(given.signal, data)):
+            world.signal_taken(run_id, given.number)
             return
         await asyncio.sleep(pause)
         pause = min(2 * pause, 600)
@@ -185,7 +199,8 @@ async def send_signal(world: Surroundings, given: Given) -> None:
 async def cancel(world: Surroundings, request: Cancel) -> None:
     """Cancel a run, unless it has ended before."""
     run_id = await world.accepted(request.label, request.delay)
-    await _until_done(world, lambda engine: engine.cancel(run_id, "cancelled"))
+    if await _until_done(world, lambda engine: engine.cancel(run_id, "cancelled")):
+        world.cancelled(run_id)
 
 
 async def _until_done(world: Surroundings, question: Callable[[Any], Awaitable[T]]) -> T:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import orjson
+
 from durable_endpoints.protocol.ops import StepKind, StepState
 from durable_endpoints_server.engine.facts import (
     Change,
@@ -39,6 +41,8 @@ class Watch:
         """How many records a run's stream has, and their last position."""
         self._sleeps: dict[tuple[str, str], int] = {}
         """When sleeps are due."""
+        self._events: set[str] = set()
+        """Events whose senders were told that they are kept."""
         self._promised: set[tuple[str, str]] = set()
         """Steps and, without a name, ends and beginnings of runs of which somebody was told that
         they are on disk."""
@@ -89,6 +93,31 @@ class Watch:
             elif isinstance(fact, RunCreated | RunEnded):
                 self._promised.add((fact.run.id, type(fact).__name__))
 
+    def event_kept(self, store: MemoryStore, event_id: str) -> None:
+        """The sender of an event was told that it is kept."""
+        self._events.add(event_id)
+        if event_id not in store._events:
+            self.wrong.append(f"{event_id} is told as kept, and is not")
+
+    def signal_taken(self, store: MemoryStore, run_id: str, number: int) -> None:
+        """The sender of a signal, which says a number, was told that a run has it."""
+        values = [
+            orjson.loads(step.value or b"null")
+            for step in store._rows[run_id].steps.values()
+            if step.kind is StepKind.SIGNAL and step.state is StepState.DONE
+        ]
+        if number not in [value["data"] for value in values if value is not None]:
+            self.wrong.append(f"signal {number} is told as taken, and {run_id} does not have it")
+
+    def cancelled(self, store: MemoryStore, run_id: str, is_quiet: bool) -> None:
+        """Somebody was told that a run is cancelled; `is_quiet`: nothing has gone wrong lately."""
+        row = store._rows[run_id]
+        if row.ended is None:
+            self.wrong.append(f"{run_id} is told as cancelled, and goes on")
+        below = [run for run in store.begun() if run.parent_run == run_id]
+        if is_quiet and not all(run.status.is_final for run in below):
+            self.wrong.append(f"{run_id} is cancelled, and not {[run.id for run in below]}")
+
     def power_lost(self, store: MemoryStore) -> None:
         """What was not synced may be gone. What was acknowledged may not."""
         kept: set[tuple[str, str]] = set()
@@ -99,6 +128,8 @@ class Watch:
             for step in row.steps.values():
                 if step.state >= StepState.DONE:
                     kept.add((run_id, str(step.id)))
+        for event_id in sorted(self._events - store._events.keys()):
+            self.wrong.append(f"{event_id} was kept, and went with the power")
         for run_id, what in sorted(self._promised - kept):
             self.wrong.append(f"{what} of {run_id} was acknowledged, and went with the power")
         self._sleeps.clear()
