@@ -135,7 +135,8 @@ async def upload(run: str, request: Request) -> int:
 def blocking(run: str) -> str:
     step.sync.run("a", once, run, "a", 1)
     step.sync.sleep("nap", "100ms")
-    return step.sync.run("b", once, run, "b", f"blocking {run}")
+    answer: str = step.sync.run("b", once, run, "b", f"blocking {run}")
+    return answer
 
 
 @app.get("/wait-for/{run}")

@@ -44,7 +44,7 @@ class Server:
         *options: str,
         app: str = "tests.chaos.app:app",
         alive: str = "/alive",
-        program: tuple[str, ...] = ("-m", "uvicorn"),
+        module: str = "uvicorn",
         **env: str,
     ) -> None:
         self.folder = folder
@@ -56,7 +56,7 @@ class Server:
         self._options = options
         self._app = app
         self._alive = alive
-        self._program = program
+        self._module = module
         # What begins processes of its own, or is another interpreter, is started as such.
         self._is_forked = "--workers" not in options and not any(
             name.startswith("PYTHON") or name == "LD_PRELOAD" for name in env
@@ -83,15 +83,14 @@ class Server:
         self.kill()
 
     def start(self, ready: bool = True) -> None:
-        option, module = self._program
         arguments = [self._app, *self._address(), *self._options]
         log = self.folder / "log"
         if self._is_forked:
-            self.process = fork(module, arguments, self._env, self.folder, log)
+            self.process = fork(self._module, arguments, self._env, self.folder, log)
         else:
             with log.open("ab") as end:
                 self.process = subprocess.Popen(
-                    [sys.executable, option, module, *arguments],
+                    [sys.executable, "-m", self._module, *arguments],
                     stdout=end,
                     stderr=end,
                     env=self._env,
@@ -101,15 +100,15 @@ class Server:
             self.wait_until_ready()
 
     def _address(self) -> list[str]:
-        if "hypercorn" in self._program:
+        if self._module == "hypercorn":
             return ["--bind", f"127.0.0.1:{self.port}"]
         return ["--host", "127.0.0.1", "--port", str(self.port)]
 
     def wait_until_ready(self, patience: float = 60) -> None:
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
+            answers = HTTPConnection("127.0.0.1", self.port, timeout=1)
             try:
-                answers = HTTPConnection("127.0.0.1", self.port, timeout=1)
                 answers.request("GET", self._alive)
                 answers.getresponse().close()
                 return

@@ -152,7 +152,7 @@ async def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
 
 
 async def test_hypercorn(tmp_path: Path) -> None:
-    with Server(tmp_path, "--graceful-timeout", "3", program=("-m", "hypercorn")) as server:
+    with Server(tmp_path, "--graceful-timeout", "3", module="hypercorn") as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
             response = await client.get("/nap/a?seconds=0.2", follow_redirects=True)
             assert response.json() == "rested a"

@@ -378,7 +378,7 @@ async def test_the_middleware_wrapped_around_the_application(engine: VirtualEngi
     ):
         engine._executors.clear()
         wrapped._application.routes = None
-        wrapped._application._root_path = None
+        wrapped._application._root_paths.clear()
         wrapped._application._started_on = None
         async with engine.client(app) as client:
             response = await client.get(f"{prefix}/x/5")

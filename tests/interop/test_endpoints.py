@@ -99,7 +99,7 @@ def site(
         *("--retry-interval", "100ms"),
         app=kind,
         alive="/health",
-        program=("-m", "durable_endpoints_server"),
+        module="durable_endpoints_server",
         **ours,
     )
     app.start(server.url, **theirs)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.chaos.process import Server
 
-MODULE = ("-m", "durable_endpoints_server")
+MODULE = "durable_endpoints_server"
 
 
 class Place(NamedTuple):
@@ -32,7 +32,7 @@ def companion(folder: Path, command: str, *options: str, **env: str) -> Server:
     folder.mkdir(exist_ok=True)
     database = f"sqlite:///{folder / 'server.db'}"
     options = ("--database", database, *options)
-    return Server(folder, *options, app=command, alive="/health", program=MODULE, **env)
+    return Server(folder, *options, app=command, alive="/health", module=MODULE, **env)
 
 
 @pytest.fixture(scope="session", params=["embedded", "dev", "serve"])
@@ -41,7 +41,8 @@ def place(
 ) -> Iterator[Place]:
     kind: str = request.param
     folder = tmp_path_factory.mktemp(kind)
-    server, settings = None, {}
+    server: Server | None = None
+    settings: dict[str, str] = {}
     signing_key, event_key = secrets.token_hex(32), secrets.token_hex(16)
     with ExitStack() as stack:
         if kind != "embedded":

@@ -18,7 +18,7 @@ import httpx
 from durable_endpoints.client import Transcript, open_stream
 from durable_endpoints.client.events import Chunk, Metadata, StreamEvent
 from durable_endpoints_server import owner
-from durable_endpoints_server.store import sqlite
+from durable_endpoints_server.store import sqlite, sqlite_connection
 from durable_endpoints_server.store.sqlite import Synchronous
 from tests.chaos.disk.power import Disk
 from tests.chaos.disk.recording import Operation, Recorder
@@ -125,8 +125,8 @@ class _AfterLoss:
         after = Seen()
         begun = dict.fromkeys(body.run for body in self._bodies if "-of-" not in body.run)
         with _other_boot():
-            where = self._database, after, self._synchronous, self._place
-            async with served(*where) as client:
+            database, synchronous, place = self._database, self._synchronous, self._place
+            async with served(database, after, synchronous, place) as client:
                 chunks = sum([await self._streams(client, run) for run in STORIES])
                 events = await self._acknowledged_events(client, after)
                 unsent = [run for run in begun if kind_of(run) in TOLD]
@@ -189,7 +189,8 @@ class _AfterLoss:
             assert self._synchronous != "full", f"{run} is lost"
             return sum(isinstance(frame.event, Chunk) for frame in before)
         whole = await _read(client, url, "")
-        rest = await _read(client, url, before[-1].event.position)
+        last = before[-1].event
+        rest = await _read(client, url, "" if isinstance(last, Metadata) else last.position)
         had = [frame.event for frame in before]
         if self._synchronous == "full":
             assert _transcript(whole).committed_text == text_of(run)
@@ -232,7 +233,7 @@ def _other_boot() -> Iterator[None]:
 
 @contextmanager
 def _frequent_checkpoints() -> Iterator[None]:
-    real = sqlite.connect
+    real = sqlite_connection.connect
 
     def connect(path: str, create: bool = False) -> apsw.Connection:
         connection = real(path, create)

@@ -129,14 +129,14 @@ _PARTS = tuple(str(n) for n in range(5))
 def application(seen: Seen, **where: Unpack[SettingsArguments]) -> FastAPI:
     """`where` its runs are kept."""
     app = FastAPI()
-    app.add_middleware(
-        DurableEndpointsMiddleware,
+    settings: SettingsArguments = {
+        "signing_key": _KEY,
+        "sealing_key": _KEY,
+        "retry_base": "2ms",
+        "drain_timeout": "50ms",
         **where,
-        signing_key=_KEY,
-        sealing_key=_KEY,
-        retry_base="2ms",
-        drain_timeout="50ms",
-    )
+    }
+    app.add_middleware(DurableEndpointsMiddleware, **settings)
     app.mount("/wait", endpoint_proxy())
 
     def once(run: str, name: str, value: Any) -> Any:
