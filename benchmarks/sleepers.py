@@ -47,16 +47,19 @@ class Sleepers:
             self._all_awake.set()
         return PlainTextResponse("awake")
 
-    async def lag(self, app: ASGIApp, within: int) -> list[float]:
-        """How late `DUE` runs are that are due within `within` milliseconds."""
+    async def lag(self, app: ASGIApp, within: int) -> tuple[list[float], float]:
+        """How late `DUE` runs are that are due within `within` milliseconds, and how many
+        microseconds of processor time each wake took, until the handler was past its sleep."""
         self.lags = []
         self._all_awake = asyncio.Event()
         first = int(time.time() * 1_000) + self.lead
         instants = [first + number * within // DUE for number in range(DUE)]
         await put_to_sleep(app, instants)
         assert time.time() * 1_000 < first, "this machine is too slow for the lead it gets"
+        await asyncio.sleep(max(0.0, first / 1_000 - time.time() - 0.1))
+        before = time.process_time()
         await self._all_awake.wait()
-        return self.lags
+        return self.lags, (time.process_time() - before) / DUE * 1e6
 
 
 async def put_to_sleep(app: ASGIApp, instants: list[int]) -> None:
@@ -96,15 +99,16 @@ async def measure_all(folder: Path, options: Options) -> None:
         rounds: dict[str, list[list[float]]] = {name: [] for name in _SPREADS}
         for _ in range(options.rounds):
             for name, milliseconds in _SPREADS.items():
-                lags = await sleepers.lag(app, milliseconds)
+                lags, spent = await sleepers.lag(app, milliseconds)
                 assert min(lags) >= 0, "a sleep ended early"
-                rounds[name].append([percentile(lags, percent) for percent in (50, 95, 100)])
+                late = [percentile(lags, percent) for percent in (50, 95, 100)]
+                rounds[name].append([*late, spent])
     rows = [
         (name, *(spread(values, "{:.1f}") for values in zip(*found, strict=True)))
         for name, found in rounds.items()
     ]
     heading(f"Sleeping runs, in process, beside {count:,} that sleep on")
-    table(("lag in ms", "p50", "p95", "max"), rows)
+    table(("lag in ms", "p50", "p95", "max", "CPU us a wake"), rows)
 
 
 def measure(folder: Path, options: Options) -> None:

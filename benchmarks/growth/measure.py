@@ -146,7 +146,8 @@ async def _commits(host: Host, count: int) -> list[float]:
 async def _sweep(host: Host, growing: Growing) -> dict[str, str]:
     """Retention's pace, and what writers feel of it."""
     count = min(SWEPT, growing.runs // 10)
-    oldest = int(growing.began + count * growing.step)
+    growing.swept += count  # those of the sizes before are gone
+    oldest = int(growing.began + growing.swept * growing.step)
     host.policy = host.policy._replace(run_retention=host.clock.now() - oldest)
     began = time.perf_counter()
     sweeping = asyncio.create_task(Sweeper(host, 1).sweep())

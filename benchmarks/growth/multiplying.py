@@ -59,6 +59,8 @@ class Growing:
         self.step = SPAN / most
         """Milliseconds between two runs."""
         self.runs = 0
+        self.swept = 0
+        """How many of the oldest are not there any more, at the most: some have not ended."""
 
     def grow_to(self, runs: int) -> None:
         self._connection.execute("pragma journal_mode = off; pragma synchronous = off")
