@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("durable_endpoints")
 
-_PAGE = 500
+_PAGE = 100
+"""Rows that are fired in one commit: about as many as are executed at once. Where thousands are due
+together, the first of them go on while the next are fired."""
 _AFTER_FAILURE = 1_000
 """Milliseconds until the store is asked again after it failed."""
 

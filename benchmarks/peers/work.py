@@ -17,10 +17,12 @@ STEPS = 1_000
 EVENTS = 10
 """In each round."""
 SLEEPERS = 1_000
-_LEAD = 20
-"""Seconds in which the sleepers can be put to sleep before the first is due."""
+_FEW = 50
+"""How many are put to sleep at once; so many show how long it takes."""
+_SPARE = 2
+"""How many times as long as all should need they have until the first is due."""
 _PATIENCE = 120
-"""Seconds until who is not awake is not waited for."""
+"""Seconds after which who is still not awake is not waited for."""
 
 
 class Worker(Protocol):
@@ -43,7 +45,7 @@ class Worker(Protocol):
         ...
 
     async def lags(self, client: httpx2.AsyncClient) -> list[float]:
-        """How many milliseconds late those were that have gone on since the last time."""
+        """How many milliseconds late those were that have gone on, in that order."""
         ...
 
 
@@ -172,25 +174,40 @@ async def _events(client: httpx2.AsyncClient, workers: Sequence[Worker], rounds:
 
 
 async def _sleepers(client: httpx2.AsyncClient, workers: Sequence[Worker]) -> None:
-    """Of one round, because the peers keep all lags for ever."""
+    """In one round. Each gets as long to put all to sleep as it needs: the first due one must not
+    be due before the last one sleeps."""
     rows = []
     for worker in workers:
-        first = time.time() + _LEAD
-        starts = [first + number / SLEEPERS for number in range(SLEEPERS)]
-        for at in range(0, SLEEPERS, 50):
-            turn = starts[at : at + 50]
-            await asyncio.gather(*(worker.sleep(client, until) for until in turn))
-        lead = first - time.time()
-        lags: list[float] = []
-        deadline = time.time() + _PATIENCE
-        while len(lags) < SLEEPERS and time.time() < deadline:
-            await asyncio.sleep(1)
-            lags = await worker.lags(client)
-        seen = f"{len(lags):,}"
-        rows.append((worker.name, *_percentiles(lags or [0], 50, 95, 100), seen, f"{lead:.1f}"))
+        began = time.time()
+        await _put_to_sleep(client, worker, [began + 1] * _FEW)
+        lead = (time.time() - began) / _FEW * SLEEPERS * _SPARE + 1
+        known = len(await _awake(client, worker, _FEW, began + _PATIENCE))
+        first = time.time() + lead
+        dues = [first + number / SLEEPERS for number in range(SLEEPERS)]
+        await _put_to_sleep(client, worker, dues)
+        asleep = first - time.time()
+        lags = (await _awake(client, worker, known + SLEEPERS, first + _PATIENCE))[known:]
+        cells = _percentiles(lags, 50, 95, 100) if lags and asleep > 0 else ["", "", ""]
+        rows.append((worker.name, *cells, f"{len(lags):,}", f"{asleep:.1f}"))
     heading(f"{SLEEPERS:,} sleeping runs due within a second: lag in ms")
     table(("", "p50", "p95", "max", "awake", "s asleep before"), rows)
-    print("The lag means something where all were asleep before the first was due.")
+    print("There is no lag where the first was due before the last one slept.")
+
+
+async def _put_to_sleep(client: httpx2.AsyncClient, worker: Worker, dues: Sequence[float]) -> None:
+    for at in range(0, len(dues), _FEW):
+        await asyncio.gather(*(worker.sleep(client, until) for until in dues[at : at + _FEW]))
+
+
+async def _awake(
+    client: httpx2.AsyncClient, worker: Worker, count: int, deadline: float
+) -> list[float]:
+    """The lags, once there are `count`, or at `deadline`."""
+    lags: list[float] = []
+    while len(lags) < count and time.time() < deadline:
+        await asyncio.sleep(1)
+        lags = await worker.lags(client)
+    return lags
 
 
 def _percentiles(values: Sequence[float], *percents: int) -> list[str]:
