@@ -68,6 +68,10 @@ class NeedsNewExecutionError(Exception):
     """A body cannot be tried again in this execution, but in the next one it can."""
 
 
+class NotBegunError(Exception):
+    """The body has waited to begin for so long that another execution may have the run."""
+
+
 class StepOptions(NamedTuple):
     """The settings of one step. None: the endpoint's, or no limit."""
 
@@ -172,6 +176,9 @@ async def start(execution: Execution, step: StepId, attempt: int) -> None:
         except BaseException:
             execution.end_body()
             raise
+        if not execution.session.is_sure:  # any more
+            execution.end_body()
+            await execution.start_body(step)
 
 
 async def succeed(
@@ -348,6 +355,8 @@ async def run_step(
             began = time.perf_counter_ns()
             try:
                 value = await _run_body(execution, step, options, attempt, body, args, kwargs)
+            except NotBegunError:
+                execution.end_body()
             except NeedsNewExecutionError:
                 execution.give_up_try(step)
                 await execution.park_for_handover()
@@ -381,17 +390,21 @@ async def _run_body(
     try:
         if (script := execution.engine.script) is not None:
             body = script.body_of(execution.info.run_id, step, body)
+        in_thread = not is_async(body)
+        if in_thread:
+            body, args = begin_here, (execution, body, *args)
         if execution.around.step:
             info, inner = (
                 StepInfo(str(step), attempt),
                 functools.partial(call, body, *args, **kwargs),
             )
             body, args, kwargs = execution.around.wrap_step(execution.info, info, inner), (), {}
+            in_thread = False
         if options.timeout is not None:
             return await _within(options.timeout, step, call(body, *args, **kwargs))
-        if is_async(body):
-            return await body(*args, **kwargs)
-        return await call_in_thread(body, *args, **kwargs)
+        if in_thread:
+            return await call_in_thread(body, *args, **kwargs)
+        return await body(*args, **kwargs)
     except asyncio.CancelledError as error:
         if task.cancelling() > cancelled_before or execution.departure is not None:
             raise
@@ -400,6 +413,13 @@ async def _run_body(
         stand_at(place)
         scope.ended = True
         execution.leave_task(task)
+
+
+def begin_here(execution: Execution, body: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a body in a thread, for which it may have waited long. Raises `NotBegunError`."""
+    if not execution.session.is_sure:
+        raise NotBegunError
+    return body(*args, **kwargs)
 
 
 async def _within(timeout: float, step: StepId, awaitable: Awaitable[Any]) -> Any:

@@ -302,23 +302,29 @@ class Execution:
         """Begin a body at once, if nothing has to be waited for before."""
         if self._guide is not None or self._acknowledged < self._required or self._draining:
             return False
+        if not self.session.is_sure:
+            return False
         self._parking.begin()
         return True
 
     async def start_body(self, step: StepId) -> None:
-        """Begin the body of `step` as soon as that is possible: what came before it is on disk, and
-        it is one of those that run in this execution, where that is not all of them."""
+        """Begin the body of `step` as soon as that is possible: what came before it is on disk, the
+        run is still this execution's, and the step is one of those that run in it, where that is
+        not all of them."""
         if self._guide is not None and not self._guide.runs(step):
             if not self.is_open:
                 await self.refuse()
             await self._park(step.hash)
-        while self._acknowledged < self._required or self._draining:
+        session = self.session
+        while self._acknowledged < self._required or self._draining or not session.is_sure:
             if self._draining:
                 await self.park_for_handover()
             recorded = self._recorded
             self._parking.begin()
             try:
-                await self.session.acknowledge()
+                await session.acknowledge()
+                if not session.is_sure:
+                    await session.make_sure()
             except EngineError as error:
                 raise self.break_off(error) from None
             finally:

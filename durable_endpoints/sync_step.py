@@ -19,7 +19,9 @@ from durable_endpoints import opening, sending, signals
 from durable_endpoints._context import current
 from durable_endpoints.bodies import (
     NeedsNewExecutionError,
+    NotBegunError,
     StepOptions,
+    begin_here,
     fail,
     first_attempt,
     recall,
@@ -319,6 +321,8 @@ def run_step_here(
             began = time.perf_counter_ns()
             try:
                 value = _run_body(execution, step, attempt, body, args, kwargs)
+            except NotBegunError:
+                execution.call_soon(execution.end_body)
             except NeedsNewExecutionError:
                 execution.give_up_try_soon(step)
                 on_loop(execution, Execution.park_for_handover)
@@ -349,7 +353,7 @@ def _run_body(
     try:
         if (script := execution.engine.script) is not None:
             body = script.body_of(execution.info.run_id, step, body)
-        return body(*args, **kwargs)
+        return begin_here(execution, body, *args, **kwargs)
     except CancelledError as error:
         raise CancelledInsideError(f"step {str(step)!r}") from error
     finally:

@@ -39,6 +39,7 @@ class UnkeptSession:
     memo: Sequence[StepRecord] = ()
     stop_reason = ""
     is_full = is_raced = False
+    is_sure = True
     stream_tail = stream_written = 0
 
     def __init__(self, run_id: str, now: int, reason: str) -> None:
@@ -71,6 +72,9 @@ class UnkeptSession:
 
     async def in_order(self) -> None:
         """Nothing else ends."""
+
+    async def make_sure(self) -> None:
+        """Nobody else has it."""
 
     async def acknowledge(self) -> None:
         """Nothing is on its way."""

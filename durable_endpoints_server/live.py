@@ -198,6 +198,12 @@ class LiveRun:
     async def in_order(self) -> None:
         """Return once the step recorded last has its place in the order of completion."""
 
+    is_sure = True
+    """In one process, what takes a run away says so at once."""
+
+    async def make_sure(self) -> None:
+        """As `Session.make_sure`."""
+
     def acknowledge(self) -> Coroutine[Any, Any, None]:
         """Return once everything recorded so far is on disk.
 
@@ -342,6 +348,19 @@ class LiveRun:
         self._forget()
         return self._ticket
 
+    def give_back(self, command: Command) -> None:
+        """End this execution by `command`, with nobody to see that it gets to the disk: if it does
+        not, another one begins once the store works."""
+        self._host.tasks.spawn(self._see_to(self.leave(command)), f"give back {self.id}")
+
+    async def _see_to(self, ticket: Ticket) -> None:
+        try:
+            await ticket.wait()
+        except RefusedError:
+            pass  # the run has gone on without it
+        except StorageError:
+            self._host.recovery.rescue_soon(self.id)
+
     async def _leave(self, command: Command) -> None:
         await self.until_written(self.leave(command))
 
@@ -349,7 +368,7 @@ class LiveRun:
         """The execution has vanished: give the run to another one, and tell this one, should it
         only have been silent. `alone`: nothing else was executed beside it."""
         listener = self.listener
-        self.leave(Interrupt(alone))
+        self.give_back(Interrupt(alone))
         if self.run.status is Status.PARKED:
             self._host.recovery.tell_parked(self.run)
         self.stop_reason = "lost"

@@ -121,6 +121,17 @@ class Session(Protocol):
         does."""
         ...
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether no other execution can have been given the run, for all that is known here. A
+        process that was stopped for a while may have lost it."""
+        ...
+
+    async def make_sure(self) -> None:
+        """Ask whether the run is still this execution's. Raises `LostRunError` or
+        `StorageError`."""
+        ...
+
     def acknowledge(self) -> Coroutine[Any, Any, None]:
         """Return once everything recorded so far is on disk.
 

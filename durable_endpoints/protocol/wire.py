@@ -29,7 +29,8 @@ taken in order, and are kept by the process until `ack`: after a break it says t
     ask q what {…}, forget q                     a question; answered by answer or failed
     read r run start limited, next r patience    a reader of a stream; each next is answered by
         stops stays, poke r, close r             frames, silence or failed
-    beat, drain, bye                             it lives; begin nothing here; it ends
+    beat time, drain, bye                        it lives, answered by heard; begin nothing here; it
+                                                 ends
 
     server -> process
     welcome {now, lease, heartbeat, policy, …}   first
@@ -42,6 +43,7 @@ taken in order, and are kept by the process until `ack`: after a break it says t
             message                              storage, limit
     execute {run, generation, memo, request, …}  a run to execute; its bodies wait for ack 0
     hold flag                                    begin no new runs for a while
+    heard time                                   the beat that said so was heard
     answer q value, failed q|r code message      what came of a question
     frames r text position id stops,             what a reader gets, and why it gets nothing
         silence r why position id stops
@@ -78,6 +80,8 @@ PATH: Final = "/v1/durable/connect"
 """Where a server takes connections."""
 HEARTBEAT_PATH: Final = "/v1/durable/heartbeat"
 """Where a thread of a process says that the process lives: POST `{"process": …}`."""
+CONFIRMS: Final = "lease"
+"""The capability of a server that answers beats, and the question whether a run is still held."""
 SUBPROTOCOL: Final = "durable-endpoints.v1"
 MAX_MESSAGE: Final = 128 * 1024 * 1024
 """Bytes of one message: more than the largest memo and response together."""

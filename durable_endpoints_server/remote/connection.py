@@ -121,7 +121,8 @@ class Connection:
             case name if name in SESSION_FRAMES:
                 process.take(frame)
             case "beat":
-                pass
+                if len(frame) > 1:
+                    self.send(["heard", wire.whole(frame[1])])
             case "executors":
                 self._executors(process, wire.array_of(frame, 2)[1])
             case "resumed":

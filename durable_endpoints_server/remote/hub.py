@@ -14,6 +14,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from durable_endpoints.protocol import wire
 from durable_endpoints.protocol.errors import EngineError, LostRunError
 from durable_endpoints.protocol.runs import Fail
 from durable_endpoints.protocol.wire import WireError
@@ -56,7 +57,7 @@ class Hub:
         self.host = host
         self.options = options
         self.acknowledger = Acknowledger()
-        self._leases = Leases(host.clock, options.lease, options.heartbeat * 2, self._silent)
+        self._leases = Leases(host.clock, options.lease, self._silent)
         self._isolation = Isolation(host.clock, self.look_again)
         self._processes: dict[str, RemoteProcess] = {}
         self._kept: dict[str, dict[str, Run]] = {}
@@ -89,7 +90,7 @@ class Hub:
             "lease": self.options.lease,
             "heartbeat": self.options.heartbeat,
             "policy": self.host.policy._asdict(),
-            "capabilities": [],
+            "capabilities": [wire.CONFIRMS],
             "server": version("durable-endpoints"),
             "dev": self.options.dev,
         }

@@ -12,20 +12,18 @@ from durable_endpoints_server.clock import Alarm, Clock
 
 _LATE = 1_000
 """Milliseconds. An alarm that rings so much later than it was set for says that it was this server
-that did nothing for a while: what others have said meanwhile is still to be read."""
+that did nothing for a while, or that its clock was set forward. What others have said meanwhile is
+still to be read, and they count on a whole lease."""
 
 
 class Leases:
     """The leases of processes, by their names."""
 
-    def __init__(
-        self, clock: Clock, lease: int, grace: int, on_silence: Callable[[str], None]
-    ) -> None:
-        """`lease` is in milliseconds; `grace` is what is left at least of each after this server
-        itself was away. `on_silence` is told which process was silent for too long."""
+    def __init__(self, clock: Clock, lease: int, on_silence: Callable[[str], None]) -> None:
+        """`lease` is in milliseconds. `on_silence` is told which process was silent for too
+        long."""
         self._clock = clock
         self._lease = lease
-        self._grace = grace
         self._on_silence = on_silence
         self._ends: dict[str, int] = {}
         self._alarm: Alarm | None = None
@@ -65,9 +63,7 @@ class Leases:
         now = self._clock.now()
         self._alarm = None
         if now > instant + _LATE:
-            self._ends = {
-                process: max(end, now + self._grace) for process, end in self._ends.items()
-            }
+            self._ends = dict.fromkeys(self._ends, now + self._lease)
         silent = [process for process, end in self._ends.items() if end <= now]
         for process in silent:
             del self._ends[process]

@@ -113,6 +113,14 @@ async def _track(process: RemoteProcess, about: Mapping[str, Any]) -> Any:
     )
 
 
+async def _holds(process: RemoteProcess, about: Mapping[str, Any]) -> Any:
+    """Whether the process still has a run, in an execution with this generation."""
+    run_id, generation = _run(about), wire.whole(about.get("generation"))
+    await process.heard_out(run_id)
+    session = process.sessions.get(run_id)
+    return session is not None and session.live.generation == generation
+
+
 def _run(about: Mapping[str, Any]) -> str:
     return wire.text(about.get("run"))
 
@@ -127,4 +135,5 @@ _ANSWERS: Final[dict[str, Answer]] = {
     "send_signal": _send_signal,
     "delivered": _delivered,
     "track": _track,
+    "holds": _holds,
 }

@@ -269,7 +269,7 @@ class RemoteSession:
     def _pass_limit(self, error: LimitError) -> None:
         """The process counted otherwise; its next execution begins with the right numbers."""
         if not self.is_over:
-            self.live.leave(Release("limit"))
+            self.live.give_back(Release("limit"))
             self._close("refused", self.taken, "limit", error.explanation)
 
     # What the process is told
@@ -332,7 +332,7 @@ class RemoteSession:
     def release(self) -> None:
         """The process has nothing of this session: let another execution begin at once."""
         try:
-            self.live.leave(Release("released"))
+            self.live.give_back(Release("released"))
         except LostRunError:
             return  # the process is about to be told why
         self._end()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,6 +20,8 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from durable_endpoints import DurableEndpointsMiddleware, endpoint, endpoint_proxy, step
 
 JOURNAL = os.environ["JOURNAL"]
+_LONG_ON_DISK = 0.3
+"""Seconds after which a result is, on a machine that is busy."""
 
 app = FastAPI()
 app.add_middleware(DurableEndpointsMiddleware)
@@ -90,6 +94,36 @@ async def block(run: str, seconds: float = 1.0) -> str:
 
     await step.run("block", body)
     return await step.run("after", once, run, "after", f"{run} after")
+
+
+def freeze_once(run: str) -> None:
+    """Stop this process, in the first execution of the run."""
+    note(f"{run} freezes")
+    if Path(JOURNAL).read_text().splitlines().count(f"{run} freezes") == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@app.get("/freeze/{run}")
+@endpoint
+async def freeze(run: str) -> str:
+    """Frozen between two bodies, when the result of the first one is on disk."""
+
+    async def body() -> str:
+        return str(once(run, "after", "thawed"))
+
+    await step.run("before", once, run, "before", 1)
+    await asyncio.sleep(_LONG_ON_DISK)
+    freeze_once(run)
+    return await step.run("after", body)
+
+
+@app.get("/freeze-plain/{run}")
+@endpoint
+def freeze_plain(run: str) -> str:
+    step.sync.run("before", once, run, "before", 1)
+    time.sleep(_LONG_ON_DISK)
+    freeze_once(run)
+    return str(step.sync.run("after", once, run, "after", "thawed"))
 
 
 @app.get("/plain-io/{run}")

@@ -154,6 +154,22 @@ async def test_a_replica_that_was_stopped_for_longer_than_its_lease_is_heard_no_
         assert second.counts()["z after"] == 1
 
 
+@pytest.mark.parametrize("endpoint", ["freeze", "freeze-plain"])
+async def test_a_replica_that_was_frozen_for_longer_than_its_lease_begins_no_body_in_hand(
+    fleet: Fleet, endpoint: str
+) -> None:
+    first, second, name = fleet.first, fleet.second, f"{endpoint}-1"
+    async with httpx.AsyncClient(timeout=30) as client:
+        asking = asyncio.create_task(client.get(f"{first.url}/{endpoint}/{name}"))
+        await until_noted(second, f"{name} after")  # which the second replica has done
+        first.signal(signal.SIGCONT)
+        response = await asking
+        assert response.status_code == 303
+        response = await client.get(second.url + response.headers["location"])
+        assert response.json() == "thawed"
+        assert [second.counts()[f"{name} {what}"] for what in ("before", "after")] == [1, 1]
+
+
 async def test_a_blocked_event_loop_is_no_death(fleet: Fleet) -> None:
     first, second = fleet.first, fleet.second
     async with httpx.AsyncClient(timeout=30) as client:

@@ -50,6 +50,12 @@ class Mirror:
     async def in_order(self) -> None:
         """As `Session.in_order`."""
 
+    is_sure = True
+    """An Inngest server has no leases."""
+
+    async def make_sure(self) -> None:
+        """As `Session.make_sure`."""
+
     def decided(self, command: Command) -> StepRecord:
         """The step as a command makes it. Raises as `Session.record` does."""
         if self._has_left:

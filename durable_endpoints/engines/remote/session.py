@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from durable_endpoints.engines.base import StreamReader
+from durable_endpoints.engines.remote import lease
 from durable_endpoints.engines.remote.journal import Journal, Try
 from durable_endpoints.engines.remote.pushing import Pushing
 from durable_endpoints.errors import EngineError, LostRunError, StorageError
@@ -86,6 +87,9 @@ class RemoteSession:
         """Steps that the server resolved after one of those."""
         self._failure: EngineError | None = None
         self._has_left = False
+        self._lease = station.lease
+        self._held_at = station.lease.since
+        """When this execution was certain to have the run."""
         self._instead: Frame | None = None
         """What is to become of a run of which nothing was confirmed, and that was given up."""
 
@@ -184,6 +188,20 @@ class RemoteSession:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(_Waiter(self._number, future))
         await self._in_time(future)
+
+    @property
+    def is_sure(self) -> bool:
+        return self._lease.covers(self._held_at)
+
+    async def make_sure(self) -> None:
+        self._check()
+        asked_at = lease.now()
+        about = {"run": self.id, "generation": self.generation}
+        if not await self._station.ask("holds", about):
+            self.stopped("lost")
+        self._check()
+        self._lease.renew(asked_at)
+        self._held_at = asked_at
 
     async def _in_time(self, future: asyncio.Future[T]) -> T:
         """Await what the server says. Raises `StorageError` if that takes too long."""

@@ -16,7 +16,9 @@ from typing import Any, Protocol
 from ulid import ULID
 
 from durable_endpoints.engines.background import Background
+from durable_endpoints.engines.remote import lease
 from durable_endpoints.engines.remote.dialing import Dial
+from durable_endpoints.engines.remote.lease import Lease
 from durable_endpoints.engines.remote.link import Link, Saying
 from durable_endpoints.engines.remote.questions import Questions, error_of
 from durable_endpoints.engines.remote.reader import RemoteReader, silence
@@ -74,6 +76,7 @@ class Station:
         self.loop = asyncio.get_running_loop()
         self.name = f"{socket.gethostname()}:{os.getpid()}:{ULID()}"
         """The name of this process at the server: no other one has it, or ever had."""
+        self.lease = Lease()
         self.is_releasing = False
         self.is_held = False
         """Whether no new run shall begin for a moment, because one is executed alone."""
@@ -86,6 +89,7 @@ class Station:
         self._questions = Questions(self._numbers)
         self._background = Background()
         self._beating: asyncio.TimerHandle | None = None
+        self._greeted_at = 0.0
         self._heard: dict[str, Callable[..., None]] = {
             "ack": self._acknowledged,
             "refused": self._refused,
@@ -99,6 +103,7 @@ class Station:
             "answer": self._questions.answered,
             "failed": self._failed,
             "hold": self._hold,
+            "heard": self._was_heard,
         }
         self.link = Link(dial, self, home.server_url)
 
@@ -222,6 +227,7 @@ class Station:
     # What the link says
 
     def hello(self) -> dict[str, Any]:
+        self._greeted_at = lease.now()
         return {
             "process": self.name,
             "app": self._home.app_name,
@@ -232,6 +238,10 @@ class Station:
     def opened(self, welcome: dict[str, Any]) -> None:
         try:
             self._home.welcomed(welcome)
+            # A server of an earlier version does not say what it hears.
+            says_so = wire.CONFIRMS in welcome["capabilities"]
+            length = wire.whole(welcome["lease"]) / 1_000 if says_so else math.inf
+            self.lease.begin(self._greeted_at, length)
         except (KeyError, TypeError, ValueError) as error:
             raise WireError(f"a welcome that lacks something: {error}") from None
         self.is_held = False
@@ -255,7 +265,7 @@ class Station:
             self._beating.cancel()
 
     def _beat(self, interval: float) -> None:
-        self.say(["beat"])
+        self.say(["beat", math.floor(lease.now() * 1_000)])
         self._beating = self.loop.call_later(interval, self._beat, interval)
 
     def heard(self, frame: Frame) -> None:
@@ -333,6 +343,9 @@ class Station:
             reader.failed(error)
         else:
             self._questions.failed(number, error)
+
+    def _was_heard(self, said_at: int) -> None:
+        self.lease.renew(wire.whole(said_at) / 1_000)
 
     def _hold(self, is_held: bool) -> None:
         self.is_held = wire.flag(is_held)

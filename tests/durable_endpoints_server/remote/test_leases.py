@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_a_process_is_silent_after_its_lease_unless_the_server_is_about_to_end() -> None:
     clock, silent = VirtualClock(), list[str]()
-    leases = Leases(clock, 3_000, 1_000, silent.append)
+    leases = Leases(clock, 3_000, silent.append)
     leases.hear("one")
     clock.move_to(clock.now() + 2_000)
     leases.hear("two")

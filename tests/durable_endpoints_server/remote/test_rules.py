@@ -19,10 +19,12 @@ from durable_endpoints_server.remote import connection as module
 from durable_endpoints_server.store.memory import MemoryStore
 from tests.durable_endpoints_server.helpers import FlakyStore, anything
 from tests.durable_endpoints_server.remote.fakes import (
+    LEASE,
     FakeProcess,
     done,
     end,
     memo,
+    pass_time,
     push,
     record,
     register,
@@ -325,6 +327,30 @@ async def test_a_claim_that_the_store_could_not_write_is_taken_back_and_made_aga
                 await asyncio.sleep(0.001)
         await process.until("ack", "r", lambda frame: frame[2] == 0)
         assert [frame[1]["generation"] for frame in process.all("execute")] == [2, 2]
+
+
+@pytest.mark.parametrize("how", ["silent", "back without it"])
+async def test_a_run_that_the_store_could_not_take_from_its_process_goes_on_once_it_works(
+    clock: VirtualClock, how: str
+) -> None:
+    store = FlakyStore()
+    async with serving(store, clock) as server:
+        process, other = FakeProcess(server), FakeProcess(server, "p2")
+        await process.hello()
+        await process.say(register("r"))
+        await process.acked("r", 1)
+        store.fails = anything
+        if how == "silent":
+            await pass_time(clock, LEASE)
+        else:
+            await process.come_back(server)
+        async with asyncio.timeout(3):
+            while not store.refused:
+                await asyncio.sleep(0.001)
+        store.fails = None
+        if how == "silent":
+            await other.hello()
+        assert (await (other if how == "silent" else process).executes("r"))["generation"] == 2
 
 
 JSON = st.recursive(

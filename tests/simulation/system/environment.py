@@ -17,6 +17,7 @@ import fastapi  # noqa: F401 (what is imported late would take the replaced time
 import ulid
 
 from durable_endpoints import ending, lifespan
+from durable_endpoints.engines.remote import lease
 from durable_endpoints.errors import EngineError
 from durable_endpoints_server import dispatcher, owner
 from tests.simulation.system.handlers import PLANNED
@@ -45,6 +46,7 @@ def replaced(loop: SimulatedLoop, chance: Random, noted: list[str]) -> Iterator[
         (time, "monotonic_ns", lambda: round(loop.time() * 1e9)),
         (time, "perf_counter", loop.time),
         (time, "perf_counter_ns", lambda: round(loop.time() * 1e9)),
+        (lease, "now", loop.time),
         (os, "urandom", chance.randbytes),
         (ulid, "default_generator", ulid.ULIDGenerator()),
         (owner, "_boot_id", lambda: _boot_id(loop.process.machine)),
