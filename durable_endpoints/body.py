@@ -41,6 +41,11 @@ class RequestBody:
         self.in_run = False
         """Whether the request has become a run, and its handler is told of no disconnect."""
 
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether the client left before all of it was there."""
+        return self._gone and not self.is_complete
+
     async def receive(self) -> Message:
         """The next message for the application."""
         if self.in_run:
@@ -78,7 +83,7 @@ class RequestBody:
             else:
                 self._keep(message.get("body", b""))
                 self.is_complete = not message.get("more_body", False)
-        if not self.is_complete:
+        if self.is_broken_off:
             raise ClientDisconnect
         return self.whole()
 
@@ -109,6 +114,8 @@ class StoredBody:
     """The body of a re-entered request."""
 
     __slots__ = ("_body", "_served")
+
+    is_broken_off = False
 
     def __init__(self, body: bytes) -> None:
         self._body = body

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Unpack
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from durable_endpoints._context import place_here, stand_at
@@ -32,6 +34,8 @@ from durable_endpoints.proxy import wait_for_run
 from durable_endpoints.reentry import REENTRY_KEY, Pass
 from durable_endpoints.requests import header
 from durable_endpoints.settings import Settings, SettingsArguments
+
+logger = logging.getLogger("durable_endpoints")
 
 _UNSUPPORTED = frozenset(
     {"http.response.pathsend", "http.response.zerocopysend", "http.response.trailers"}
@@ -185,6 +189,9 @@ class DurableEndpointsMiddleware:
                 await door.ending.conclude(error)
             elif door.refusal is not None:
                 await door.refusal()
+            elif isinstance(error, ClientDisconnect) and door.body.is_broken_off:
+                # Nobody is there to be answered, and nothing has failed.
+                logger.info("a client left before its request to %s was there", door.scope["path"])
             elif error is not None:
                 raise error
         finally:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -126,7 +126,9 @@ async def test_a_body_over_the_limit_is_413(engine: VirtualEngine) -> None:
     assert ran == [1]
 
 
-async def test_a_client_that_leaves_while_uploading_makes_no_run(engine: VirtualEngine) -> None:
+async def test_a_client_that_leaves_while_uploading_makes_no_run_and_no_noise(
+    engine: VirtualEngine, caplog: pytest.LogCaptureFixture
+) -> None:
     @endpoint
     async def handler(request: Request) -> Response:
         raise AssertionError
@@ -141,9 +143,12 @@ async def test_a_client_that_leaves_while_uploading_makes_no_run(engine: Virtual
             message = await original()
             return {**message, "more_body": True} if message["type"] == "http.request" else message
 
-        sender.receive = receive  # type: ignore[method-assign]
-        with pytest.raises(ClientDisconnect):
-            await sender.run()
+        with caplog.at_level("INFO", logger="durable_endpoints"):
+            await app(sender.scope, receive, sender.send)
+        assert sender.sent == []
+        assert [record.getMessage() for record in caplog.records] == [
+            "a client left before its request to / was there"
+        ]
         assert (await engine.store.list_runs(list(Status), None, 10)).lines == []
 
 
