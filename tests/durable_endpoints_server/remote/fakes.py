@@ -71,12 +71,18 @@ class RemoteHost:
         await asyncio.gather(*self._serving, return_exceptions=True)
 
 
+async def started(store: Store, clock: VirtualClock, name: str = "boot/server") -> RemoteHost:
+    """A server that serves until it is stopped or killed."""
+    server = RemoteHost(store, clock, name)
+    await server.host.attach()
+    return server
+
+
 @asynccontextmanager
 async def serving(
     store: Store, clock: VirtualClock, name: str = "boot/server"
 ) -> AsyncIterator[RemoteHost]:
-    server = RemoteHost(store, clock, name)
-    await server.host.attach()
+    server = await started(store, clock, name)
     try:
         yield server
     finally:
@@ -102,6 +108,11 @@ class FakeProcess:
             ["executors", {"root_paths": [""], "default": True, "capacity": capacity}],
         )
         await self.until("welcome")
+
+    async def begin(self, run: str) -> None:
+        """Register a run, which it executes. Returns when it was told that this is on disk."""
+        await self.say(register(run))
+        await self.acked(run, 1)
 
     async def come_back(self, server: RemoteHost, *resumes: Frame) -> None:
         """Open another connection, forgetting what was heard before."""
@@ -157,6 +168,15 @@ class FakeProcess:
             while self.closed is None:
                 await asyncio.sleep(0.001)
         return self.closed
+
+
+async def joined(
+    server: RemoteHost, name: str = "p1", app: str = "shop", capacity: int = 10
+) -> FakeProcess:
+    """A process that is welcome, and has nothing yet."""
+    process = FakeProcess(server, name, app)
+    await process.hello(capacity=capacity)
+    return process
 
 
 def new_run(run_id: str, **options: Any) -> NewRun:

@@ -25,6 +25,7 @@ from tests.durable_endpoints_server.remote.fakes import (
     record,
     register,
     resume,
+    started,
     step_id,
     stored,
 )
@@ -97,8 +98,7 @@ async def test_a_run_happens_once_whatever_breaks(seed: int, tmp_path: Path) -> 
     random.seed(seed)
     clock = VirtualClock()
     store = SqliteStore(tmp_path / "runs.db")
-    server = RemoteHost(store, clock, "boot/0")
-    await server.host.attach()
+    server = await started(store, clock, "boot/0")
     model = Model(server, "r")
     await model.hello()
     breaks = 0
@@ -120,8 +120,7 @@ async def test_a_run_happens_once_whatever_breaks(seed: int, tmp_path: Path) -> 
                     await server.kill()
                     await store.close()
                     store = SqliteStore(tmp_path / "runs.db")
-                    server = RemoteHost(store, clock, f"boot/{breaks}")
-                    await server.host.attach()
+                    server = await started(store, clock, f"boot/{breaks}")
                     await model.again(server)
                 case _:
                     model.take_in()

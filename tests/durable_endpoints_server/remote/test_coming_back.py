@@ -23,11 +23,11 @@ from durable_endpoints_server.store.sqlite import SqliteStore
 from tests.durable_endpoints_server.remote.fakes import (
     LEASE,
     FakeProcess,
-    RemoteHost,
     chunks,
     done,
     end,
     failed,
+    joined,
     memo,
     nap,
     pass_time,
@@ -36,6 +36,7 @@ from tests.durable_endpoints_server.remote.fakes import (
     register,
     resume,
     serving,
+    started,
     step_id,
     stored,
     suspend,
@@ -105,8 +106,7 @@ async def test_a_connection_cut_anywhere_is_as_if_it_had_held(
 ) -> None:
     store = MemoryStore()
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         await process.say(*SCRIPT[:said])
         await asyncio.sleep(0.005)
         process.end.cut()
@@ -121,10 +121,8 @@ async def test_a_server_that_ends_anywhere_is_as_if_it_had_not(
     said: int, reopen: Reopen, clock: VirtualClock
 ) -> None:
     store = reopen()
-    server = RemoteHost(store, clock)
-    await server.host.attach()
-    process = FakeProcess(server)
-    await process.hello()
+    server = await started(store, clock)
+    process = await joined(server)
     await process.say(*SCRIPT[:said])
     await asyncio.sleep(0.02)
     await server.kill()
@@ -150,9 +148,7 @@ async def test_a_process_that_is_silent_for_its_lease_loses_its_runs_to_another(
 ) -> None:
     store = MemoryStore()
     async with serving(store, clock) as server:
-        silent, other = FakeProcess(server, "p1"), FakeProcess(server, "p2")
-        await silent.hello()
-        await other.hello()
+        silent, other = await joined(server, "p1"), await joined(server, "p2")
         await silent.say(register("r"), record("r", 2, done("a")))
         await silent.acked("r", 2)
         await pass_time(clock, LEASE - 1_000)
@@ -175,10 +171,8 @@ async def test_a_process_that_is_silent_for_its_lease_loses_its_runs_to_another(
 async def test_a_heartbeat_beside_the_connection_keeps_the_lease(clock: VirtualClock) -> None:
     store = MemoryStore()
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
-        await process.say(register("r"))
-        await process.acked("r", 1)
+        process = await joined(server)
+        await process.begin("r")
         for _ in range(3):
             await pass_time(clock, LEASE - 1)
             assert server.hub.hear("p1")
@@ -191,16 +185,13 @@ async def test_a_process_that_does_not_come_back_to_a_new_server_loses_its_runs_
     clock: VirtualClock,
 ) -> None:
     store = MemoryStore()
-    first = RemoteHost(store, clock)
-    await first.host.attach()
-    gone = FakeProcess(first, "p1")
-    await gone.hello()
+    first = await started(store, clock)
+    gone = await joined(first, "p1")
     await gone.say(register("r"), record("r", 2, done("a")))
     await gone.acked("r", 2)
     await first.kill()
     async with serving(store, clock, "boot/another") as second:
-        other = FakeProcess(second, "p2")
-        await other.hello()
+        other = await joined(second, "p2")
         await pass_time(clock, LEASE - 1)
         await other.say(["beat"])
         await asyncio.sleep(0.01)
@@ -214,10 +205,8 @@ async def test_what_a_process_does_not_come_back_for_is_released_at_once(
 ) -> None:
     """An `execute` that was lost with its connection, before and after a new start."""
     store = MemoryStore()
-    first = RemoteHost(store, clock)
-    await first.host.attach()
-    process = FakeProcess(first)
-    await process.hello()
+    first = await started(store, clock)
+    process = await joined(first)
     await process.say(register("r"), ["leave", "r", 2, "release", "x"])
     assert (await process.executes("r"))["generation"] == 2
     process.end.cut()
@@ -234,10 +223,8 @@ async def test_a_later_execution_of_what_a_process_comes_back_for_is_released_to
 ) -> None:
     """It has left the run, and heard neither that this is on disk, nor of the next `execute`."""
     store = MemoryStore()
-    first = RemoteHost(store, clock)
-    await first.host.attach()
-    process = FakeProcess(first)
-    await process.hello()
+    first = await started(store, clock)
+    process = await joined(first)
     leave: Frame = ["leave", "r", 2, "release", "x"]
     await process.say(register("r"), leave)
     assert (await process.executes("r"))["generation"] == 2
@@ -253,8 +240,7 @@ async def test_frames_of_an_earlier_execution_are_not_taken_for_those_of_a_later
 ) -> None:
     store = MemoryStore()
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         await process.say(register("r"), ["leave", "r", 2, "release", "x"])
         await process.executes("r")
         await process.say(record("r", 3, done("zombie")), push("r", 0, '"z"'))
@@ -267,10 +253,8 @@ async def test_what_was_resolved_while_a_connection_was_broken_is_told_after_it(
     reopen: Reopen, clock: VirtualClock
 ) -> None:
     store = reopen()
-    server = RemoteHost(store, clock)
-    await server.host.attach()
-    process = FakeProcess(server)
-    await process.hello()
+    server = await started(store, clock)
+    process = await joined(server)
     await process.say(
         register("r"), record("r", 2, wait("w", "paid")), record("r", 3, wait("v", "sent"))
     )
@@ -302,10 +286,8 @@ async def test_a_signal_is_told_again_if_the_answer_about_its_wait_was_lost(
     """The process does not know of the wait, so it does not ask what became of it."""
     op = WaitForEvent(step_id("go"), StepKind.SIGNAL, (Alternative("", SIGNAL + "go"),), 60_000)
     async with serving(store := MemoryStore(), clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
-        await process.say(register("r"))
-        await process.acked("r", 1)
+        process = await joined(server)
+        await process.begin("r")
         opening = ["signal", "r", 2, wire.pack_op(op), False]
         await process.say(opening)
         await process.acked("r", 2)  # as the server sees it: this was lost
@@ -326,8 +308,7 @@ async def test_a_leave_is_recognised_in_whatever_way(clock: VirtualClock) -> Non
         "r3": ["leave", "r3", 3, "end", wire.pack_end(_failure())],
     }
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         for run, leave in leaves.items():
             await process.say(register(run), record(run, 2, nap("z", 1_000_000)), leave)
             await process.acked(run, 3)
@@ -354,10 +335,8 @@ def _failure() -> Fail:
 async def test_a_run_that_was_cancelled_meanwhile_is_said_to_be(clock: VirtualClock) -> None:
     store = MemoryStore()
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
-        await process.say(register("r"))
-        await process.acked("r", 1)
+        process = await joined(server)
+        await process.begin("r")
         process.end.cut()
         await asyncio.sleep(0.01)
         assert await server.host.cancel("r", "cancelled")
@@ -370,10 +349,8 @@ async def test_a_registration_that_its_client_was_refused_is_taken_back(
 ) -> None:
     store = MemoryStore()
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
-        await process.say(register("r"))
-        await process.acked("r", 1)
+        process = await joined(server)
+        await process.begin("r")
         process.end.cut()
         failure = wire.pack_end(_failure())
         await process.come_back(
@@ -393,10 +370,8 @@ async def test_who_comes_back_to_give_up_a_run_that_was_taken_over_may_execute_i
     """What is said about the old execution comes before the new one begins."""
     store = MemoryStore()
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
-        await process.say(register("r"))
-        await process.acked("r", 1)
+        process = await joined(server)
+        await process.begin("r")
         process.end.cut()
         await pass_time(clock, LEASE + 1)
         await until_status(store, "r", Status.READY)
@@ -415,10 +390,8 @@ async def test_after_a_new_start_of_the_machine_no_execution_goes_on(
 ) -> None:
     """What was streamed last may be lost: the next one's positions are ones nobody has."""
     store = MemoryStore()
-    first = RemoteHost(store, clock)
-    await first.host.attach()
-    process = FakeProcess(first)
-    await process.hello()
+    first = await started(store, clock)
+    process = await joined(first)
     await process.say(*SCRIPT[:4])
     await process.until("written", "r", lambda frame: frame[2] == 3)
     await first.kill()
@@ -434,8 +407,7 @@ async def test_a_run_that_takes_processes_down_is_executed_alone_and_then_parked
 ) -> None:
     store = MemoryStore()
     async with serving(store, clock) as server:
-        bystander = FakeProcess(server, "bystander")
-        await bystander.hello(capacity=0)
+        bystander = await joined(server, "bystander", capacity=0)
         names = iter(range(100))
 
         async def silence() -> None:
@@ -455,10 +427,8 @@ async def test_a_run_that_takes_processes_down_is_executed_alone_and_then_parked
             await silence()
             return process
 
-        first = FakeProcess(server, "first")
-        await first.hello()
-        await first.say(register("poison"))
-        await first.acked("poison", 1)
+        first = await joined(server, "first")
+        await first.begin("poison")
         first.end.cut()
         await silence()
         for _ in range(2):
@@ -476,8 +446,7 @@ async def test_a_run_that_must_be_alone_waits_for_its_process_to_be_done(
 ) -> None:
     store = MemoryStore()
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         await process.say(register("busy"), register("poison"))
         await process.acked("poison", 1)
         await process.say(suspend("poison", 2))
@@ -497,8 +466,7 @@ async def test_a_run_that_must_be_alone_waits_for_its_process_to_be_done(
 async def test_the_wait_for_a_quiet_moment_ends(clock: VirtualClock) -> None:
     store = MemoryStore()
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         await process.say(register("busy"), register("poison"), suspend("poison", 2))
         await process.acked("poison", 2)
         poison = (await stored(store, "poison"))._replace(interruptions=3, status=Status.READY)
@@ -519,10 +487,8 @@ async def test_what_was_resolved_unseen_before_a_break_is_not_slept_through(
 ) -> None:
     """The process knows it, so it does not ask; but its execution had departed before."""
     store = MemoryStore()
-    server = RemoteHost(store, clock)
-    await server.host.attach()
-    process = FakeProcess(server)
-    await process.hello()
+    server = await started(store, clock)
+    process = await joined(server)
     await process.say(register("r"), record("r", 2, wait("w", "paid")))
     await process.acked("r", 2)
     await server.host.events.publish(NewEvent("e1", "paid", b"1"))
@@ -530,8 +496,7 @@ async def test_what_was_resolved_unseen_before_a_break_is_not_slept_through(
     process.end.cut()
     if kills:
         await server.kill()
-        server = RemoteHost(store, clock, "boot/another")
-        await server.host.attach()
+        server = await started(store, clock, "boot/another")
     await process.come_back(server, resume("r", 1, 2, leaving=True), suspend("r", 3, seen=0))
     await process.executes("r")
     await server.stop()
@@ -543,10 +508,8 @@ async def test_a_run_that_was_taken_away_while_it_was_claimed_keeps_no_room(
     """Its deadline has come, say, while the claim was on its way to the disk."""
     store = MemoryStore()
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello(capacity=1)
-        await process.say(register("r"))
-        await process.acked("r", 1)
+        process = await joined(server, capacity=1)
+        await process.begin("r")
         entry, live = await store.entry("r"), server.host.live_run("r")
         assert entry is not None
         assert live is not None

@@ -23,6 +23,7 @@ from tests.durable_endpoints_server.remote.fakes import (
     FakeProcess,
     done,
     end,
+    joined,
     memo,
     pass_time,
     push,
@@ -102,10 +103,8 @@ async def test_a_frame_that_breaks_the_rules_closes_the_connection_and_loses_not
     store: MemoryStore, clock: VirtualClock, frame: Frame
 ) -> None:
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
-        await process.say(register("r"))
-        await process.acked("r", 1)
+        process = await joined(server)
+        await process.begin("r")
         await process.say(frame)
         closed = await process.until_closed()
         assert closed.code == 1008
@@ -121,8 +120,7 @@ async def test_a_run_of_another_process_is_out_of_reach(
     async with serving(store, clock) as server:
         owner, thief = FakeProcess(server, "p1"), FakeProcess(server, "p2")
         await owner.hello()
-        await owner.say(register("r"))
-        await owner.acked("r", 1)
+        await owner.begin("r")
         await thief.hello([["resume", "r", 1, 1, {"leaving": False}]])
         assert (await thief.until("refused", "r"))[3] == "lost"
         for frame in (register("r"), record("r", 2, done("stolen")), end("r", 3)):
@@ -139,10 +137,8 @@ async def test_a_second_connection_of_a_process_takes_the_place_of_the_first(
     store: MemoryStore, clock: VirtualClock
 ) -> None:
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
-        await process.say(register("r"))
-        await process.acked("r", 1)
+        process = await joined(server)
+        await process.begin("r")
         former = process.end
         await process.come_back(server, ["resume", "r", 1, 1, {}], record("r", 2, done("a")))
         await process.acked("r", 2)
@@ -156,8 +152,7 @@ async def test_what_passes_a_limit_is_refused_and_the_run_goes_on_without_it(
 ) -> None:
     async with serving(store, clock) as server:
         server.host.policy = Policy(max_result=100)
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         await process.say(register("r"), record("r", 2, done("a")))
         await process.say(record("r", 3, done("b", b'"' + b"x" * 200 + b'"')))
         refused = await process.until("refused", "r")
@@ -171,8 +166,7 @@ async def test_questions_that_nobody_understands_are_answered(
     store: MemoryStore, clock: VirtualClock
 ) -> None:
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         asked: list[tuple[str, dict[str, Any]]] = [
             ("meaning", {}),
             ("outcome", {}),
@@ -190,8 +184,7 @@ async def test_a_peer_that_does_not_read_is_given_up(
 ) -> None:
     monkeypatch.setattr(module, "_MOST_BYTES", 100_000)
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         gate = asyncio.Event()
 
         async def never(message: str) -> None:
@@ -209,9 +202,7 @@ async def test_a_peer_that_is_sent_one_message_for_too_long_is_given_up(
 ) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 0.05)
     async with serving(store, clock) as server:
-        process, other = FakeProcess(server, "p1"), FakeProcess(server, "p2")
-        await process.hello()
-        await other.hello()
+        process, other = await joined(server, "p1"), await joined(server, "p2")
 
         async def never(message: str) -> None:
             await asyncio.sleep(60)
@@ -229,8 +220,7 @@ async def test_what_is_large_waits_until_a_slow_peer_has_read(
 ) -> None:
     monkeypatch.setattr(module, "_FULL", 50_000)
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         await process.say(register("r"), end("r", 2, b"x" * 10_000))
         await process.acked("r", 2)
         (connection,) = server.hub._connections
@@ -255,8 +245,7 @@ async def test_a_run_that_was_ended_before_its_process_could_be_told_is_not_exec
 ) -> None:
     monkeypatch.setattr(module, "_FULL", 50_000)
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         await process.say(register("big"), end("big", 2, b"x" * 60_000), register("r"))
         await process.acked("r", 1)
         gate, send = asyncio.Event(), process.end.peer.send
@@ -290,10 +279,8 @@ async def test_a_store_that_fails_is_said_and_the_run_goes_on_once_it_works(
 ) -> None:
     store = FlakyStore()
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
-        await process.say(register("r"))
-        await process.acked("r", 1)
+        process = await joined(server)
+        await process.begin("r")
         store.fails = anything
         await process.say(record("r", 2, done("lost")))
         refused = await process.until("refused", "r")
@@ -313,10 +300,8 @@ async def test_a_claim_that_the_store_could_not_write_is_taken_back_and_made_aga
         return isinstance(fact, RunChanged) and fact.run.status is Status.RUNNING
 
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
-        await process.say(register("r"))
-        await process.acked("r", 1)
+        process = await joined(server)
+        await process.begin("r")
         store.fails = is_claim
         await process.say(["leave", "r", 2, "release", "x"])
         assert (await process.until("refused", "r"))[3] == "storage"

@@ -24,6 +24,7 @@ from tests.durable_endpoints_server.remote.fakes import (
     chunks,
     done,
     end,
+    joined,
     memo,
     nap,
     new_run,
@@ -51,8 +52,7 @@ async def test_a_run_is_registered_its_steps_recorded_and_its_response_kept(
     store: MemoryStore, clock: VirtualClock
 ) -> None:
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         await process.say(
             register("r"), record("r", 2, done("a", b'"x"')), record("r", 3, done("b"))
         )
@@ -77,8 +77,7 @@ async def test_a_sleep_suspends_the_run_and_its_end_sends_it_to_a_process(
     store: MemoryStore, clock: VirtualClock
 ) -> None:
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         await process.say(register("r"), record("r", 2, nap("z", 20_000)), suspend("r", 3))
         await process.acked("r", 3)
         assert (await stored(store, "r")).status is Status.WAITING
@@ -96,8 +95,7 @@ async def test_what_is_resolved_while_the_execution_goes_on_is_told(
     store: MemoryStore, clock: VirtualClock
 ) -> None:
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         await process.say(register("r"), record("r", 2, wait("w", "paid")))
         await process.acked("r", 2)
         await server.host.events.publish(NewEvent("e1", "paid", b'{"n":1}'))
@@ -113,8 +111,7 @@ async def test_what_was_resolved_unseen_has_the_run_executed_again_at_once(
     store: MemoryStore, clock: VirtualClock
 ) -> None:
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         await process.say(register("r"), record("r", 2, wait("w", "paid")))
         await process.acked("r", 2)
         await server.host.events.publish(NewEvent("e1", "paid", b"1"))
@@ -131,8 +128,7 @@ async def test_chunks_are_told_as_written_before_what_was_recorded_after_them(
 ) -> None:
     key = step_id("a").hash
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         await process.say(
             register("r"),
             ["follow", "r"],
@@ -152,10 +148,8 @@ async def test_the_end_of_a_run_from_outside_stops_its_execution(
     store: MemoryStore, clock: VirtualClock
 ) -> None:
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
-        await process.say(register("r"))
-        await process.acked("r", 1)
+        process = await joined(server)
+        await process.begin("r")
         assert await server.host.cancel("r", "cancelled")
         assert (await process.until("stopped", "r"))[2] == "cancelled"
         await process.say(record("r", 2, done("late")))
@@ -168,8 +162,7 @@ async def test_one_run_at_a_time_waits_for_a_signal(
 ) -> None:
     op = WaitForEvent(step_id("go"), StepKind.SIGNAL, (Alternative("", SIGNAL + "go"),), 60_000)
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         for run in ("r1", "r2"):
             await process.say(register(run), ["signal", run, 2, wire.pack_op(op), False])
             await process.until("signal", run)
@@ -187,8 +180,7 @@ async def test_an_invoked_run_belongs_to_the_same_app_and_wakes_the_one_above_it
     store: MemoryStore, clock: VirtualClock
 ) -> None:
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         op = Invoke(step_id("child"), new_run("c"))
         await process.say(register("r"), record("r", 2, op))
         given = await process.executes("c")
@@ -223,17 +215,14 @@ async def test_runs_wait_for_a_process_of_their_own_app(
     store: MemoryStore, clock: VirtualClock
 ) -> None:
     async with serving(store, clock) as server:
-        shop = FakeProcess(server, "p1", "shop")
-        await shop.hello()
+        shop = await joined(server, "p1", "shop")
         await shop.say(register("r"), ["leave", "r", 2, "release", "x"], ["drain"])
-        bank = FakeProcess(server, "p2", "bank")
-        await bank.hello()
+        bank = await joined(server, "p2", "bank")
         await shop.acked("r", 2)
         await asyncio.sleep(0.02)
         assert (await stored(store, "r")).status is Status.READY
         assert bank.all("execute") == shop.all("execute") == []
-        again = FakeProcess(server, "p3", "shop")
-        await again.hello()
+        again = await joined(server, "p3", "shop")
         await again.executes("r")
 
 
@@ -242,8 +231,7 @@ async def test_idempotency_keys_are_those_of_an_app(
 ) -> None:
     async with serving(store, clock) as server:
         for n, app in enumerate(("shop", "bank")):
-            process = FakeProcess(server, app, app)
-            await process.hello()
+            process = await joined(server, app, app)
             run = f"r{n}"
             options = {"key": "k", "key_scope": "me", "fingerprint": "f"}
             await process.say(register(run, **options))
@@ -258,9 +246,7 @@ async def test_a_process_that_says_goodbye_gives_its_runs_to_others_at_once(
     store: MemoryStore, clock: VirtualClock
 ) -> None:
     async with serving(store, clock) as server:
-        going, staying = FakeProcess(server, "p1"), FakeProcess(server, "p2")
-        await going.hello()
-        await staying.hello()
+        going, staying = await joined(server, "p1"), await joined(server, "p2")
         await going.say(register("r"), record("r", 2, done("a")))
         await going.acked("r", 2)
         await going.say(["bye"])
@@ -273,8 +259,7 @@ async def test_outcomes_are_told_when_they_are_there(
     store: MemoryStore, clock: VirtualClock
 ) -> None:
     async with serving(store, clock) as server:
-        process = FakeProcess(server)
-        await process.hello()
+        process = await joined(server)
         await process.say(register("r"), ["ask", 1, "outcome", {"run": "r", "timeout": 5_000}])
         await process.acked("r", 1)
         assert process.all("answer") == []
@@ -292,9 +277,7 @@ async def test_a_reader_gets_what_another_process_streams(
     store: MemoryStore, clock: VirtualClock
 ) -> None:
     async with serving(store, clock) as server:
-        writer, reader = FakeProcess(server, "p1"), FakeProcess(server, "p2")
-        await writer.hello()
-        await reader.hello()
+        writer, reader = await joined(server, "p1"), await joined(server, "p2")
         await writer.say(register("r"), push("r", 0, '"one"'))
         await writer.until("written", "r")
         await reader.say(
