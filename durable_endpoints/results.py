@@ -24,6 +24,7 @@ from durable_endpoints.annotations import (
 )
 from durable_endpoints.calls import name_of, unwrap
 from durable_endpoints.errors import StepValueError, UsageError
+from durable_endpoints.protocol.messages import CONNECTION_HEADERS
 from durable_endpoints.protocol.values import NotJsonError, decode, encode, round_trip
 
 
@@ -73,20 +74,7 @@ class _Response:
     not kept.
     """
 
-    _NOT_KEPT = frozenset(
-        {
-            "connection",
-            "content-encoding",
-            "content-length",
-            "keep-alive",
-            "proxy-authenticate",
-            "proxy-connection",
-            "te",
-            "trailer",
-            "transfer-encoding",
-            "upgrade",
-        }
-    )
+    _NOT_KEPT = CONNECTION_HEADERS | {"content-encoding"}
 
     def encode(self, value: Any) -> tuple[bytes, Any]:
         body: bytes = value.content

@@ -7,11 +7,26 @@ that binary bodies are stored as they are. Header names and values are latin-1, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 Headers = list[tuple[bytes, bytes]]
+
+CONNECTION_HEADERS: Final = frozenset(
+    {
+        "connection",
+        "content-length",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers of one connection, which mean nothing on another one (RFC 9110 §7.6.1)."""
 
 
 class StoredRequest(NamedTuple):

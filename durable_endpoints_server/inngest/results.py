@@ -13,24 +13,10 @@ from binascii import Error as Base64Error
 from collections.abc import Iterable
 from typing import Any, Final
 
-from durable_endpoints.protocol.messages import Headers, StoredResponse
+from durable_endpoints.protocol.messages import CONNECTION_HEADERS, Headers, StoredResponse
 from durable_endpoints_server.inngest import loose_json
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
-_CONNECTION: Final = frozenset(
-    {
-        "connection",
-        "content-length",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""Headers of one connection, which mean nothing on another one (RFC 9110 §7.6.1)."""
 _OF_SDK: Final = ("x-inngest-", "x-run-id", "date", "server")
 """How the names begin of headers that are not the handler's."""
 _MAX_ERROR: Final = 65_536
@@ -115,7 +101,7 @@ def _headers(data: dict[str, Any]) -> Headers:
     found = data.get("headers")
     headers: Headers = []
     for name, value in found.items() if isinstance(found, dict) else ():
-        if not _TOKEN.fullmatch(name) or name.lower() in _CONNECTION:
+        if not _TOKEN.fullmatch(name) or name.lower() in CONNECTION_HEADERS:
             continue
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, str | int | float) and _is_header_value(str(one)):
