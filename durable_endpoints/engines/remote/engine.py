@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -235,7 +236,7 @@ class RemoteEngine:
         return self.policy.max_result
 
     def now(self) -> int:
-        return steady_now() + self._offset
+        return math.ceil(time.monotonic() * 1_000) + self._offset  # as `steady_now`: asked often
 
     def call_later(self, delay: int, callback: Callable[[], None]) -> Callable[[], None]:
         return asyncio.get_running_loop().call_later(delay / 1_000, callback).cancel
@@ -409,11 +410,7 @@ def _policy(settings: Settings, told: dict[str, Any]) -> Policy:
     )
 
 
-def _running_loop() -> Any:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+_running_loop: Callable[[], Any] = asyncio._get_running_loop
 
 
 def _on(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

@@ -123,9 +123,10 @@ class Journal:
                 if isinstance(first, Chunks):
                     if not self._is_before(number):
                         break
+                    self._drop(first)
                 elif first[2] > number:
                     break
-                self._drop(entries.popleft())
+                entries.popleft()
 
     def _is_before(self, number: int) -> bool:
         """Whether the first entry, of chunks, was said before what has this number."""
@@ -143,10 +144,9 @@ class Journal:
                     left.append(entry)
             self._entries = left
 
-    def _drop(self, entry: Frame | Chunks) -> None:
-        if isinstance(entry, Chunks):
-            self.chunks -= len(entry.values)
-            self.chunks_size -= entry.size
+    def _drop(self, chunks: Chunks) -> None:
+        self.chunks -= len(chunks.values)
+        self.chunks_size -= chunks.size
 
     def everything(self) -> list[Frame]:
         """All of it, to be said again in this order."""

@@ -102,22 +102,26 @@ class Link:
         """Send a frame soon. Nothing, while the link is down. From any thread."""
         if not self.is_open:
             return
+        if asyncio._get_running_loop() is not self._loop:
+            self._say_from_afar(saying)
+            return
+        # Without the guard: what `_has_more` decides is decided on this event loop too, and a
+        # thread that says something meanwhile wakes `_speak` once more than needed at the worst.
+        self._outgoing.append(saying)
+        if not self._is_noted:
+            self._is_noted = True
+            self._has_news.set()
+
+    def _say_from_afar(self, saying: Saying) -> None:
         with self._guard:
             self._outgoing.append(saying)
             if self._is_noted:
                 return
             self._is_noted = True
         try:
-            on_loop = asyncio.get_running_loop() is self._loop
+            self._loop.call_soon_threadsafe(self._has_news.set)
         except RuntimeError:
-            on_loop = False
-        if on_loop:
-            self._has_news.set()
-        else:
-            try:
-                self._loop.call_soon_threadsafe(self._has_news.set)
-            except RuntimeError:
-                pass  # the loop is closed, and nobody is there to say it
+            pass  # the loop is closed, and nobody is there to say it
 
     def say_along(self, frame: Frame) -> None:
         """Send a frame with the next one that is said. On this event loop."""
@@ -249,18 +253,17 @@ class Link:
         """What is to be said next; nothing, if that was all."""
         frames: list[bytes] = []
         size = 0
-        while size < _FULL and self._has_more():
-            saying = self._outgoing.popleft()
+        outgoing = self._outgoing
+        while size < _FULL and (outgoing or self._has_more()):
+            saying = outgoing.popleft()
             frame = saying if isinstance(saying, list) else saying()
             if frame is not None:
-                frames.append(wire.encode_frame(frame))
-                size += len(frames[-1])
+                frames.append(encoded := wire.encode_frame(frame))
+                size += len(encoded)
         return wire.join(frames) if frames else b""
 
     def _has_more(self) -> bool:
         """Whether something is to be said. If not, the next thing that is has to wake `_speak`."""
-        if self._outgoing:
-            return True
         with self._guard:
             self._is_noted = bool(self._outgoing)
             return self._is_noted

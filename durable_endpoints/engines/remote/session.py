@@ -13,7 +13,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from durable_endpoints.engines.base import StreamReader
 from durable_endpoints.engines.remote import lease
@@ -39,8 +39,6 @@ from durable_endpoints_server.engine.transitions import decide
 
 if TYPE_CHECKING:
     from durable_endpoints.engines.remote.station import Station
-
-T = TypeVar("T")
 
 _STOPPED = ("cancelled", "timed_out")
 _APART = 6
@@ -107,7 +105,8 @@ class RemoteSession:
         self._station.say_along(["begin", self.id, self.generation])
 
     def record(self, op: StepOp) -> StepRecord:
-        op = self._with_delay(op)
+        if isinstance(op, StepRetry):
+            op = self._with_delay(op)
         step = self._decide(op)
         self._say("record", wire.pack_op(op))
         self._note(step)
@@ -124,9 +123,9 @@ class RemoteSession:
         assert isinstance(fact, StepWritten)
         return fact.step
 
-    def _with_delay(self, op: StepOp) -> StepOp:
+    def _with_delay(self, op: StepRetry) -> StepRetry:
         """The application's own back-off, where the error names no time."""
-        if isinstance(op, StepRetry) and op.delay is None:
+        if op.delay is None:
             return op._replace(delay=backoff(op.attempt, self._station.policy, random.random()))
         return op
 
@@ -146,18 +145,20 @@ class RemoteSession:
         )
         number = self._say("signal", wire.pack_op(op), replace)
         self._signals[number] = answer
+        self._station.overdue.watch(answer)
         try:
-            opened = await self._in_time(answer)
+            return await answer
         finally:
             self._signals.pop(number, None)
-        return opened
 
     def watch(self, step: StepRecord) -> None:
         self._station.say(["watch", self.id, step.id.hash])
 
     @property
     def is_raced(self) -> bool:
-        return any(step.state is StepState.PENDING for step in self._open.values())
+        return bool(self._open) and any(
+            step.state is StepState.PENDING for step in self._open.values()
+        )
 
     async def in_order(self) -> None:
         number = self._number
@@ -185,9 +186,10 @@ class RemoteSession:
             raise self._failure
         if self._confirmed >= self._number:
             return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[None] = self._station.loop.create_future()
         self._waiters.append(_Waiter(self._number, future))
-        await self._in_time(future)
+        self._station.overdue.watch(future)
+        await future
 
     @property
     def is_sure(self) -> bool:
@@ -202,17 +204,6 @@ class RemoteSession:
         self._check()
         self._lease.renew(asked_at)
         self._held_at = asked_at
-
-    async def _in_time(self, future: asyncio.Future[T]) -> T:
-        """Await what the server says. Raises `StorageError` if that takes too long."""
-        station = self._station
-        timer = asyncio.get_running_loop().call_later(
-            station.patience, lambda: _fail(future, station.unavailable())
-        )
-        try:
-            return await future
-        finally:
-            timer.cancel()
 
     # What it streams
 

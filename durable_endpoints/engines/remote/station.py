@@ -19,7 +19,8 @@ from durable_endpoints.engines.background import Background
 from durable_endpoints.engines.remote import lease
 from durable_endpoints.engines.remote.dialing import Dial
 from durable_endpoints.engines.remote.lease import Lease
-from durable_endpoints.engines.remote.link import Link, Saying
+from durable_endpoints.engines.remote.link import Link
+from durable_endpoints.engines.remote.overdue import Overdue
 from durable_endpoints.engines.remote.questions import Questions, error_of
 from durable_endpoints.engines.remote.reader import RemoteReader, silence
 from durable_endpoints.engines.remote.session import RemoteSession
@@ -106,6 +107,11 @@ class Station:
             "heard": self._was_heard,
         }
         self.link = Link(dial, self, home.server_url)
+        self.say = self.link.say
+        self.say_along = self.link.say_along
+        self.now = home.now
+        self.overdue = Overdue(self.link, home.server_timeout, self.unavailable)
+        """Who waits for something that the server says."""
 
     # For the engine
 
@@ -121,22 +127,13 @@ class Station:
     @property
     def patience(self) -> float:
         """Seconds for which something may wait for the server: none, if it was away for long."""
-        return max(0.0, self._home.server_timeout - self.link.down_for)
+        return self.overdue.patience
 
     def unavailable(self) -> EngineError:
         """What to raise when that is over."""
         if self.link.is_open:
             return StorageError("the server that keeps the runs does not answer in time")
         return StorageError(f"the server that keeps the runs is away: {self.link.trouble}")
-
-    def now(self) -> int:
-        return self._home.now()
-
-    def say(self, saying: Saying) -> None:
-        self.link.say(saying)
-
-    def say_along(self, frame: Frame) -> None:
-        self.link.say_along(frame)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run in the background, and log what it raises."""
