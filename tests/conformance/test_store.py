@@ -24,9 +24,12 @@ from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints.protocol.streams import RecordKind, StreamRecord
 from durable_endpoints_server.engine.facts import (
+    AttemptFailed,
     Change,
     EventReceived,
     EventSettled,
+    EventUsed,
+    Fact,
     InboxTaken,
     OriginTrusted,
     RequestSeen,
@@ -34,10 +37,12 @@ from durable_endpoints_server.engine.facts import (
     RunChanged,
     StepWritten,
     Streamed,
+    StreamSkipped,
     Sweep,
     states,
 )
 from durable_endpoints_server.engine.model import Event, Policy, Run, Status, Stream
+from durable_endpoints_server.engine.streams import Chunk, append, started
 from durable_endpoints_server.engine.transitions import (
     Cancel,
     Claim,
@@ -250,6 +255,70 @@ async def test_a_stale_generation_writes_nothing(store: Store) -> None:
     entry = await store.entry("run-1")
     assert entry is not None
     assert entry.memo == []
+
+
+async def everything_of(store: Store, run_id: str) -> list[object]:
+    """All that a store tells of one run, of the event `kept`, and of the run `child`."""
+    event = Event("kept", "e", b"{}", T0, T0)
+    arrival = await store.arrival(event)
+    return [
+        await store.entry(run_id),
+        await store.ended(run_id),
+        await store.waits_of(run_id),
+        await store.attempts(run_id),
+        await store.stream_page(run_id, 0, 1_000_000),
+        await store.unused_events(run_id, "e", 0, "", 10),
+        arrival,
+        await store.known_events(["sent"]),
+        await store.entry("child"),
+    ]
+
+
+async def test_no_fact_of_a_stale_generation_is_written(store: Store) -> None:
+    """Each by itself: they go different ways into the store."""
+    history = await History(store).begin()
+    await history.record(wait_for("w"), StepRetry(step("a"), StepKind.RUN, b"{}", 1, delay=5))
+    log = started(1)
+    log, records = append(log, [Chunk(step("a").hash, 2, b"1")])
+    fence = history.run.id, history.run.generation, states(Status.RUNNING)
+    await store.submit(Change((Streamed(tuple(records), log),), *fence)).wait()
+    event = Event("kept", "e", b"{}", T0, T0)
+    await store.submit(Change((EventReceived(event, settled=True),))).wait()
+    await history.do(Release("gone"))
+    await history.do(Claim("other", None))
+    entry = await store.entry("run-1")
+    assert entry is not None
+    waiting = next(one for one in entry.memo if one.id == step("w"))
+    log, more = append(log, [Chunk(step("a").hash, 2, b"2")])
+    stale = history.run._replace(generation=1)
+    _, created = decide(stale, invoke("i", "child"), T0, POLICY).change.facts
+    ended = decide(stale, Complete(200, b"late"), T0, POLICY).change.facts
+    facts: list[Fact] = [
+        *decide(stale, done("a"), T0, POLICY).change.facts,
+        *decide(stale, Resolve(waiting, b"1", "kept"), T0, POLICY).change.facts,
+        *decide(stale, wait_for("v"), T0, POLICY).change.facts,
+        AttemptFailed(step("a"), 9, T0, T0, b"{}"),
+        EventReceived(Event("sent", "e", b"{}", T0, T0), settled=False),
+        EventUsed("kept"),
+        RunChanged(stale._replace(reason="late")),
+        created,
+        *ended,
+        Streamed(tuple(more), log),
+        StreamSkipped(7),
+    ]
+    before = await everything_of(store, "run-1")
+    for fact in facts:
+        assert await refused(store, Change((fact,), *fence)), fact
+        assert await everything_of(store, "run-1") == before, fact
+
+
+async def test_a_step_began_when_its_first_try_did(store: Store) -> None:
+    history = await History(store).begin()
+    await history.do(StepRetry(step("a"), StepKind.RUN, b"{}", 1, delay=5), T0 + 1)
+    await history.do(StepDone(step("a"), StepKind.RUN, b"1", attempt=2), T0 + 500)
+    entry = await store.entry("run-1")
+    assert entry is not None
+    assert (entry.memo[0].began_at, entry.memo[0].ended_at) == (T0 + 1, T0 + 500)
 
 
 async def test_a_change_is_written_whole_or_not_at_all(store: Store) -> None:

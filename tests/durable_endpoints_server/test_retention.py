@@ -7,12 +7,29 @@ from pathlib import Path
 
 import pytest
 
+from durable_endpoints.protocol.ops import (
+    Alternative,
+    Sleep,
+    StepKind,
+    StepRetry,
+    WaitForEvent,
+)
 from durable_endpoints.protocol.runs import Complete
+from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints.testing import VirtualClock
 from durable_endpoints_server import retention as module
-from durable_endpoints_server.engine.facts import Change, EventReceived, RequestSeen, Sweep
+from durable_endpoints_server.engine.facts import (
+    Change,
+    EventReceived,
+    RequestSeen,
+    StepWritten,
+    Streamed,
+    Sweep,
+    states,
+)
 from durable_endpoints_server.engine.model import Event, Policy, Status
-from durable_endpoints_server.engine.transitions import decide, register
+from durable_endpoints_server.engine.streams import Chunk, append, started
+from durable_endpoints_server.engine.transitions import Resolve, decide, register
 from durable_endpoints_server.store.base import Store
 from durable_endpoints_server.store.sqlite import SqliteStore
 from tests.durable_endpoints_server.helpers import POLICY, FlakyStore, new_run, serving, until
@@ -111,6 +128,52 @@ async def test_it_goes_in_portions(
             while await ids(store):
                 await asyncio.sleep(0.01)
         assert len(sweeps) == 3  # five runs at once
+
+
+async def test_nothing_of_a_run_is_left_in_any_table(clock: VirtualClock, tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "runs.db")
+    now = clock.now()
+    event = Event("e", "said", b"{}", now, now + 8 * DAY)  # which is kept for longer
+    await store.submit(Change((EventReceived(event, settled=True),))).wait()
+    decision = register(new_run("r", key="k"), "me", None, now)
+    await store.submit(decision.change).wait()
+    said = Alternative("", "said")
+    steps = {name: StepId(hash_name(name), name, 0) for name in ("wait", "heard", "try", "nap")}
+    heard = WaitForEvent(steps["heard"], StepKind.WAIT, (said,), HOUR)
+    decision = decide(decision.run, heard, now, POLICY)
+    fact = decision.change.facts[0]
+    assert isinstance(fact, StepWritten)
+    await store.submit(decision.change).wait()
+    for command in (
+        Resolve(fact.step, b"1", "e"),
+        WaitForEvent(steps["wait"], StepKind.WAIT, (said,), HOUR),
+        StepRetry(steps["try"], StepKind.RUN, b"{}", 1, delay=HOUR),
+        Sleep(steps["nap"], duration=HOUR),
+    ):
+        decision = decide(decision.run, command, now, POLICY)
+        await store.submit(decision.change).wait()
+    log, records = append(started(1), [Chunk(steps[name].hash, 2, b"1") for name in steps])
+    fence = "r", decision.run.generation, states(Status.RUNNING)
+    await store.submit(Change((Streamed(tuple(records), log),), *fence)).wait()
+    await store.submit(decide(decision.run, Complete(200, b"x"), now, POLICY).change).wait()
+    read = store._writer.execute
+    names = [name for (name,) in read("select name from sqlite_master where type = 'table'")]
+    of_runs = [
+        name
+        for name in names
+        if any(column[1] == "run_id" for column in read(f"pragma table_info({name})"))
+    ]
+    assert {"steps", "payloads", "attempts", "event_uses", "streams", "chunks"} <= {*of_runs}
+    assert read("select count(*) from waits").fetchone() == (0,)
+    assert read("select count(*) from steps where due is not null").fetchone() == (0,)
+    sweep = Sweep(now + 10 * DAY, now, now, limit=1, runs=5)
+    for _ in range(len(records) + 1):  # first the records of its stream
+        await store.submit(Change((sweep,))).wait()
+    counts = {name: read(f"select count(*) from {name}").fetchone()[0] for name in of_runs}
+    assert not any(counts.values()), counts
+    assert read("select count(*) from runs").fetchone() == (0,)
+    assert await store.known_events(["e"])
+    await store.close()
 
 
 def test_portions_grow_while_they_are_short_and_shrink_when_they_are_long() -> None:

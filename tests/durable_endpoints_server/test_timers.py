@@ -108,18 +108,27 @@ async def test_a_run_that_suspends_arms_what_comes_first_of_all_that_it_waits_fo
     suspended(store, clock, "between", Sleep(step("nap"), 60_000))
     async with serving(store, clock) as host:
         await settle()
-        naps = host.register(new_run("naps"))
+        live = host.register(new_run("r"))
         for name, duration in (("long", 120_000), ("short", 1_000)):
-            naps.record(Sleep(step(name), duration))
-        await naps.suspend()
-        short_lived = host.register(new_run("short-lived", max_runtime=2_000))
-        short_lived.record(Sleep(step("nap"), 120_000))
-        await short_lived.suspend()
+            live.record(Sleep(step(name), duration))
+        await live.suspend()
         await settle()
         await move(clock, 1_000)
-        assert await status_of(store, "naps") is Status.READY
-        await move(clock, 1_000)
-        assert await status_of(store, "short-lived") is Status.FAILED
+        assert await status_of(store, "r") is Status.READY
+
+
+async def test_a_run_that_suspends_arms_its_deadline_if_that_comes_first(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    suspended(store, clock, "between", Sleep(step("nap"), 60_000))
+    async with serving(store, clock) as host:
+        await settle()
+        live = host.register(new_run("r", max_runtime=2_000))
+        live.record(Sleep(step("nap"), 120_000))
+        await live.suspend()
+        await settle()
+        await move(clock, 2_000)
+        assert await status_of(store, "r") is Status.FAILED
 
 
 async def test_what_is_armed_while_the_store_is_asked_is_not_overlooked(
