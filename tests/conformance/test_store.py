@@ -774,6 +774,29 @@ async def test_retention(store: Store) -> None:
     await History(store, "again", key="k").begin()
 
 
+async def test_lists_are_complete(store: Store) -> None:
+    """Also those that are short nearly always."""
+    history = await History(store).begin()
+    await history.record(*(wait_for(f"w{n}", timeout=9) for n in range(130)))
+    await history.do(Suspend())
+    events = [Event(f"e{n}", "e", b"{}", T0, T0 + n) for n in range(130)]
+    received = (EventReceived(event, settled=True, one_of_many=True) for event in events)
+    await store.submit(Change(tuple(received))).wait()
+    assert len((await store.arrival(events[0])).matches) == 130
+    assert len(await store.waits_of("run-1")) == 130
+    assert len(await store.due_steps(T0 + 9, 500)) == 130
+    assert len(await store.unused_events("run-1", "e", 0, "", 500)) == 130
+    assert len(await store.unused_events("run-1", "e", 0, "", 50)) == 50
+    for n in range(30):
+        await History(store, f"late-{n:02}", max_runtime=5).begin()
+    assert len(await store.due_deadlines(T0 + 5, 500)) == 0  # they are executed
+    for n in range(30):
+        late = await store.run(f"late-{n:02}")
+        assert late is not None
+        await store.submit(decide(late, Suspend(), T0, POLICY).change).wait()
+    assert len(await store.due_deadlines(T0 + 5, 500)) == 30
+
+
 async def test_the_newest_instant_is_that_of_the_last_run_end_or_event(store: Store) -> None:
     assert await store.newest() == 0
     history = await History(store).begin()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from durable_endpoints.protocol.errors import LostRunError
+from durable_endpoints.protocol.errors import LostRunError, StorageError
 from durable_endpoints.protocol.runs import Complete
 from durable_endpoints.testing import VirtualClock
 from durable_endpoints_server import dispatcher as module
@@ -284,6 +284,78 @@ async def test_a_store_that_is_away_delays_and_loses_nothing(
     assert "could not be executed" in caplog.text or "could not be read" in caplog.text
 
 
+async def test_what_could_not_be_read_is_read_again_soon(
+    store: FlakyStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody tells of it once more, and the next look of the safety net is far away."""
+    monkeypatch.setattr(module, "_AFTER_FAILURE", 0.02)
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        await asyncio.sleep(0.01)
+        ready(store, "r")
+        store.is_away = True
+        host.dispatcher.set_executor(executions, anybody)
+        await asyncio.sleep(0.01)
+        store.is_away = False
+        await until(lambda: executions.began == ["r"])
+
+
+async def test_a_run_that_could_not_be_read_is_executed_once_it_can(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    ask, fails = store.entry, True
+
+    async def entry(run_id: str) -> Entry | None:
+        if fails:
+            raise StorageError("the disk reports an error")
+        return await ask(run_id)
+
+    store.entry = entry  # type: ignore[method-assign]
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        host.announce(ready(store, "r"), None, None)
+        await until(lambda: host.recovery.will_rescue("r"))
+        fails = False
+        await until(lambda: executions.began == ["r"])
+
+
+async def test_more_runs_than_a_page_that_become_ready_together_are_all_executed(
+    store: FlakyStore, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PAGE", 5)
+    executions = Executions(complete)
+    async with serving(store, clock, max_executions=1) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        await asyncio.sleep(0.01)
+        for run in [ready(store, f"r{n}", at=n) for n in range(23)]:
+            host.announce(run, None, None)
+        await until(lambda: len(executions.began) == 23)
+
+
+async def test_nothing_is_executed_that_was_read_as_draining_began(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    ask, reading, may_go_on = store.entry, asyncio.Event(), asyncio.Event()
+
+    async def slowly(run_id: str) -> Entry | None:
+        found = await ask(run_id)
+        reading.set()
+        await may_go_on.wait()
+        return found
+
+    store.entry = slowly  # type: ignore[method-assign]
+    executions = Executions(complete)
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        host.announce(ready(store, "r"), None, None)
+        await reading.wait()
+        host.begin_drain()
+        may_go_on.set()
+        await until(lambda: not host.dispatcher.is_busy)
+        assert executions.began == []
+
+
 # Quarantine
 
 
@@ -322,6 +394,22 @@ async def test_the_poisoned_wait_for_requests_too(store: FlakyStore, clock: Virt
         assert executions.began == []
         await request.release("done")
         await until(lambda: "poison" in executions.began)
+
+
+async def test_nothing_is_executed_beside_a_poisoned_run(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    ready(store, "poison", at=1, interruptions=3)
+    gate = asyncio.Event()
+    executions = Executions(held_up(gate))
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: executions.began == ["poison"])
+        host.announce(ready(store, "r"), None, None)
+        await asyncio.sleep(0.02)
+        assert executions.began == ["poison"]
+        gate.set()
+        await until(lambda: executions.began == ["poison", "r"])
 
 
 async def test_several_poisoned_runs_are_executed_one_after_the_other(

@@ -12,9 +12,20 @@ import pytest
 from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.protocol.ops import Sleep, StepDone, StepKind
 from durable_endpoints.protocol.step_ids import StepId, hash_name
+from durable_endpoints.protocol.streams import RecordKind
 from durable_endpoints.testing import VirtualClock
+from durable_endpoints_server.engine.facts import Change, Streamed, states
 from durable_endpoints_server.engine.model import Run, Status
-from durable_endpoints_server.engine.transitions import Cancel, Claim, Suspend, decide, register
+from durable_endpoints_server.engine.streams import Chunk, append, started
+from durable_endpoints_server.engine.transitions import (
+    STREAM_SKIP,
+    Cancel,
+    Claim,
+    Release,
+    Suspend,
+    decide,
+    register,
+)
 from durable_endpoints_server.host import Host, HostOptions
 from durable_endpoints_server.store.sqlite import SqliteStore
 from tests.durable_endpoints_server.helpers import (
@@ -206,3 +217,56 @@ async def test_where_no_handler_runs_the_end_of_the_process_is_held_against_no_r
         assert (run.status, run.reason, run.interruptions) == (Status.READY, "interrupted", 0)
     finally:
         await host.stop()
+
+
+async def test_a_ready_run_that_could_not_be_executed_is_announced_once_more(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    run = decide(running(store, clock, "r"), Release("x"), clock.now(), POLICY)
+    assert store.apply(run.change)
+    async with serving(store, clock) as host:
+        announced: list[str] = []
+        host.dispatcher.wake = lambda run: announced.append(run.id)  # type: ignore[method-assign]
+        host.recovery.rescue_soon("r")
+        await until(lambda: announced == ["r"])
+
+
+async def test_runs_that_are_given_up_later_are_executed_at_once(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    """Not only when somebody looks into the store again."""
+    async with serving(store, clock) as host:
+        run = running(store, clock, "r")
+        announced: list[str] = []
+        host.dispatcher.wake = lambda run: announced.append(run.id)  # type: ignore[method-assign]
+        await host.recovery.give_up([(run, Release("x"))])
+        assert announced == ["r"]
+
+
+async def test_after_a_start_of_the_machine_no_position_of_a_stream_is_given_again(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    for run_id, boot in (("here", "this boot"), ("there", "another boot")):
+        decision = register(new_run(run_id), f"{boot}/1", None, clock.now())
+        store.apply(decision.change)
+    host = Host(store, HostOptions("this boot/2"), clock)
+    await host.attach()
+    here, there = await store.stream("here"), await store.stream("there")
+    assert here is None
+    assert there is not None
+    assert (there.tail, there.is_wary) == (STREAM_SKIP, True)
+    await host.stop()
+
+
+async def test_what_a_vanished_execution_has_streamed_is_withdrawn_if_its_run_is_cancelled(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    run = running(store, clock, "r")
+    stream, records = append(started(1), [Chunk(hash_name("a"), 1, b"1")])
+    fence = run.id, run.generation, states(Status.RUNNING)
+    assert store.apply(Change((Streamed(tuple(records), stream),), *fence))
+    async with serving(store, clock) as host:
+        assert await host.cancel("r", "by hand")
+        page = await store.stream_page("r", 0, 1_000)
+        assert page is not None
+        assert [record.kind for record in page.records] == [RecordKind.DATA, RecordKind.ROLLBACK]

@@ -20,7 +20,9 @@ from durable_endpoints.protocol.ops import (
 from durable_endpoints.protocol.runs import Complete
 from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints.testing import VirtualClock
-from durable_endpoints_server.engine.facts import Change
+from durable_endpoints_server.engine.facts import Change, EventSettled
+from durable_endpoints_server.engine.model import Event
+from durable_endpoints_server.engine.transitions import register
 from durable_endpoints_server.store.base import Lane, RefusedError, Ticket
 from durable_endpoints_server.store.memory import MemoryStore
 from tests.durable_endpoints_server.helpers import Executions, new_run, serving, until
@@ -47,7 +49,11 @@ class SlowStore(MemoryStore):
     def let_go(self) -> None:
         """Write what was submitted meanwhile, and hold no more."""
         self.holds = False
-        held_back, self.held = self.held, []
+        self.write(len(self.held))
+
+    def write(self, count: int) -> None:
+        """Write the first of what was submitted meanwhile."""
+        held_back, self.held = self.held[:count], self.held[count:]
         for held in held_back:
             if self.apply(held.change):
                 held.written.set_result(None)
@@ -180,3 +186,76 @@ async def test_events_that_meet_at_one_run_are_given_to_it_one_after_the_other(
         entry = await store.entry("r")
         assert entry is not None
         assert [str(step.id) for step in entry.memo if step.is_final] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_sender_is_told_that_its_events_are_kept_once_they_are_on_disk(
+    store: SlowStore, clock: VirtualClock, count: int
+) -> None:
+    now = clock.now()
+    events = [Event(f"e{n}", "said", b"{}", now, now) for n in range(count)]
+    async with serving(store, clock) as host:
+        store.holds = True
+        sending = asyncio.ensure_future(host.events.receive_all(events))
+        await until(lambda: store.held)
+        await a_moment()
+        assert not sending.done()
+        store.let_go()
+        await sending
+        assert len(await store.known_events([event.id for event in events])) == count
+
+
+async def test_a_wait_finds_an_event_that_came_to_the_disk_right_before_it(
+    store: SlowStore, clock: VirtualClock
+) -> None:
+    """When the wait was opened, the event could not be found; when the event was matched, the wait
+    could not."""
+    async with serving(store, clock) as host:
+        live = host.register(new_run("r"))
+        await live.acknowledge()
+        store.holds = True
+        sending = asyncio.ensure_future(host.events.publish(NewEvent("e", "said", b"{}")))
+        await until(lambda: store.held)
+        step = StepId(hash_name("w"), "w", 0)
+        live.record(WaitForEvent(step, StepKind.WAIT, (Alternative("", "said"),), 60_000))
+        await a_moment()
+        store.write(1)
+        await sending
+        await until(lambda: any(EventSettled("e") in held.change.facts for held in store.held))
+        store.let_go()
+        await until(lambda: live.awaited(step.hash) is None)
+
+
+async def test_whoever_cancels_a_run_is_told_so_once_that_is_on_disk(
+    store: SlowStore, clock: VirtualClock
+) -> None:
+    async with serving(store, clock) as host:
+        host.register(new_run("executed"))
+        idle = host.register(new_run("idle"))
+        idle.record(Sleep(StepId(hash_name("nap"), "nap", 0), duration=60_000))
+        await idle.suspend()
+        for run_id in ("executed", "idle"):
+            store.holds = True
+            cancelling = asyncio.ensure_future(host.cancel(run_id, "by hand"))
+            await until(lambda: store.held)
+            await a_moment()
+            assert not cancelling.done()
+            store.let_go()
+            assert await cancelling
+
+
+async def test_what_may_have_ended_the_last_process_begins_once_its_claim_is_on_disk(
+    store: SlowStore, clock: VirtualClock
+) -> None:
+    """Should it end this one as well, that has to count."""
+    decision = register(new_run("r"), "they", None, clock.now())
+    assert store.apply(decision.change)
+    async with serving(store, clock) as host:
+        executions = Executions(lambda live, entry: live.end(Complete(200, b"")))
+        store.holds = True
+        host.dispatcher.set_executor(executions, lambda entry: True)
+        await until(lambda: store.held)
+        await a_moment()
+        assert executions.began == []
+        store.let_go()
+        await until(lambda: executions.began)

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from durable_endpoints.protocol.ops import StepDone, StepKind, StepRetry
 from durable_endpoints.protocol.runs import Complete, NewRun
 from durable_endpoints.protocol.step_ids import StepId, hash_name
-from durable_endpoints.protocol.streams import OUTSIDE, Silence, StreamStart
+from durable_endpoints.protocol.streams import (
+    OUTSIDE,
+    RecordKind,
+    Silence,
+    StreamRecord,
+    StreamStart,
+)
 from durable_endpoints_server.engine.facts import Change, Streamed, states
 from durable_endpoints_server.engine.model import Policy, Status
 from durable_endpoints_server.engine.streams import Chunk, append, follow, started
@@ -27,7 +33,7 @@ from durable_endpoints_server.engine.transitions import (
     decide,
     register,
 )
-from durable_endpoints_server.store.base import Store
+from durable_endpoints_server.store.base import Store, StreamPage
 from durable_endpoints_server.store.memory import MemoryStore
 from durable_endpoints_server.store.sqlite import SqliteStore
 from durable_endpoints_server.stream_reader import Reader
@@ -322,4 +328,34 @@ async def test_a_reader_with_a_limit_gets_nothing_beyond_it() -> None:
     for _ in range(3):
         await history.push(STEPS[0], 1)
         assert await reader.next(0) is Silence.YET
+    reader.close()
+
+
+async def test_what_is_kept_in_memory_is_for_readers_who_lack_nothing_before_it() -> None:
+    channel = Streams(MemoryStore()).enter(RUN)
+    records = [
+        StreamRecord(at, 2, RecordKind.DATA, OUTSIDE, 0, 0, b"%d\n%d" % (at, at + 1))
+        for at in (3, 5, 7)
+    ]
+    channel.publish(records)
+    known = {position: channel.after(position) for position in range(9)}
+    assert [known[position] for position in (0, 1)] == [None, None]
+    counts = [len(kept) for position in range(2, 9) if (kept := known[position]) is not None]
+    assert counts == [3, 3, 2, 2, 1, 1, 0]
+
+
+async def test_an_end_that_comes_while_the_log_is_read_is_not_missed() -> None:
+    store = MemoryStore()
+    history = History(store)
+    ask = store.stream_page
+
+    async def slowly(run_id: str, after: int, size: int) -> StreamPage | None:
+        found = await ask(run_id, after, size)
+        if history.run.status is Status.RUNNING and size > 1:
+            await history.do(Complete(200, b""))
+        return found
+
+    store.stream_page = slowly  # type: ignore[method-assign]
+    reader = Reader(history.streams, RUN, StreamStart())
+    assert await asyncio.wait_for(reader.next(60_000), 5) is Silence.OVER
     reader.close()

@@ -77,6 +77,19 @@ async def test_a_run_that_has_ended_is_not_waited_for(watched: Watched) -> None:
     assert watched.clock.next_alarm() is None
 
 
+async def test_nobody_holds_on_for_a_run_that_does_nothing(watched: Watched) -> None:
+    await watched.end()
+    await asyncio.wait_for(watched.waiters.until_idle("r"), 1)
+
+
+async def test_nobody_is_kept_who_comes_after_all_were_let_go(watched: Watched) -> None:
+    watched.waiters.release_all()
+    ended = await asyncio.wait_for(watched.waiters.wait("r", LONG), 1)
+    assert ended is not None
+    assert ended.run.status is Status.RUNNING
+    await asyncio.wait_for(watched.waiters.until_idle("r"), 1)
+
+
 async def test_a_parked_run_is_not_waited_for(watched: Watched) -> None:
     watched.run = watched.run._replace(interruptions=3, lone_interruptions=2)
     watched.do(Interrupt(alone=True))
