@@ -9,6 +9,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import apsw
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -69,9 +70,13 @@ async def put_to_sleep(app: ASGIApp, instants: list[int]) -> None:
         assert all(answer["status"] == 303 for answer in answers)
 
 
-def disk(folder: Path) -> int:
-    """Bytes of the sleepers' database and its log."""
-    return sum(file.stat().st_size for file in folder.glob("sleepers.db*"))
+def disk(database: Path) -> dict[str, int]:
+    """Bytes of each table and index, what is still in the write-ahead log included."""
+    connection = apsw.Connection(str(database))
+    found = connection.execute("select name, sum(pgsize) from dbstat group by name")
+    sizes = {str(name): int(size) for name, size in found}
+    connection.close()
+    return sizes
 
 
 def resident() -> float:
@@ -84,18 +89,21 @@ def resident() -> float:
 async def measure_all(folder: Path, options: Options) -> None:
     count = options.sleepers
     sleepers = Sleepers()
-    async with durable_app(folder / "sleepers.db", sleepers.route) as app:
+    database = folder / "sleepers.db"
+    async with durable_app(database, sleepers.route) as app:
         far = int(time.time() * 1_000) + _FAR
         began = time.perf_counter()
         await put_to_sleep(app, [far] * _WARM)  # caches are warm after these
         sleepers.lead = int((time.perf_counter() - began) / _WARM * DUE * _LEAD * 1_000) + 500
-        before = resident()
+        before, empty = resident(), disk(database)
         await put_to_sleep(app, [far + number for number in range(count)])
         after = resident()
         gc.freeze()
-        size = disk(folder)
         print(f"memory of {count:,} sleepers: {after - before:+.1f} MB (of {after:.0f} MB)")
-        print(f"disk: {size / 1e6:.1f} MB, {size / (count + _WARM):.0f} bytes each", flush=True)
+        grown = {name: size - empty.get(name, 0) for name, size in disk(database).items()}
+        each = {name: size / count for name, size in grown.items() if size > count}
+        print(f"disk: {sum(grown.values()) / 1e6:.1f} MB, {sum(each.values()):.0f} bytes each:")
+        print(", ".join(f"{name} {size:.0f}" for name, size in each.items()), flush=True)
         rounds: dict[str, list[list[float]]] = {name: [] for name in _SPREADS}
         for _ in range(options.rounds):
             for name, milliseconds in _SPREADS.items():
