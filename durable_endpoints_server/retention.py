@@ -17,12 +17,14 @@ logger = logging.getLogger("durable_endpoints")
 
 _LIMIT = 500
 _RUNS = 5
-"""Of the first portion. A run may have thousands of steps and a large response, or nothing."""
+"""Of the smallest portion. A run may have thousands of steps and a large response, or nothing."""
 _MOST_RUNS = 160
 _SHORT = 0.005
-"""Seconds: after a portion that took no longer, the next one has twice as many runs."""
+"""Seconds beyond a commit: after a portion that took no longer, the next has twice as many runs."""
 _LONG = 0.01
-"""Seconds: after a portion that took longer, the next one has half as many."""
+"""Seconds beyond a commit: after a portion that took longer, the next has half as many."""
+_LOOK = 50
+"""After so many portions the smallest one shows again what a commit takes."""
 _PAUSE = 0.02
 """Seconds between two portions, which belong to everybody else."""
 _RESPONSE_RETENTION = 3_600_000
@@ -53,16 +55,38 @@ class Sweeper:
             now - host.policy.event_retention,
             now - _RESPONSE_RETENTION,
         )
-        runs = _RUNS
+        portions = Portions()
         while await host.store.is_sweepable(*instants):
             began = time.monotonic()
-            await host.store.submit(Change((Sweep(*instants, _LIMIT, runs),))).wait()
-            runs = _next_portion(runs, time.monotonic() - began)
+            sweep = Sweep(*instants, _LIMIT, portions.runs)
+            await host.store.submit(Change((sweep,))).wait()
+            portions.took(time.monotonic() - began)
             await asyncio.sleep(_PAUSE)
 
 
-def _next_portion(runs: int, seconds: float) -> int:
-    """How many runs are deleted at once, when `runs` took so long. Writers wait for a portion."""
-    if seconds < _SHORT:
-        return min(2 * runs, _MOST_RUNS)
-    return max(runs // 2, _RUNS) if seconds > _LONG else runs
+class Portions:
+    """How many runs are deleted at once: as many as hold up writers for 5 to 10 ms.
+
+    That is beyond what each commit takes anyway. Where that alone is longer, on a slow disk, small
+    portions would spare nobody, and the file would grow faster than they delete.
+    """
+
+    def __init__(self) -> None:
+        self.runs = _RUNS
+        """Of the next portion."""
+        self._usual = _RUNS
+        self._commit = 0.0
+        self._count = 0
+
+    def took(self, seconds: float) -> None:
+        """The portion is on disk, after so long."""
+        if self._count % _LOOK == 0:
+            self._commit = seconds
+        self._commit = min(self._commit, seconds)
+        extra = seconds - self._commit
+        if self._count % _LOOK and extra < _SHORT:
+            self._usual = min(2 * self._usual, _MOST_RUNS)
+        elif extra > _LONG:
+            self._usual = max(self._usual // 2, _RUNS)
+        self._count += 1
+        self.runs = self._usual if self._count % _LOOK else _RUNS

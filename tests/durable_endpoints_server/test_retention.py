@@ -176,12 +176,34 @@ async def test_nothing_of_a_run_is_left_in_any_table(clock: VirtualClock, tmp_pa
     await store.close()
 
 
-def test_portions_grow_while_they_are_short_and_shrink_when_they_are_long() -> None:
-    runs = [5]
-    for seconds in (0.001, 0.001, 0.007, 0.5, 0.5, 0.5, *[0.001] * 9):
-        runs.append(module._next_portion(runs[-1], seconds))
-    assert runs[:7] == [5, 10, 20, 20, 10, 5, 5]
-    assert runs[-1] == 160
+def portions(commit: float, each_run: float, count: int) -> list[int]:
+    """How many runs are deleted in each portion where a commit and a run take so many seconds."""
+    sizes, growing = [], module.Portions()
+    for _ in range(count):
+        sizes.append(growing.runs)
+        growing.took(commit + growing.runs * each_run)
+    return sizes
+
+
+def test_portions_grow_as_long_as_writers_hardly_notice() -> None:
+    assert portions(0.001, 0.00003, 8) == [5, 5, 10, 20, 40, 80, 160, 160]
+    assert portions(0.001, 0.0012, 6) == [5, 5, 10, 10, 10, 10]
+    assert portions(0.001, 0.1, 5) == [5, 5, 10, 5, 10]
+
+
+def test_portions_grow_on_a_disk_that_is_slow_for_everybody() -> None:
+    """Or the file would grow faster than they delete."""
+    assert portions(0.05, 0.00003, 8) == [5, 5, 10, 20, 40, 80, 160, 160]
+
+
+def test_a_disk_that_was_slow_once_does_not_make_portions_long_for_ever() -> None:
+    growing = module.Portions()
+    growing.took(1.0)
+    for _ in range(10):
+        growing.took(0.001)
+    assert growing.runs == 160
+    growing.took(0.5)
+    assert growing.runs == 80
 
 
 async def test_the_sweeper_survives_a_store_that_fails(
