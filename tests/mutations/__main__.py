@@ -20,6 +20,8 @@ _LONG: Final = 600.0
 def main(arguments: list[str]) -> int:
     """Returns how many bugs were not found."""
     names = [argument for argument in arguments if argument != "--simulation"]
+    if unknown := set(names) - {bug.name for bug in PLANTED}:
+        sys.exit(f"{__doc__}\n\nThere is no bug {', '.join(map(repr, sorted(unknown)))}.")
     bugs = [bug for bug in PLANTED if not names or bug.name in names]
     patience = PATIENCE
     if "--simulation" in arguments:

@@ -108,28 +108,35 @@ def main() -> None:
     for module in _IMPORTED:
         import_module(module)
     gc.freeze()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    parent = os.getppid()
     for line in sys.stdin:
         folder, tests, patience = json.loads(line)
         pid = os.fork()
         if pid == 0:
             _test(Path(folder), tests)
             os._exit(0)
-        print("ended" if _ends(pid, patience) else "killed", flush=True)
+        print("ended" if _ends(pid, patience, parent) else "killed", flush=True)
 
 
-def _ends(pid: int, patience: float) -> bool:
+def _ends(pid: int, patience: float, parent: int) -> bool:
+    """Whether a child ends in time. It does not outlive this process, nor whoever wanted it."""
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            return True
-        time.sleep(_PAUSE)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return False
+    has_ended = False
+    try:
+        while not has_ended and time.monotonic() < deadline and os.getppid() == parent:
+            time.sleep(_PAUSE)
+            has_ended = os.waitpid(pid, os.WNOHANG)[0] != 0
+    finally:
+        if not has_ended:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    return has_ended
 
 
 def _test(copy: Path, tests: list[str]) -> None:
     os.setpgid(0, 0)  # to be killed with all that it starts
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     output = os.open(copy / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
