@@ -191,7 +191,7 @@ class DurableEndpointsMiddleware:
                 await door.refusal()
             elif isinstance(error, ClientDisconnect) and door.body.is_broken_off:
                 # Nobody is there to be answered, and nothing has failed.
-                logger.info("a client left before its request to %s was there", door.scope["path"])
+                logger.info("a client left before its request to %r was there", door.scope["path"])
             elif error is not None:
                 raise error
         finally:

@@ -317,6 +317,7 @@ OPERATIONS: Final = (
         query=(
             Query("status", "Only runs in this state. Repeatable.", _TEXT),
             Query("function", "Only runs of this endpoint.", _TEXT),
+            Query("before", "Only runs that began before the one with this id.", _TEXT),
             _limit(10_000),
         ),
     ),

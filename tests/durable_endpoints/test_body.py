@@ -147,7 +147,7 @@ async def test_a_client_that_leaves_while_uploading_makes_no_run_and_no_noise(
             await app(sender.scope, receive, sender.send)
         assert sender.sent == []
         assert [record.getMessage() for record in caplog.records] == [
-            "a client left before its request to / was there"
+            "a client left before its request to '/' was there"
         ]
         assert (await engine.store.list_runs(list(Status), None, 10)).lines == []
 
