@@ -42,6 +42,9 @@ _COMPLETED = Result("completed")
 
 _UNWIND_GRACE = 5.0
 """Seconds that a handler may take to unwind before its client is answered without it."""
+_STANDSTILL = 0.5
+"""Seconds that the event loop is late when it, or all of the process, has stood still: then the
+handler could not unwind either."""
 
 
 _concluding: set[asyncio.Task[None]] = set()
@@ -248,11 +251,19 @@ class Ending:
     def departs(self) -> None:
         """From here on the application is not heard; if it does not end soon, not waited for."""
         self.capture.is_muted = True
-        loop = asyncio.get_running_loop()
-        self._grace = loop.call_later(_UNWIND_GRACE, self._give_up)
+        self._wait_for_handler()
 
-    def _give_up(self) -> None:
-        if not self._begun:
+    def _wait_for_handler(self) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _UNWIND_GRACE
+        self._grace = loop.call_at(until, self._give_up, until)
+
+    def _give_up(self, until: float) -> None:
+        if self._begun:
+            return
+        if asyncio.get_running_loop().time() > until + _STANDSTILL:
+            self._wait_for_handler()
+        else:
             self._execution.give_up()
 
     def leave_behind(self) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import time
 from collections.abc import Collection, Sequence
 from functools import cache
@@ -32,6 +31,7 @@ from durable_endpoints_server.store.sqlite_connection import (
     translate,
     translated,
 )
+from durable_endpoints_server.store.sqlite_log import Log
 from durable_endpoints_server.store.sqlite_reader import SqliteReader
 from durable_endpoints_server.store.sqlite_rows import WIDTH, Cells, rows_of
 
@@ -64,7 +64,7 @@ class SqliteStore(SqliteReader):
         self._check_at = 0.0
         self._synchronous: Synchronous = synchronous
         self._durable: Synchronous = synchronous
-        self._log: int | None = None
+        self._log = self._open_log()
         self._commits = GroupCommit(self._write, "durable-endpoints-writer", self._sync)
 
     def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
@@ -82,13 +82,17 @@ class SqliteStore(SqliteReader):
         self._commits.close()
         self.close_readers()
         try:
+            self._log.mend()
+        except OSError as error:
+            logger.warning("%s", self._broken(error))
+            # Nothing is moved out of a log that has a hole.
+            self._writer.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        try:
             self._writer.close()
         except apsw.Error as error:
             # What was acknowledged stays in the log beside the file, where the next process has it.
             logger.warning("the database was not put in order: %s", translate(error, self._path))
-        if self._log is not None:
-            os.close(self._log)
-            self._log = None
+        self._log.close()
 
     def _open_writer(self, synchronous: Synchronous) -> apsw.Connection:
         connection = connect(self._path, create=True)
@@ -106,6 +110,16 @@ class SqliteStore(SqliteReader):
             connection.execute(text("sqlite_writes.sql"))
         return connection
 
+    def _open_log(self) -> Log:
+        try:
+            with translated(self._path):
+                return Log(self._writer)
+        except OSError as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: OSError) -> StorageError:
+        return StorageError(f"{self._path}: the disk reports an error ({error})")
+
     def _write(self, changes: Sequence[list[Cells]], is_relaxed: bool) -> Collection[int]:
         cells: list[Any] = []
         for n, rows in enumerate(changes):
@@ -116,6 +130,10 @@ class SqliteStore(SqliteReader):
         if (gone := self._gone()) is not None:
             raise WriteError(gone, common=True)
         try:
+            self._log.mend()
+        except OSError as error:
+            raise WriteError(self._broken(error), common=True) from error
+        try:
             self._set_synchronous("normal" if is_relaxed else self._durable)
             if len(cells) <= _CELLS_PER_STATEMENT:
                 self._insert(cells)
@@ -124,6 +142,7 @@ class SqliteStore(SqliteReader):
                     for start in range(0, len(cells), _CELLS_PER_STATEMENT):
                         self._insert(cells[start : start + _CELLS_PER_STATEMENT])
         except apsw.Error as error:
+            self._log.doubt(error)
             common = isinstance(error, COMMON_ERRORS)
             raise WriteError(translate(error, self._path), common) from error
         return set(self._refused) if self._refused else ()
@@ -136,12 +155,8 @@ class SqliteStore(SqliteReader):
             self._synchronous = synchronous
 
     def _sync(self) -> None:
-        """Sync the write-ahead log, of which SQLite keeps one file as long as it is open."""
-        if self._durable == "normal":
-            return
-        if self._log is None:
-            self._log = os.open(f"{self._path}-wal", os.O_RDWR)
-        flush(self._log)
+        if self._durable == "full":
+            self._log.sync()
 
     def _connection(self) -> apsw.Connection:
         if (gone := self._gone()) is not None:
@@ -175,16 +190,6 @@ class SqliteStore(SqliteReader):
     def _note_refusal(self, *arguments: Any) -> int:
         self._refused.append(arguments[0])
         return 1
-
-
-def flush(file: int) -> None:
-    """Bring what was written to `file` to the platters."""
-    if sys.platform == "darwin":  # where fsync alone does not
-        import fcntl
-
-        fcntl.fcntl(file, fcntl.F_FULLFSYNC)
-    else:
-        getattr(os, "fdatasync", os.fsync)(file)
 
 
 @cache

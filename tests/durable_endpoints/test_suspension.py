@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -601,6 +602,26 @@ async def test_swallowing_the_signal_changes_nothing_and_is_reported(
         assert "caught the signal that unwinds it" in errors[0]
         if shape is not swallow_cancellation_of_a_gather:
             assert f"in {shape.__qualname__} ({__file__}:" in errors[0]
+
+
+async def test_a_handler_that_could_not_unwind_in_a_process_that_stood_still_is_waited_for(
+    engine: VirtualEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("durable_endpoints.ending._UNWIND_GRACE", 0.05)
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        try:
+            await step.sleep("nap", "1h")
+        finally:
+            time.sleep(0.7)
+            await asyncio.sleep(0.01)
+        return PlainTextResponse("done")
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await asyncio.wait_for(client.get("/"), 5)
+        assert response.status_code == 303
+        assert "does not give way" not in caplog.text
 
 
 async def test_a_handler_that_will_not_end_is_left_behind(

@@ -130,6 +130,17 @@ PLANTED: Final = (
         ),
     ),
     Planted(
+        "a sync that failed is forgotten",
+        f"{_SERVER}/store/sqlite_log.py",
+        "        except OSError:\n            self._is_doubtful = True\n            raise",
+        "        except OSError:\n            raise",
+        "what was acknowledged survives a loss of power",
+        (
+            "tests/chaos/test_failed_syncs.py::"
+            "test_what_is_acknowledged_after_a_failed_sync_does_not_lie_behind_a_hole[the store]",
+        ),
+    ),
+    Planted(
         "the last write wins",
         f"{_SERVER}/store/sqlite_writes.sql",
         "    where state < 3;",
@@ -167,8 +178,8 @@ PLANTED: Final = (
     Planted(
         "a suspended handler is heard",
         f"{_SDK}/ending.py",
-        "        self.capture.is_muted = True\n        loop = asyncio",
-        "        loop = asyncio",
+        "        self.capture.is_muted = True\n        self._wait_for_handler()",
+        "        self._wait_for_handler()",
         "what a handler says while it is unwound is discarded",
         (
             "tests/durable_endpoints/test_suspension.py::"

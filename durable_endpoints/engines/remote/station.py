@@ -133,7 +133,8 @@ class Station:
         """What to raise when that is over."""
         if self.link.is_open:
             return StorageError("the server that keeps the runs does not answer in time")
-        return StorageError(f"the server that keeps the runs is away: {self.link.trouble}")
+        trouble = self.link.trouble or "the link to it has ended"
+        return StorageError(f"the server that keeps the runs is away: {trouble}")
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run in the background, and log what it raises."""

@@ -10,9 +10,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.chaos.disk.checking import check, record
+from durable_endpoints.protocol.errors import StorageError
+from tests.chaos.disk.checking import Recording, check, record
 
 _PER_RECORDING = 100
+_PER_FAILURE = 10
+_SYNCS = 90
+"""Syncs in one recording, roughly."""
 
 
 async def main() -> None:
@@ -21,15 +25,16 @@ async def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="which losses, and what they leave")
     parser.add_argument("--synchronous", choices=["full", "normal"], default="full")
     parser.add_argument("--place", choices=["embedded", "server"], default="embedded")
+    parser.add_argument("--failing", action="store_true", help="let some syncs fail before")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     began, done = time.monotonic(), 0
     lost: Counter[str] = Counter()
     while done < options.cuts:
         seed = chance.randrange(10**9)
-        with tempfile.TemporaryDirectory() as folder:
-            recording = await record(Path(folder), options.synchronous, options.place)
-        wanted = min(_PER_RECORDING, options.cuts - done)
+        per_recording = _PER_FAILURE if options.failing else _PER_RECORDING
+        recording = await _record(chance, options)
+        wanted = min(per_recording, options.cuts - done)
         points = sorted(chance.choices(range(1, len(recording.operations) + 1), k=wanted))
         for one in await check(recording, points, seed):
             lost.update(one._asdict())
@@ -38,6 +43,17 @@ async def main() -> None:
         print(
             f"{done} losses of power, {time.monotonic() - began:.0f} s; lost: {shown}", flush=True
         )
+
+
+async def _record(chance: random.Random, options: argparse.Namespace) -> Recording:
+    while True:
+        first = chance.randrange(_SYNCS)
+        failing = range(first, first + chance.randint(1, 3)) if options.failing else ()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                return await record(Path(folder), options.synchronous, options.place, failing)
+            except StorageError as error:
+                print(f"it does not start: {error}")  # as it should when syncs fail meanwhile
 
 
 asyncio.run(main())

@@ -6,7 +6,7 @@ import asyncio
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ import httpx
 from durable_endpoints.client import Transcript, open_stream
 from durable_endpoints.client.events import Chunk, Metadata, StreamEvent
 from durable_endpoints_server import owner
-from durable_endpoints_server.store import sqlite, sqlite_connection
+from durable_endpoints_server.store import sqlite_log
 from durable_endpoints_server.store.sqlite import Synchronous
 from tests.chaos.disk.power import Disk
 from tests.chaos.disk.recording import Operation, Recorder
@@ -40,7 +40,7 @@ from tests.chaos.disk.workload import (
 )
 
 _NAME = "endpoints.db"
-_CHECKPOINT = 30
+CHECKPOINT = 30
 """Pages, instead of SQLite's 1,000: so that losses hit many checkpoints of the log."""
 _PATIENCE = 20
 """Seconds for everything to end after one loss."""
@@ -68,15 +68,21 @@ class Lost(NamedTuple):
     """Chunks that a reader had as permanent, and that the log does not have."""
 
 
-async def record(folder: Path, synchronous: Synchronous, place: Place = "embedded") -> Recording:
-    """Play the workload on a disk that notes everything."""
-    recorder = Recorder()
+async def record(
+    folder: Path,
+    synchronous: Synchronous,
+    place: Place = "embedded",
+    failing: Collection[int] = (),
+) -> Recording:
+    """Play the workload on a disk that notes everything, and whose n-th syncs fail that `failing`
+    names."""
+    recorder = Recorder(failing)
     seen = Seen(lambda: len(recorder.operations))
     log = folder / f"{_NAME}-wal"
     with (
         watched(recorder),
-        patch.object(sqlite, "flush", recorder.flusher(log)),
-        _frequent_checkpoints(),
+        recorder.behind(log),
+        patch.object(sqlite_log, "_CHECKPOINT", CHECKPOINT),
     ):
         await play(folder / _NAME, seen, synchronous, place)
     assert {answer.run: answer.text for answer in seen.answers} == {
@@ -228,17 +234,4 @@ async def _read(client: httpx.AsyncClient, url: str, position: str) -> list[Stre
 def _other_boot() -> Iterator[None]:
     """The machine was started anew."""
     with patch.object(owner, "_boot_id", lambda: "another boot"):
-        yield
-
-
-@contextmanager
-def _frequent_checkpoints() -> Iterator[None]:
-    real = sqlite_connection.connect
-
-    def connect(path: str, create: bool = False) -> apsw.Connection:
-        connection = real(path, create)
-        connection.wal_autocheckpoint(_CHECKPOINT)
-        return connection
-
-    with patch.object(sqlite, "connect", connect):
         yield

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from tests.chaos.disk.recording import (
     Deleted,
+    Dropped,
     Flushed,
     Opened,
     Operation,
@@ -46,7 +47,9 @@ class Disk:
         file = self._names.get(name)
         if file is None:
             file = self._names[name] = _File()
-        if isinstance(operation, Synced | Flushed):
+        if isinstance(operation, Dropped):
+            file.pending.clear()
+        elif isinstance(operation, Synced | Flushed):
             file.sync()
             if isinstance(operation, Synced) and self._kept.get(name) is not file:
                 self._kept = dict(self._names)

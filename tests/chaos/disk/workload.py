@@ -28,6 +28,7 @@ from durable_endpoints import (
 from durable_endpoints.asgi_transport import AppTransport
 from durable_endpoints.client import Chunk, Commit, Rollback, open_stream
 from durable_endpoints.client.events import StreamEvent
+from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.settings import SettingsArguments
 from durable_endpoints.testing.lifespan import running
 from durable_endpoints_server.store.sqlite import SqliteStore, Synchronous
@@ -245,9 +246,14 @@ async def _called(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def ask(client: httpx.AsyncClient, seen: Seen, run: str) -> None:
-    """Send the request of a run, with its name as the key, and note the answer."""
-    response = await client.post(f"/{kind_of(run)}/{run}", headers={"idempotency-key": run})
-    seen.answer(run, response.text)
+    """Send the request of a run, with its name as the key, until it is not told to come back later,
+    and note the answer."""
+    while True:
+        response = await client.post(f"/{kind_of(run)}/{run}", headers={"idempotency-key": run})
+        if response.status_code != 503:
+            seen.answer(run, response.text)
+            return
+        await asyncio.sleep(0.02)
 
 
 async def read(client: httpx.AsyncClient, seen: Seen, run: str) -> None:
@@ -263,9 +269,12 @@ async def read(client: httpx.AsyncClient, seen: Seen, run: str) -> None:
 
 async def tell(run: str) -> bool:
     """Send the event or signal that a run waits for. Whether it has that for certain."""
-    if kind_of(run) == "hearing":
-        return await send_signal(run, "yes")
-    await send_event("go", {"run": run, "say": "yes"})
+    try:
+        if kind_of(run) == "hearing":
+            return await send_signal(run, "yes")
+        await send_event("go", {"run": run, "say": "yes"})
+    except StorageError:
+        return False
     return True
 
 

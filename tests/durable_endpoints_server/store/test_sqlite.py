@@ -270,7 +270,8 @@ async def test_what_was_written_relaxed_is_synced_soon(
 ) -> None:
     flushed: list[float] = []
     monkeypatch.setattr(
-        "durable_endpoints_server.store.sqlite.flush", lambda file: flushed.append(time.monotonic())
+        "durable_endpoints_server.store.sqlite_log.flush",
+        lambda file: flushed.append(time.monotonic()),
     )
     await store.submit(relaxed("relaxed")).wait()
     written = time.monotonic()
@@ -298,7 +299,7 @@ async def test_a_sync_that_fails_is_told_and_tried_again(
         if tries < 3:
             raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("durable_endpoints_server.store.sqlite.flush", flush)
+    monkeypatch.setattr("durable_endpoints_server.store.sqlite_log.flush", flush)
     await store.submit(relaxed("relaxed")).wait()
     async with asyncio.timeout(5):
         while tries < 1:
