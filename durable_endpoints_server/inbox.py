@@ -35,12 +35,17 @@ class Inbox:
     async def run(self) -> None:
         """Look every `interval` seconds until cancelled."""
         self._is_reading = False
+        trouble = ""
         while True:
             await asyncio.sleep(self._interval)
             try:
                 await self.read()
             except EngineError as error:
-                logger.warning("the inbox could not be read: %s", error)
+                if str(error) != trouble:  # told once, not several times a second
+                    logger.warning("the inbox could not be read: %s", error)
+                trouble = str(error)
+            else:
+                trouble = ""
 
     async def read(self) -> None:
         """Carry out everything that is there."""

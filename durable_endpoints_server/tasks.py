@@ -8,6 +8,8 @@ from collections.abc import Coroutine
 from contextvars import Context
 from typing import Any, TypeVar
 
+from durable_endpoints.protocol.errors import EngineError
+
 logger = logging.getLogger("durable_endpoints")
 
 T = TypeVar("T")
@@ -83,5 +85,9 @@ class TaskSet:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, EngineError):  # it says itself what is wrong, and where
+            logger.error("%s failed: %s", task.get_name(), error.explanation)
+        else:
             logger.error("%s failed", task.get_name(), exc_info=error)

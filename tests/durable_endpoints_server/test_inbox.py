@@ -163,13 +163,15 @@ async def test_a_message_whose_end_was_not_written_is_carried_out_once(
     assert "could not be read" in caplog.text
 
 
-async def test_reading_goes_on_after_a_store_that_was_away(
+async def test_reading_goes_on_after_a_store_that_was_away_which_is_told_once(
     store: FlakyStore, clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     leave_event(store, clock.now(), "e")
     async with serving(store, clock, **FAST):
         store.is_away = True
         await until(lambda: "could not be read" in caplog.text)
+        await asyncio.sleep(20 * FAST["inbox_interval"])
+        assert caplog.text.count("could not be read") == 1
         store.is_away = False
         await until(lambda: not store._inbox)
 

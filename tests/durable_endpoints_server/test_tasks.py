@@ -9,6 +9,7 @@ from contextvars import ContextVar
 
 import pytest
 
+from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints_server.tasks import Bell, TaskSet
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +47,18 @@ async def test_what_a_task_raises_is_logged_with_its_name(
     assert record.levelname == "ERROR"
     assert record.getMessage() == "print the report failed"
     assert "no ink" in caplog.text
+
+
+async def test_a_store_that_fails_is_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise StorageError("runs.db: the disk is full")
+
+    task = TaskSet().spawn(fail(), "receive an event")
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
+    (record,) = caplog.records
+    assert record.getMessage() == "receive an event failed: runs.db: the disk is full"
+    assert record.exc_info is None
 
 
 async def test_nothing_of_the_caller_leaks_into_a_task() -> None:
