@@ -48,7 +48,7 @@ class Recovery:
             if self._host.live_run(run.id) is None and not self._host.is_executed_elsewhere(run)
         ]
         alone = len(lost) == 1
-        await self.give_up([(run, self._loss(run, alone)) for run in lost])
+        await self.give_up([(run, self._loss(alone)) for run in lost])
         return len(lost)
 
     async def give_up(self, lost: Sequence[tuple[Run, Interrupt | Release]]) -> None:
@@ -58,7 +58,7 @@ class Recovery:
         for start in range(0, len(lost), _PAGE):
             written: list[tuple[Run, Ticket]] = []
             for run, loss in lost[start : start + _PAGE]:
-                decision = decide(run, loss, now, host.policy)
+                decision = decide(run, self._told_of_reboot(run, loss), now, host.policy)
                 written.append((decision.run, host.store.submit(decision.change)))
             for run, ticket in written:
                 if not await is_written(ticket):
@@ -75,13 +75,17 @@ class Recovery:
             *(run.id, run.function_id, run.lone_interruptions, run.id),
         )
 
-    def _loss(self, run: Run, alone: bool) -> Interrupt | Release:
+    def _loss(self, alone: bool) -> Interrupt | Release:
         """What happens to a run whose execution went with its process. Where handlers run
         elsewhere, none of them can have been the reason."""
-        rebooted = not is_same_boot(run.owner, self._host.owner)
-        if not self._host.executes_runs and not rebooted:
-            return Release("interrupted")
-        return Interrupt(alone and self._host.executes_runs, rebooted)
+        return Interrupt(alone) if self._host.executes_runs else Release("interrupted")
+
+    def _told_of_reboot(self, run: Run, loss: Interrupt | Release) -> Interrupt | Release:
+        """How a run is lost, if that may have been together with this machine."""
+        here = self._host.owner
+        if run.owner == here or is_same_boot(run.owner, here):
+            return loss
+        return Interrupt(isinstance(loss, Interrupt) and loss.alone, rebooted=True)
 
     def rescue_soon(self, run_id: str) -> None:
         """The execution of a run stopped because the store failed: release it once it works."""
@@ -146,7 +150,7 @@ class Recovery:
         try:
             decision = decide(
                 with_exact_usage(entry.run, entry.memo),
-                Release("interrupted"),
+                self._told_of_reboot(run, Release("interrupted")),
                 self._host.clock.now(),
                 self._host.policy,
             )

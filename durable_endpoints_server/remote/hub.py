@@ -23,7 +23,6 @@ from durable_endpoints_server.engine.model import Run
 from durable_endpoints_server.engine.transitions import Interrupt, Release, in_quarantine
 from durable_endpoints_server.host import Host
 from durable_endpoints_server.live import LiveRun
-from durable_endpoints_server.owner import is_same_boot
 from durable_endpoints_server.remote.acknowledging import Acknowledger
 from durable_endpoints_server.remote.connection import Connection
 from durable_endpoints_server.remote.isolation import Isolation, least_busy
@@ -192,10 +191,11 @@ class Hub:
 
     def keeps(self, run: Run) -> bool:
         """Whether a run that was being executed when this server was started may still be: its
-        process has one whole lease to come back. After a new start of this machine, what was
-        streamed last may be lost, and so the execution is as well."""
+        process has one whole lease to come back. Until that is over it may begin bodies, even if
+        this machine was started anew: then what was streamed last may be lost, so the execution is
+        as well, but its process has to hear of that first."""
         _, kind, name = (*run.owner.split("/", 2), "", "")[:3]
-        if kind != _REMOTE or not is_same_boot(run.owner, self.host.owner):
+        if kind != _REMOTE:
             return False
         self._kept.setdefault(name, {})[run.id] = run
         self._leases.hear(name)

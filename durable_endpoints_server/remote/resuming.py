@@ -12,6 +12,7 @@ from durable_endpoints.protocol.errors import EngineError
 from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints.protocol.wire import Frame, WireError
 from durable_endpoints_server.engine.model import Run, Status
+from durable_endpoints_server.owner import is_same_boot
 from durable_endpoints_server.remote.chunks import ChunkCounts
 from durable_endpoints_server.remote.repeats import Repeats, has_left
 from durable_endpoints_server.remote.sessions import RemoteSession, number_of
@@ -110,6 +111,7 @@ class Resumption:
             and run.status is Status.RUNNING
             and run.generation == self._generation
             and run.owner == process.owner
+            and is_same_boot(run.owner, process.hub.host.owner)
             and process.hub.host.live_run(run.id) is None
         )
 

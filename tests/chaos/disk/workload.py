@@ -31,6 +31,7 @@ from durable_endpoints.client.events import StreamEvent
 from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.settings import SettingsArguments
 from durable_endpoints.testing.lifespan import running
+from durable_endpoints_server.settings import ServerSettings
 from durable_endpoints_server.store.sqlite import SqliteStore, Synchronous
 from tests.durable_endpoints_server.routes.serving import serving
 
@@ -38,6 +39,8 @@ Place = Literal["embedded", "server"]
 """Where runs are kept."""
 
 _KEY = "a key for tests, and for nothing else"
+_LEASE = 1_000
+"""Milliseconds after which a server gives the runs of an application to another one."""
 ORDERS = [f"order-{n}" for n in range(3)]
 STORIES = [f"story-{n}" for n in range(3)]
 OTHERS = ["background-0", "family-0", "asking-0", "hearing-0"]
@@ -226,7 +229,8 @@ async def served(
         async with _called(app) as client:
             yield client
         return
-    async with serving(SqliteStore(database, synchronous)) as (_, server):
+    settings = ServerSettings(dev=True, lease=_LEASE, heartbeat=_LEASE // 5)
+    async with serving(SqliteStore(database, synchronous), settings) as (_, server):
         # By a variable: so those who send events from outside requests find it too.
         variables = {"DURABLE_ENDPOINTS_SERVER_URL": str(server.base_url)}
         with patch.dict(os.environ, variables):

@@ -200,6 +200,26 @@ async def test_a_process_that_does_not_come_back_to_a_new_server_loses_its_runs_
         assert (await other.executes("r"))["generation"] == 2
 
 
+async def test_after_a_new_start_of_the_machine_a_process_that_has_not_heard_of_it_has_its_lease(
+    clock: VirtualClock,
+) -> None:
+    """Until that is over, it may begin the body that it has in hand."""
+    store = MemoryStore()
+    first = await started(store, clock)
+    process = await joined(first)
+    await process.say(register("r"), push("r", 0, '"lost"'), record("r", 2, done("a")))
+    await process.acked("r", 2)
+    await first.kill()
+    async with serving(store, clock, "later/server") as second:
+        other = await joined(second, "p2")
+        await pass_time(clock, LEASE - 1)
+        await other.say(["beat"])
+        await asyncio.sleep(0.01)
+        assert other.all("execute") == []
+        await pass_time(clock, 1)
+        assert (await other.executes("r"))["stream"]["tail"] > 1_000_000
+
+
 async def test_what_a_process_does_not_come_back_for_is_released_at_once(
     clock: VirtualClock,
 ) -> None:
@@ -396,7 +416,6 @@ async def test_after_a_new_start_of_the_machine_no_execution_goes_on(
     await process.until("written", "r", lambda frame: frame[2] == 3)
     await first.kill()
     async with serving(store, clock, "later/server") as second:
-        assert (await stored(store, "r")).status is Status.READY
         await process.come_back(second, *again(SCRIPT[:4]))
         assert (await process.until("refused", "r"))[3] == "lost"
         assert (await process.executes("r"))["stream"]["tail"] > 1_000_000

@@ -164,7 +164,6 @@ class _World:
             else:
                 self._judge()
         outcome.wrong += self.watch.wrong + self._promptness.wrong
-        outcome.counts["outdated body"] = self.watch.outdated
         outcome.steps = self._loop.count
         return outcome
 

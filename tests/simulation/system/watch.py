@@ -31,9 +31,6 @@ class Watch:
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
-        self.outdated = 0
-        """Bodies that an execution has started after another one had taken the run over and ended
-        that very step: nothing but a look at the lease right before can keep it from that."""
         self._finals: dict[tuple[str, str], _Final] = {}
         """By run and name of the step."""
         self._ends: dict[str, tuple[Any, ...]] = {}
@@ -145,12 +142,8 @@ class Watch:
     def body_starts(self, run_id: str, generation: int, name: str) -> None:
         """A body starts, in an execution of this generation."""
         final = self._finals.get((run_id, name))
-        if final is None:
-            return
-        if final.generation <= generation:
+        if final is not None:
             self.wrong.append(
                 f"the body of {name} of {run_id} starts in execution {generation}, though "
                 f"{final.generation} has ended that step"
             )
-        else:
-            self.outdated += 1
