@@ -17,6 +17,7 @@ _RULES: Final = "tests/durable_endpoints_server/engine/test_transitions.py::"
 _STORES: Final = "tests/conformance/test_store.py::"
 _GROUPS: Final = "tests/durable_endpoints_server/store/test_group_commit.py::"
 _RETURNS: Final = "tests/durable_endpoints_server/remote/test_coming_back.py::"
+_LEASES: Final = "tests/durable_endpoints/remote/test_lease.py::"
 _SLOW: Final = "tests/durable_endpoints_server/test_slow_disk.py::"
 
 PLANTED: Final = (
@@ -302,7 +303,7 @@ PLANTED: Final = (
     Planted(
         "an interrupted run is left",
         f"{_SERVER}/recovery.py",
-        "        await self.give_up([(run, self._loss(run, alone)) for run in lost])\n",
+        "        await self.give_up([(run, self._loss(alone)) for run in lost])\n",
         "",
         "a run whose process died goes on",
         (
@@ -440,6 +441,14 @@ PLANTED: Final = (
         "        return False",
         "what is said again to a new server changes nothing",
         (f"{_RETURNS}test_a_server_that_ends_anywhere_is_as_if_it_had_not",),
+    ),
+    Planted(
+        "a renewed lease hides that it was over",
+        f"{_SDK}/engines/remote/lease.py",
+        "return self.since <= instant and now() < self._ends",
+        "return now() < self._ends",
+        "no body begins of a run that another process may have been given meanwhile",
+        (f"{_LEASES}test_a_lease_covers_what_was_held_without_a_gap",),
     ),
     Planted(
         "a silent process keeps its runs",
