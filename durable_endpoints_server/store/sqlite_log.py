@@ -120,8 +120,9 @@ class Log:
 
     def _frames(self) -> int:
         """How many there are."""
-        _, frames, _ = self._writer.execute("pragma wal_checkpoint(noop)").fetchall()[0]
-        return int(frames)
+        ((_, frames, _),) = self._writer.execute("pragma wal_checkpoint(noop)").fetchall()
+        assert isinstance(frames, int)
+        return frames
 
     @property
     def _header(self) -> _Header:

@@ -123,9 +123,11 @@ def left(recorder: Recorder, at: int, folder: Path) -> set[str]:
     folder.mkdir()
     for name, content in disk.after_power_loss(random.Random(at), 0.0).items():
         (folder / name).write_bytes(content)
-    with apsw.Connection(str(folder / _NAME)) as connection:
-        assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
-        return {str(name) for (name,) in connection.execute("select id from events")}
+    connection = apsw.Connection(str(folder / _NAME))
+    assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
+    found = {str(name) for (name,) in connection.execute("select id from events")}
+    connection.close()
+    return found
 
 
 @pytest.mark.parametrize("who", ["the store", "the next commit", "a checkpoint"])
