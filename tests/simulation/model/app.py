@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from durable_endpoints.protocol.errors import LostRunError, StorageError
 from durable_endpoints.protocol.runs import NewRun
 from durable_endpoints_server.store.base import Ended, Entry
-from tests.simulation.model.checker import Checker, label_of
+from tests.simulation.model.books import label_of
+from tests.simulation.model.checker import Checker
+from tests.simulation.model.details import ELAPSED, omits_request
 from tests.simulation.model.disk import read
 from tests.simulation.model.handler import Execution, Reply
 from tests.simulation.model.loop import Future, Task
@@ -69,8 +71,11 @@ class App:
             b"",
             retries=program.retries,
             max_runtime=program.max_runtime,
+            omit_request_body=omits_request(program),
+            elapsed=ELAPSED,
             key=request.key,
         )
+        self.checker.requested(run_id, engine.clock.now() - ELAPSED)
         live = engine.register(new)
         if request.key is not None:
             try:
@@ -105,6 +110,7 @@ class App:
 
     def execute(self, live: Live, entry: Entry) -> Future:
         """A run was claimed: send its request in again."""
+        self.checker.claimed(live.id, entry.memo)
         execution = Execution(self, live, self._programs[label_of(live.id)], inherited=1)
         if self.is_broken:
             execution.park()

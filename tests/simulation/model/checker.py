@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from durable_endpoints.protocol.ops import StepKind, StepRecord, StepState
-from durable_endpoints.protocol.streams import OUTSIDE, RecordKind, StreamRecord
+from durable_endpoints.protocol.streams import StreamRecord
 from durable_endpoints_server.engine.facts import (
     Change,
     ChildCreated,
@@ -30,80 +30,40 @@ from durable_endpoints_server.engine.facts import (
     StreamSkipped,
     WaitOpened,
 )
-from durable_endpoints_server.engine.model import Event, Policy, Run, Status
+from durable_endpoints_server.engine.model import Event, Policy, Run, Status, Stream
+from durable_endpoints_server.owner import is_same_boot
+from tests.simulation.model.books import (
+    Books,
+    Loss,
+    ViolationError,
+    check_ended,
+    check_new,
+    check_run,
+    label_of,
+)
+from tests.simulation.model.details import stamp_of
 from tests.simulation.model.disk import Disk, read
 from tests.simulation.model.loop import Future
+from tests.simulation.model.steps import (
+    check_again,
+    check_end,
+    check_failure,
+    check_kind,
+    check_opened,
+)
+from tests.simulation.model.streams import View, check_log, text_of
+from tests.simulation.model.telling import told_change
 from tests.simulation.oracle import Oracle, tries_of
 from tests.simulation.programs import (
-    Program,
     Scenario,
-    Sleep,
+    Send,
     Step,
     Wait,
     WaitAny,
     programs,
-    walk,
 )
 
 _WAITS = (StepKind.WAIT, StepKind.WAIT_ANY)
-
-
-class ViolationError(AssertionError):
-    """A promise was broken."""
-
-
-def label_of(run_id: str) -> str:
-    """The label of a run: ids are labels with a number behind the request's."""
-    root, _, below = run_id.partition("/")
-    label = root.partition("#")[0]
-    return f"{label}/{below}" if below else label
-
-
-def _line(change: Change) -> str:
-    """A change in a line of a trace."""
-    return f"{change.run_id} at generation {change.generation}: " + ", ".join(
-        type(fact).__name__ + _detail(fact) for fact in change.facts
-    )
-
-
-def _detail(fact: Fact) -> str:
-    if isinstance(fact, StepWritten | StepResolved):
-        step = fact.step
-        shown = step.value if step.state is StepState.DONE else step.due
-        return f"({step.id} {step.state.name.lower()} {step.attempt} {shown!r})"
-    if isinstance(fact, RunChanged | RunEnded | RunCreated | ChildCreated):
-        run = fact.run
-        return f"({run.id} {run.status.label} {run.generation} {run.reason})"
-    if isinstance(fact, EventReceived):
-        return f"({fact.event.id} {fact.event.name} at {fact.event.received_at})"
-    if isinstance(fact, Streamed):
-        said = (f"{r.position}:{r.kind.name.lower()}:{r.step}" for r in fact.records)
-        return f"({' '.join(said)})"
-    return ""
-
-
-class _Books:
-    """What the checker remembers of one run."""
-
-    def __init__(self, run: Run, program: Program) -> None:
-        self.run = run
-        self.program = program
-        self.nodes = {name: n for n in walk(program.nodes) if (name := getattr(n, "name", ""))}
-        self.final: dict[str, StepRecord] = {}
-        self.opened: dict[str, StepRecord] = {}
-        self.orders: set[int] = set()
-        self.used: dict[str, str] = {}
-        """Events that were used, and the steps that they resolved first."""
-        self.timed_out: dict[str, int] = {}
-        """Waits that ended without an event, and their deadlines."""
-        self.ended: RunEnded | None = None
-        self.tail = 0
-        self.shown: dict[int, tuple[object, ...]] = {}
-        """What readers have got, by position."""
-        self.bodies: Counter[str] = Counter()
-        self.attempts: Counter[str] = Counter()
-        self.lost = 0
-        """Executions in a row that ended otherwise than by themselves."""
 
 
 class Checker:
@@ -116,12 +76,16 @@ class Checker:
         self.parked: Callable[[str], None] = lambda run_id: None
         self.seen: Counter[str] = Counter()
         """Kinds of facts and states that occurred."""
-        self.say: Callable[[str], None] = lambda text: None
         self._policy = policy
         self._programs = programs(scenario)
-        self._books: dict[str, _Books] = {}
+        self._books: dict[str, Books] = {}
         self._keys: dict[str, str] = {}
         self._events: dict[Disk, dict[str, Event]] = {}
+        self._serving: dict[Disk, str] = {}
+        """The processes, by their names in leases."""
+        self._failed: dict[Disk, int] = {}
+        """How many batches had failed when they were started."""
+        self._requested: dict[str, int] = {}
         self.keeps: Callable[[Disk, str], bool] = lambda disk, run_id: True
         """Whether a run is kept on a disk: another partition may have a stand-in of it."""
 
@@ -129,9 +93,15 @@ class Checker:
 
     def written(self, disk: Disk, change: Change, by_replaced: bool) -> None:
         """Look at a change that was written."""
-        self.say(f"written: {_line(change)}")
+        if disk.loop.trace is not None:
+            disk.loop.say(f"written: {told_change(change)}")
         if by_replaced:
             raise ViolationError(f"a process that was replaced has changed {change.run_id}")
+        books = self._books.get(change.run_id)
+        if books is not None and self.keeps(disk, change.run_id):
+            stream = self._row(disk, change.run_id).stream
+            if stream is not None:
+                check_log(books, change, stream)
         for fact in change.facts:
             self.seen[type(fact).__name__] += 1
             look = _LOOKS.get(type(fact))
@@ -152,10 +122,10 @@ class Checker:
             self._keys[new.key] = run.id
         label = label_of(run.id)
         program = self._programs[label]
-        self._books[run.id] = _Books(run, program)
-        deadline = program.max_runtime and run.began_at + program.max_runtime
-        if run.deadline != deadline:
-            raise ViolationError(f"run {run.id} ends at {run.deadline}, not at {deadline}")
+        self._books[run.id] = Books(run, program)
+        check_new(fact, program, self._serving[disk])
+        if run.began_at != self._requested.get(run.id, run.began_at):
+            raise ViolationError(f"run {run.id} began at {run.began_at}, and not when it did")
         self.accepted[label].set(run.id)
 
     def _changed(self, disk: Disk, change: Change, fact: RunChanged | RunEnded) -> None:
@@ -172,36 +142,31 @@ class Checker:
             raise ViolationError(f"run {after.id} went back to generation {after.generation}")
         if after.status is Status.RUNNING and after.generation == before.generation:
             raise ViolationError(f"run {after.id} has two executions of one generation")
-        if before.status is Status.PARKED and after.status is Status.READY:
-            if after.reason != "retried":
-                raise ViolationError(f"run {after.id} left the park, and nobody wanted that")
-            books.lost = 0
-        self._count_losses(books, before, after)
-        books.run = after
+        has_left_park = before.status is Status.PARKED and after.status is Status.READY
+        if has_left_park and after.reason != "retried":
+            raise ViolationError(f"run {after.id} left the park, and nobody wanted that")
+        self._check_late(disk, books, f"the end of run {after.id}", after.deadline)
+        if before.status is Status.PARKED:
+            books.parked_until = disk.clock.now()
+        row = self._row(disk, after.id)
+        if books.loss is not None and disk.failed > self._failed[disk]:
+            books.loss = books.loss._replace(
+                alone=None
+            )  # those that are lost were looked for again
+        steps = list(row.steps.values())
+        check_run(books, change, after, steps, self._serving[disk], self._policy)
+        books.run, books.loss = after, None
         if after.status is Status.PARKED and before.status is not Status.PARKED:
             self.parked(after.id)
         if isinstance(fact, RunEnded):
             books.ended = fact
+            check_ended(after.id, fact, row.request)
+            if row.waits or any(step.due is not None for step in steps):
+                raise ViolationError(f"run {after.id} has ended, and waits for {steps}")
             if after.reason == "timed_out":
                 assert after.deadline is not None
                 if (after.ended_at or 0) < after.deadline:
                     raise ViolationError(f"run {after.id} timed out before its deadline")
-
-    def _count_losses(self, books: _Books, before: Run, after: Run) -> None:
-        """A run is parked when it has taken its process down too often, and no sooner."""
-        if before.status is not Status.RUNNING:
-            return
-        most = self._policy.quarantine_after + self._policy.park_after
-        is_parked = after.reason == "interrupted_too_often"
-        counts = after.interruptions, after.lone_interruptions
-        if is_parked or counts > (before.interruptions, before.lone_interruptions):
-            books.lost += 1
-        elif after.status is Status.WAITING:
-            books.lost = 0
-        if is_parked and books.lost < most:
-            raise ViolationError(f"run {after.id} is parked after {books.lost} interruptions")
-        if not is_parked and books.lost >= most:
-            raise ViolationError(f"run {after.id} was interrupted {books.lost} times: {after}")
 
     def _step(self, disk: Disk, change: Change, fact: StepWritten | StepResolved) -> None:
         books, said = self._books[change.run_id], fact.step
@@ -214,46 +179,42 @@ class Checker:
             if isinstance(fact, StepResolved):
                 raise ViolationError(f"step {key} of {change.run_id} was resolved twice")
             return
+        now = disk.clock.now()
+        check_kind(books, kept)
+        has_failed = said.state is StepState.FAILED
         if said.state is StepState.RETRYING and said.due is not None:
-            books.attempts[key] += 1
-            self._check_backoff(said)
-        self._check_outside(disk, change.run_id, fact)
+            has_failed = True
+        elif not said.is_final and key in books.opened:
+            self._check_late(disk, books, f"{kept.id} of {change.run_id}", books.due.get(key))
+            check_again(books, kept, now)
+        if has_failed or (kept.kind is StepKind.RUN and kept.is_final):
+            books.tries[key] += 1
+        if has_failed:
+            check_failure(books, change, said, self._policy)
+        if kept.began_at != books.began.setdefault(key, said.began_at):
+            raise ViolationError(f"{kept.id} of {change.run_id} began anew: {kept}")
         if not kept.is_final:
-            self._check_opened(books, kept)
+            if kept.state is StepState.PENDING:
+                check_opened(books, kept, now)
             books.opened.setdefault(key, kept)
             return
-        if kept.state is StepState.FAILED or kept.kind is StepKind.RUN:
-            books.attempts[key] += 1
+        check_end(books, said, kept)
         if kept.order in books.orders or kept.order == 0:
             raise ViolationError(f"step {key} of {change.run_id} is {kept.order}th, as another")
         books.orders.add(kept.order)
         books.final[key] = kept
         self._check_final(disk, change, books, kept)
 
-    def _check_backoff(self, step: StepRecord) -> None:
-        """It is tried again when the policy says, give or take the jitter, and no sooner."""
-        least = 0.8 * self._policy.retry_base * 2 ** (step.attempt - 1)
-        if (step.due or 0) - step.began_at < least:
-            raise ViolationError(f"{step.id} failed {step.attempt} times, and is due in no time")
+    def _check_late(self, disk: Disk, books: Books, what: str, due: int | None) -> None:
+        if due is not None and disk.is_late(max(due, books.parked_until)):
+            raise ViolationError(f"{what} was due at {due}, and it is {disk.clock.now()}")
 
-    def _check_outside(self, disk: Disk, run_id: str, fact: StepWritten | StepResolved) -> None:
-        """What the handler's own code has streamed is permanent with the next thing it does."""
-        step, stream = fact.step, self._row(disk, run_id).stream
-        is_news = step.state is not StepState.RETRYING or step.due is not None
-        is_own = isinstance(fact, StepWritten) and step.kind is not StepKind.HANDLER
-        if is_own and is_news and stream is not None and OUTSIDE in stream.open:
-            raise ViolationError(f"{step.id} of {run_id} is written, and what came before is not")
-
-    def _check_opened(self, books: _Books, step: StepRecord) -> None:
-        node = books.nodes.get(step.id.name)
-        if step.state is StepState.PENDING:
-            if isinstance(node, Sleep) and step.due != step.began_at + node.duration:
-                raise ViolationError(f"sleep {step.id} from {step.began_at} ends at {step.due}")
-            if isinstance(node, Wait | WaitAny) and step.due != step.began_at + node.timeout:
-                raise ViolationError(f"wait {step.id} from {step.began_at} ends at {step.due}")
-
-    def _check_final(self, disk: Disk, change: Change, books: _Books, step: StepRecord) -> None:
+    def _check_final(self, disk: Disk, change: Change, books: Books, step: StepRecord) -> None:
         key, opened = step.id.hash, books.opened.get(step.id.hash)
+        if any(waiting == key for waiting, _ in self._row(disk, change.run_id).waits):
+            raise ViolationError(f"{key} of {change.run_id} has ended, and still waits")
+        if opened is not None and step.value == b"null":
+            self._check_late(disk, books, f"{key} of {change.run_id}", opened.due)
         ended_at = step.ended_at or 0
         if step.kind is StepKind.SLEEP:
             assert opened is not None
@@ -274,7 +235,7 @@ class Checker:
         self,
         events: Mapping[str, Event],
         change: Change,
-        books: _Books,
+        books: Books,
         step: StepRecord,
         opened: StepRecord,
     ) -> None:
@@ -305,7 +266,7 @@ class Checker:
                 "not wait when it came"
             )
 
-    def _suits(self, books: _Books, key: str, event: Event) -> bool:
+    def _suits(self, books: Books, key: str, event: Event) -> bool:
         """Whether an event may end a wait of a run, by name, content and time of its begin."""
         node = books.nodes[key]
         if not isinstance(node, Wait | WaitAny) or event.received_at < books.run.began_at:
@@ -313,7 +274,7 @@ class Checker:
         names = (node.event,) if isinstance(node, Wait) else node.events
         return event.name in names and node.key in (None, orjson.loads(event.data)["key"])
 
-    def _check_missed(self, books: _Books, key: str, deadline: int, event: Event) -> None:
+    def _check_missed(self, books: Books, key: str, deadline: int, event: Event) -> None:
         if (
             event.received_at < deadline
             and event.id not in books.used
@@ -335,17 +296,37 @@ class Checker:
             raise ViolationError(f"{key} of {run_id} is {step}; its child {child.ended}")
 
     def _wait_opened(self, disk: Disk, change: Change, fact: WaitOpened) -> None:
-        if fact.step.hash in self._books[change.run_id].final:
+        books, key = self._books[change.run_id], fact.step.hash
+        if key in books.final:
             raise ViolationError(f"wait {fact.step} of {change.run_id} was opened after its end")
+        wait = self._row(disk, change.run_id).waits[key, fact.alternative.label]
+        if wait.deadline != books.opened[key].due or wait.alternative != fact.alternative:
+            raise ViolationError(f"{change.run_id} waits for {wait}, and it is {fact}")
 
     def _received(self, disk: Disk, change: Change, fact: EventReceived) -> None:
         event = fact.event
+        self._check_sent(change, event)
         known = self._events.setdefault(disk, {}).setdefault(event.id, event)
         if known != event and not fact.one_of_many:
             raise ViolationError(f"event {event.id} was received twice")
         for books in self._books.values():
             for key, deadline in books.timed_out.items() if self.keeps(disk, books.run.id) else ():
                 self._check_missed(books, key, deadline, known)
+
+    def _check_sent(self, change: Change, event: Event) -> None:
+        """An event that a step has sent says when that was, or what the sender said."""
+        if not change.run_id:
+            return
+        books, name = self._books[change.run_id], event.id.rpartition(":")[2]
+        send, step = books.nodes[name], books.final[name]
+        assert isinstance(send, Send)
+        stamp = stamp_of(send)
+        if event.received_at != step.ended_at or event.ts != (stamp or step.ended_at):
+            raise ViolationError(f"{name} of {change.run_id} has sent {event} at {step.ended_at}")
+
+    def _used(self, disk: Disk, change: Change, fact: EventUsed) -> None:
+        if fact.event_id not in self._events.get(disk, {}):
+            raise ViolationError(f"{change.run_id} has used {fact.event_id}, which is not on disk")
 
     def _streamed(self, disk: Disk, change: Change, fact: Streamed) -> None:
         books = self._books[change.run_id]
@@ -354,7 +335,12 @@ class Checker:
                 raise ViolationError(
                     f"position {record.position} of {change.run_id} follows {books.tail}"
                 )
-            books.tail = record.last
+            if record.position <= books.highest:
+                raise ViolationError(
+                    f"position {record.position} of {change.run_id} is used again, and readers may "
+                    "have what was there before the loss of power"
+                )
+            books.tail = books.highest = record.last
         if fact.stream.tail != books.tail:
             raise ViolationError(f"{change.run_id} counts to {fact.stream.tail}, not {books.tail}")
 
@@ -364,7 +350,24 @@ class Checker:
     def _row(self, disk: Disk, run_id: str) -> Any:
         return disk.store._rows[run_id]
 
-    # What executions do, and are told
+    # What processes do, and executions are told
+
+    def launched(self, disk: Disk, owner: str, went_back: bool) -> None:
+        """A process has been started. Whatever an earlier one executed has lost it. If the clock
+        went back with the start, what comes now may seem to be older than what has timed out."""
+        self._serving[disk], self._failed[disk] = owner, disk.failed
+        kept = [books for books in self._books.values() if self.keeps(disk, books.run.id)]
+        running = [books for books in kept if books.run.status is Status.RUNNING]
+        if went_back:
+            for books in kept:
+                books.timed_out.clear()
+        for books in running:
+            rebooted = not is_same_boot(books.run.owner, owner)
+            books.loss = Loss(len(running) == 1, rebooted)
+
+    def requested(self, run_id: str, began_at: int) -> None:
+        """A request has come, and its run is about to be registered."""
+        self._requested[run_id] = began_at
 
     def body_begins(self, run_id: str, generation: int, name: str, before: Sequence[str]) -> None:
         """The body of a step is about to run. The results `before` have to be on disk."""
@@ -373,7 +376,6 @@ class Checker:
             raise ViolationError(f"{name} of {run_id} began before {before} were on disk")
         if books is None:
             return
-        books.bodies[name] += 1
         is_current = books.run.generation == generation
         if is_current and books.run.status is Status.RUNNING and name in books.final:
             raise ViolationError(f"the body of {name} of {run_id} began after its result was kept")
@@ -397,8 +399,14 @@ class Checker:
         books = self._books.get(run_id)
         return books.run if books is not None and books.ended is not None else None
 
-    def id_of_key(self, key: str) -> str | None:
-        return self._keys.get(key)
+    def unfinished(self) -> str:
+        """The runs that have not ended, and what they wait for."""
+        return ", ".join(
+            f"{run_id} is {books.run.status.label}, and waits for "
+            f"{sorted(books.opened.keys() - books.final.keys())}"
+            for run_id, books in self._books.items()
+            if books.ended is None
+        )
 
     def read(self, run_id: str, records: Sequence[StreamRecord]) -> None:
         """A reader has got these."""
@@ -407,6 +415,23 @@ class Checker:
             shown = books.shown.setdefault(record.position, tuple(record))
             if shown != tuple(record):
                 raise ViolationError(f"position {record.position} of {run_id} changed")
+
+    def has_read(self, run_id: str, view: View) -> None:
+        """A reader has read a stream to its end."""
+        if view.open:
+            raise ViolationError(f"a reader of {run_id} has {view.open}, which is neither")
+        self._check_text(run_id, view.permanent)
+
+    def _check_text(self, run_id: str, text: Mapping[str, str]) -> None:
+        wrong = self.oracle.wrong_stream(label_of(run_id), _end_of(self._books[run_id].run), text)
+        if wrong:
+            raise ViolationError(wrong)
+
+    def claimed(self, run_id: str, memo: Sequence[StepRecord]) -> None:
+        """An execution has got what is remembered of a run: in the order of completion."""
+        orders = [step.order for step in memo if step.is_final]
+        if orders != sorted(orders):
+            raise ViolationError(f"run {run_id} goes on with steps that ended as {orders}")
 
     # Loss of power
 
@@ -420,7 +445,9 @@ class Checker:
                 raise ViolationError(f"run {run_id} is gone")
             if any(row.steps.get(key) != step for key, step in books.final.items()):
                 raise ViolationError(f"results of {run_id} are gone")
-            books.tail = 0 if row.stream is None else row.stream.tail
+            stream = Stream() if row.stream is None else row.stream
+            books.tail, books.handed_over = stream.tail, stream.handed_over
+            books.ledger.follow(stream)
 
     # At rest
 
@@ -437,14 +464,18 @@ class Checker:
             label, run, row = label_of(run_id), books.run, rows[run_id]
             if books.ended is None or row.ended != books.ended:
                 raise ViolationError(f"run {run_id} has not ended: {row.run}, {row.steps}")
-            is_late = run.status is Status.FAILED and run.reason == "timed_out"
-            end = "timed_out" if is_late else run.status.label
-            answer = self._answer(books.ended)
+            answer, end = self._answer(books.ended), _end_of(run)
             wrong = self.oracle.wrong_end(label, end, answer)
-            wrong = wrong or self.oracle.wrong_stream(label, end, self._permanent(run_id, row))
             if wrong:
                 raise ViolationError(wrong)
+            self.read(run_id, row.records)
+            self._check_text(run_id, text_of(row.records))
             self._check_bodies(books, end)
+            told = [
+                (str(f.step), f.attempt, f.began_at, f.ended_at, f.error) for f in books.failures
+            ]
+            if told != [tuple(attempt) for attempt in row.attempts]:
+                raise ViolationError(f"the tries of {run_id} that failed: {row.attempts}, {told}")
         for disk in disks:
             unsettled = read(disk.store.unsettled_events(1))
             if unsettled:
@@ -456,34 +487,21 @@ class Checker:
         answer = orjson.loads(ended.response)
         return answer["error"] if isinstance(answer, dict) else answer
 
-    def _check_bodies(self, books: _Books, end: str) -> None:
+    def _check_bodies(self, books: Books, end: str) -> None:
         for name, node in books.nodes.items():
             if not isinstance(node, Step) or name not in books.final:
                 continue
             tries = tries_of(node, books.program.retries)
-            if books.attempts[name] != tries:
+            if books.tries[name] != tries:
                 raise ViolationError(
-                    f"{books.attempts[name]} tries of {name} of {books.run.id} count, not {tries}"
+                    f"{books.tries[name]} tries of {name} of {books.run.id} count, not {tries}"
                 )
 
-    def _permanent(self, run_id: str, row: Any) -> Mapping[str, str]:
-        """The text of a log that is committed, as a reader makes it of the records."""
-        open_: dict[str, list[tuple[int, str]]] = {}
-        text: dict[str, str] = {OUTSIDE: ""}
-        self.read(run_id, row.records)
-        for record in row.records:
-            if record.kind is RecordKind.DATA:
-                chunks = [(record.position, orjson.loads(chunk)) for chunk in record.chunks()]
-                open_.setdefault(record.step, []).extend(chunks)
-            elif record.kind.is_end:
-                chunks = open_.pop(record.step, [])
-                if record.kind is RecordKind.COMMIT:
-                    text[record.step] = text.get(record.step, "") + "".join(
-                        chunk for position, chunk in chunks if position >= record.first
-                    )
-        if open_:
-            raise ViolationError(f"chunks of {sorted(open_)} of {run_id} are neither")
-        return {step: said for step, said in text.items() if said or step == OUTSIDE}
+
+def _end_of(run: Run) -> str:
+    """How a run has ended, as the oracle says it."""
+    is_late = run.status is Status.FAILED and run.reason == "timed_out"
+    return "timed_out" if is_late else run.status.label
 
 
 _LOOKS: dict[type[Fact], Callable[[Checker, Disk, Change, Any], None]] = {
@@ -495,6 +513,7 @@ _LOOKS: dict[type[Fact], Callable[[Checker, Disk, Change, Any], None]] = {
     StepResolved: Checker._step,
     WaitOpened: Checker._wait_opened,
     EventReceived: Checker._received,
+    EventUsed: Checker._used,
     Streamed: Checker._streamed,
     StreamSkipped: Checker._skipped,
 }

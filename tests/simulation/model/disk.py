@@ -21,11 +21,13 @@ from durable_endpoints_server.engine.facts import Change, states
 from durable_endpoints_server.engine.model import Status
 from durable_endpoints_server.store.base import Lane, RefusedError
 from durable_endpoints_server.store.memory import MemoryStore
-from tests.simulation.model.loop import MS, Future, Loop, Process
+from tests.simulation.model.loop import MS, Clock, Future, Loop, Process
 
 T = TypeVar("T")
 
 _SYNC_WITHIN = 30 * MS
+_LATE: Final = 60_000
+"""Milliseconds by which something may be late without a reason."""
 _RUNNING: Final = states(Status.RUNNING)
 
 LATE: Final = "late write"
@@ -53,10 +55,15 @@ class _Submitted(NamedTuple):
 class Disk:
     """What outlasts processes."""
 
-    def __init__(self, loop: Loop, witness: Witness, seen: Counter[str]) -> None:
+    def __init__(self, loop: Loop, clock: Clock, witness: Witness, seen: Counter[str]) -> None:
         """`seen` counts late writes."""
+        self.clock = clock
         self.store = MemoryStore()
         self.is_full = False
+        self.failed = 0
+        """How many batches could not be written."""
+        self.quiet_since = 0
+        """When the last thing that went wrong here was over, in microseconds."""
         self.failing = 0
         """How many of the next batches cannot be written."""
         self.slowness = 0
@@ -96,15 +103,25 @@ class Disk:
 
     def takes_batch(self) -> bool:
         """Whether the next batch can be written."""
-        if self.failing:
-            self.failing -= 1
-            return False
-        return not self.is_full
+        if not (self.failing or self.is_full):
+            return True
+        self.failing = max(0, self.failing - 1)
+        self.failed += 1
+        self.quiet_since = max(self.quiet_since, self.loop.now)
+        return False
 
-    def write(self, change: Change, connection: Connection) -> Exception | None:
+    def is_late(self, due: int) -> bool:
+        """Whether what was due at an instant of engine time is late, and nothing excuses that."""
+        is_quiet = self.loop.now - self.quiet_since > _LATE * MS
+        return is_quiet and self.clock.now() - due > _LATE
+
+    def write(self, submitted: _Submitted, connection: Connection) -> Exception | None:
         """Write a change, if its condition holds. Returns why not."""
+        change, lane, _ = submitted
         is_replaced = connection is not self._server
-        if is_replaced and change.states != _RUNNING:
+        # One process at a time may claim runs. Two that claim on the same generation would have the
+        # same next one, and the fence could not tell what they write after that.
+        if is_replaced and (lane is None or change.states != _RUNNING):
             return StorageError("another process serves this disk")
         change = self.localized(change)
         if not self.store.apply(change):
@@ -167,13 +184,12 @@ class Connection:
         self._loop.later(self._process, acknowledging, self._finish, batch, outcomes)
 
     def _write_one(self, submitted: _Submitted, is_possible: bool) -> Exception | None:
-        change, lane, _ = submitted
+        lane = submitted.lane
         if lane is not None and lane.failure is not None:
             return lane.failure
-        if is_possible:
-            return self._disk.write(change, self)
-        failure = StorageError("the disk is full")
-        if lane is not None:
+        full = StorageError("the disk is full")
+        failure = self._disk.write(submitted, self) if is_possible else full
+        if lane is not None and isinstance(failure, StorageError):
             lane.failure = failure
         return failure
 

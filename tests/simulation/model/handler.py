@@ -29,6 +29,13 @@ from durable_endpoints.protocol.runs import Complete, Fail, NewRun
 from durable_endpoints.protocol.step_ids import HANDLER_STEP, StepId
 from durable_endpoints_server.engine.model import Status
 from durable_endpoints_server.engine.transitions import Command, Park, Release
+from tests.simulation.model.details import (
+    delay_of,
+    has_instant,
+    omits_request,
+    omits_request_at_the_end,
+    stamp_of,
+)
 from tests.simulation.model.live import Listener
 from tests.simulation.model.loop import MS, Future, Task
 from tests.simulation.programs import (
@@ -132,17 +139,18 @@ class Execution:
     # The handler
 
     def _handle(self) -> Task:
+        omits = omits_request_at_the_end(self._program)
         try:
             values = yield from self._nodes(self._program.nodes)
             self._check()
             self.departure = "closed"
-            command: Complete | Fail = Complete(200, orjson.dumps(values))
+            command: Complete | Fail = Complete(200, orjson.dumps(values), omit_request_body=omits)
         except _UnwoundError:
             return
         except _StepFailedError as failed:
             self.departure = "closed"
             error = error_of(str(failed))
-            command = Fail("exception", error, 500, error)
+            command = Fail("exception", error, 500, error, omit_request_body=omits)
         try:
             yield self.session.leave(command)
         except EngineError as error:
@@ -202,7 +210,7 @@ class Execution:
             elif node.is_fatal or attempt > retries:
                 op = StepFailed(step, StepKind.RUN, error, attempt, elapsed)
             else:
-                op = StepRetry(step, StepKind.RUN, error, attempt, elapsed)
+                op = StepRetry(step, StepKind.RUN, error, attempt, elapsed, delay_of(node))
             record = self._record(op)
         return self._outcome(node.name, record, node.is_caught)
 
@@ -226,8 +234,11 @@ class Execution:
         return {"error": name}
 
     def _sleep(self, node: Sleep) -> Task:
-        step = StepId(node.name, node.name, 0)
-        yield from self._open(ops.Sleep(step, node.duration))
+        step, now = StepId(node.name, node.name, 0), self.app.engine.clock.now()
+        if has_instant(node):
+            yield from self._open(ops.Sleep(step, until=now + node.duration))
+        else:
+            yield from self._open(ops.Sleep(step, node.duration))
 
     def _wait(self, node: Wait) -> Task:
         got = yield from self._wait_for(node.name, StepKind.WAIT, (node.event,), node)
@@ -270,8 +281,8 @@ class Execution:
         step, session = StepId(node.name, node.name, 0), self.session
         yield from self._may_begin()
         data = orjson.dumps({"key": node.key, "number": node.number})
-        event = NewEvent(f"{session.id}:{node.name}", node.event, data)
-        self._record(ops.SendEvent(step, event, b"null"))
+        event = NewEvent(f"{session.id}:{node.name}", node.event, data, stamp_of(node))
+        self._record(ops.SendEvent(step, event, b"null", node.number * MS))
 
     def _invoke(self, node: Invoke) -> Task:
         step, session = StepId(node.name, node.name, 0), self.session
@@ -289,6 +300,7 @@ class Execution:
                 b"",
                 retries=node.program.retries,
                 max_runtime=node.program.max_runtime,
+                omit_request_body=omits_request(node.program),
             )
             record = yield from self._park(self._record(ops.Invoke(step, new, node.timeout)))
         else:

@@ -7,12 +7,14 @@ from random import Random
 from typing import NamedTuple
 
 from durable_endpoints_server.engine.model import Policy
-from tests.simulation.model.checker import Checker, ViolationError
+from tests.simulation.model.books import ViolationError
+from tests.simulation.model.checker import Checker
 from tests.simulation.model.faults import MESSAGES, Fault, random_faults
 from tests.simulation.model.host import Host
 from tests.simulation.model.loop import Loop, Process, RestlessError
 from tests.simulation.model.people import Network, People
 from tests.simulation.model.relay import Relay
+from tests.simulation.model.telling import BEGIN
 from tests.simulation.programs import PATIENT, Scenario, programs, random_scenario
 
 _LIMIT = 20_000
@@ -20,7 +22,6 @@ _APART = 20_000
 """Milliseconds by which the clocks of partitions differ at the most, at first."""
 _PATIENCE = 100
 """Actions for which a loss of power waits for something to lose."""
-_BEGIN = 1_700_000_000_000
 
 
 class Plan(NamedTuple):
@@ -57,8 +58,10 @@ def play(plan: Plan, is_traced: bool = False) -> Outcome:
     violation = None
     try:
         history.run()
-    except (ViolationError, RestlessError) as error:
+    except ViolationError as error:
         violation = str(error)
+    except RestlessError as error:
+        violation = f"{error}: {history.checker.unfinished() or 'all runs have ended'}"
     return Outcome(violation, history.loop.trace or [], history.checker.seen, history.loop.actions)
 
 
@@ -74,13 +77,12 @@ class _History:
             event_retention=10 * PATIENT,
         )
         self.checker = checker = Checker(plan.scenario, policy)
-        checker.say = loop.say
         known = programs(plan.scenario)
         hosts: list[Host] = []
         self._hosts = hosts
         relay = Relay(loop, hosts)
         for number in range(plan.partitions):
-            offset = _BEGIN + (random.randrange(_APART) if number else 0)
+            offset = BEGIN + (random.randrange(_APART) if number else 0)
             host = Host(f"machine {number}", loop, offset, policy, checker, known, relay)
             hosts.append(host)
         homes = {host.disk: host for host in hosts}

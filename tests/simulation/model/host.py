@@ -13,10 +13,13 @@ from tests.simulation.model.engine import Engine, Surroundings
 from tests.simulation.model.faults import Fault
 from tests.simulation.model.loop import MS, Clock, Future, Loop, Process
 from tests.simulation.model.relay import Relay
+from tests.simulation.model.telling import in_words
 from tests.simulation.programs import Program
 
 _DRAIN = 3_000
 """Milliseconds that a process has to end politely."""
+_AFTERWARDS = 30_000
+"""The same for all to be as ever after something went wrong: alarms nap as long."""
 _AFTERLIFE = 5_000
 """The same for one that was replaced while it was held, and goes on."""
 
@@ -48,7 +51,7 @@ class Host:
         self._boots = self._starts = 0
         self._relay = relay
         self.clock = Clock(loop, offset)
-        self.disk = Disk(loop, self._witness, checker.seen)
+        self.disk = Disk(loop, self.clock, self._witness, checker.seen)
         self.disk.localized = lambda change: relay.localized(self, change)
 
     def _witness(self, change: Change, by_replaced: bool) -> None:
@@ -72,7 +75,7 @@ class Host:
         self._starts += 1
         self._loop.say(f"{self.name} starts")
         self._process = Process(self.name)
-        self.clock.begin(read(self.disk.store.newest()))
+        went_back = self.clock.begin(read(self.disk.store.newest()))
         surroundings = Surroundings(self._loop, self.clock, self.disk, self._policy)
         owner = f"boot{self._boots}/{self.name}:{self._starts}"
         self.engine = Engine(
@@ -83,13 +86,16 @@ class Host:
             is_here=self.keeps,
             cancel_elsewhere=self._relay.cancel,
         )
+        self._checker.launched(self.disk, owner, went_back)
         self.app = App(self.engine, self._checker, self._programs)
         self.engine.start()
 
     def suffer(self, fault: Fault) -> None:
         """Let something go wrong."""
-        self._loop.say(f"{self.name}: {fault.kind} ({fault.amount} ms)")
+        self._loop.say(f"{self.name}: {in_words(fault)}")
         getattr(self, f"_{fault.kind}")(fault.amount)
+        over = self._loop.now + (2 * fault.amount + _AFTERWARDS) * MS
+        self.disk.quiet_since = max(self.disk.quiet_since, over)
 
     def _later(self, milliseconds: int, call: Callable[..., None], *args: object) -> None:
         self._loop.later(self._machine, milliseconds * MS, call, *args)

@@ -180,10 +180,12 @@ class Clock:
     def _still_ahead(self) -> int:
         return self._ahead and max(0, self._ahead - (self._loop.now - self._since) // _SLOWER)
 
-    def begin(self, newest: int) -> None:
-        """A process starts: it knows the wall clock, and the newest instant on the disk."""
-        wall = self._loop.now + self._offset * MS
+    def begin(self, newest: int) -> bool:
+        """A process starts: it knows the wall clock, and the newest instant on the disk. Returns
+        whether engine time has gone back thereby."""
+        wall, before = self._loop.now + self._offset * MS, self._still_ahead()
         self._ahead, self._since = max(0, newest * MS - wall), self._loop.now
+        return self._ahead < before
 
     def step(self, milliseconds: int) -> None:
         """Somebody sets the clock. Alarms notice when they wake from their nap."""

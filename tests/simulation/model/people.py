@@ -20,6 +20,7 @@ from tests.simulation.model.checker import Checker
 from tests.simulation.model.disk import read
 from tests.simulation.model.faults import Fault
 from tests.simulation.model.loop import MS, Future, Loop, Process, Task
+from tests.simulation.model.streams import View
 from tests.simulation.programs import Cancel, Event, Given, Request, Scenario
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ class People:
 
     def _mend(self, run_id: str) -> Task:
         host = self._host_of(run_id)
-        yield self._pause()
+        yield self._pause(self._loop.random.randrange(8))
         yield from self._until(
             host, lambda: self._in(host, host.engine.retry(run_id)), lambda done: True
         )
@@ -245,7 +246,7 @@ class People:
     def _reader(self, label: str) -> Task:
         """Read a stream to its end, with ever longer pauses while nothing comes."""
         run_id = yield from self._after(label, 0)
-        host, position, pause = self._host_of(run_id), 0, 1
+        host, position, pause, view = self._host_of(run_id), 0, 1, View()
 
         def deliver(reply: Reply) -> None:
             reply("page", read(host.disk.store.stream_page(run_id, position, _EVERYTHING)))
@@ -255,8 +256,10 @@ class People:
             if kind == "page" and page is not None:
                 if page.records:
                     self._checker.read(run_id, page.records)
+                    view.take(page.records)
                     position, pause = page.records[-1].last, 1
                 elif page.status.is_final:
+                    self._checker.has_read(run_id, view)
                     return
             yield self._loop.latency(10 * MS) * pause
             pause = min(2 * pause, 1_000_000)

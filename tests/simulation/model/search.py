@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tests.simulation.model.history import Outcome, Plan, plan_of, play
+from tests.simulation.model.telling import told_plan, with_short_instants
 from tests.simulation.shrinking import shrunk, smaller_scenarios, smaller_tuples
 
 _SCHEDULES = 8
@@ -57,7 +58,6 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
 def told(plan: Plan) -> str:
     """A plan, what happened, and what was wrong, for a person to read."""
     outcome: Outcome = play(plan, is_traced=True)
-    lines = [f"{request}" for request in plan.scenario.requests]
-    lines += [f"{item}" for item in (*plan.scenario.events, *plan.scenario.signals)]
-    lines += [f"{item}" for item in (*plan.scenario.cancels, *plan.faults)]
-    return "\n".join([*lines, "", *outcome.trace, "", outcome.violation or "nothing is wrong"])
+    wrong = outcome.violation or "Nothing is wrong."
+    lines = [*told_plan(plan), "\nWHAT HAPPENED", *outcome.trace, "\nWHAT IS WRONG", wrong]
+    return with_short_instants("\n".join(lines))
