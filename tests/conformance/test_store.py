@@ -21,7 +21,7 @@ from durable_endpoints.protocol.ops import (
     WaitForEvent,
 )
 from durable_endpoints.protocol.runs import NewRun
-from durable_endpoints.protocol.step_ids import StepId, hash_name
+from durable_endpoints.protocol.step_ids import HANDLER_STEP, StepId, hash_name
 from durable_endpoints.protocol.streams import RecordKind, StreamRecord
 from durable_endpoints_server.engine.facts import (
     AttemptFailed,
@@ -772,6 +772,17 @@ async def test_retention(store: Store) -> None:
     assert [e.id for e in await store.unused_events("live", "e", 0, "", 10)] == ["e2"]
     assert len(await store.requests(10)) == 1
     await History(store, "again", key="k").begin()
+
+
+async def test_what_a_running_run_has_used_is_counted_anew(store: Store) -> None:
+    """What is stored of that is out of date as long as it is executed."""
+    history = await History(store).begin()
+    failed = StepFailed(step("f"), StepKind.RUN, b"{}" * 5, 1)
+    retried = StepRetry(HANDLER_STEP, StepKind.HANDLER, b"{}", 1, delay=5)
+    await history.record(done("a", b"123"), failed, wait_for("w"), retried)
+    (run,) = await store.in_status(Status.RUNNING, 10)
+    assert (run.steps, run.memo_bytes, run.last_order) == (3, 13, 2)
+    assert (run.steps, run.memo_bytes) == (history.run.steps, history.run.memo_bytes)
 
 
 async def test_lists_are_complete(store: Store) -> None:

@@ -128,6 +128,32 @@ async def test_what_was_not_acknowledged_is_said_again_on_a_new_connection(tmp_p
         assert [frame for frame in peer.heard if frame[0] == "register"] == []
 
 
+async def test_an_acknowledgement_is_about_what_was_said_before_and_nothing_else(
+    tmp_path: Any,
+) -> None:
+    peer = Peer()
+    async with connected(peer, tmp_path) as (app, client):
+
+        @app.get("/")
+        @endpoint
+        async def handle() -> list[int]:
+            return await asyncio.gather(*(step.run(f"{n}", lambda: 7) for n in range(2)))
+
+        asking = asyncio.create_task(client.get("/"))
+        run, first, *_ = await peer.hear("record")
+        second = await peer.hear("record")
+        leave = await peer.hear("leave")
+        peer.say("ack", run, first)
+        await asyncio.sleep(0.05)
+        peer.cut()
+        assert (await peer.hear("resume"))[:3] == [run, 1, first]
+        assert await peer.hear("record") == second
+        assert await peer.hear("leave") == leave
+        assert not asking.done()
+        peer.say("ack", run, leave[1])
+        assert (await asking).json() == [7, 7]
+
+
 async def test_chunks_that_are_not_written_are_pushed_again(tmp_path: Any) -> None:
     peer = Peer()
     async with connected(peer, tmp_path) as (app, client):

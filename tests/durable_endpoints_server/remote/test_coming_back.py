@@ -168,6 +168,43 @@ async def test_a_process_that_is_silent_for_its_lease_loses_its_runs_to_another(
         assert list(await memo(store, "r")) == ["a"]
 
 
+async def test_nothing_of_an_execution_is_left_at_the_server_when_its_process_was_silent(
+    clock: VirtualClock,
+) -> None:
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        silent = await joined(server, "p1")
+        await silent.say(register("r"), record("r", 2, nap("z", 1_000)), suspend("r", 3))
+        await silent.acked("r", 3)
+        await pass_time(clock, 1_000)
+        await silent.executes("r")
+        await silent.say(["begin", "r", 3])
+        other = await joined(server, "p2")
+        await pass_time(clock, LEASE - 1_000)
+        await other.say(["beat"])
+        await asyncio.sleep(0.01)
+        await pass_time(clock, 1_000)
+        given = await other.executes("r")
+        await other.say(["begin", "r", given["generation"]], end("r", 1))
+        await other.acked("r", 1)
+        async with asyncio.timeout(3):
+            while not server.host.is_quiet:
+                await asyncio.sleep(0.001)
+
+
+async def test_whoever_begins_says_of_which_execution(clock: VirtualClock) -> None:
+    store = MemoryStore()
+    async with serving(store, clock) as server:
+        process = await joined(server)
+        await process.say(register("r"), record("r", 2, nap("z", 1_000)), suspend("r", 3))
+        await process.acked("r", 3)
+        await pass_time(clock, 1_000)
+        assert (await process.executes("r"))["generation"] == 3
+        await process.say(["begin", "r", 1], record("r", 1, done("of before")))
+        assert "generation 3" in (await process.until_closed()).reason
+        assert set(await memo(store, "r")) == {"z"}
+
+
 async def test_a_heartbeat_beside_the_connection_keeps_the_lease(clock: VirtualClock) -> None:
     store = MemoryStore()
     async with serving(store, clock) as server:

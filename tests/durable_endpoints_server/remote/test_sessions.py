@@ -17,7 +17,8 @@ from durable_endpoints.protocol.ops import (
     WaitForEvent,
 )
 from durable_endpoints.testing import VirtualClock
-from durable_endpoints_server.engine.model import Status
+from durable_endpoints_server.engine.model import Event, Status
+from durable_endpoints_server.store.base import Arrival
 from durable_endpoints_server.store.memory import MemoryStore
 from tests.durable_endpoints_server.remote.fakes import (
     FakeProcess,
@@ -174,6 +175,38 @@ async def test_one_run_at_a_time_waits_for_a_signal(
         await process.say(["ask", 1, "send_signal", {"name": "go", "data": "7"}])
         assert (await process.until("answer", 1))[2] is True
         assert (await process.until("resolved", "r1"))[2][1] == "go"
+
+
+async def test_what_is_said_after_a_signal_waits_for_it_and_so_does_its_acknowledgement(
+    store: MemoryStore, clock: VirtualClock
+) -> None:
+    """To open a wait for a signal takes a look into the store."""
+    ask, may_go_on = store.arrival, asyncio.Event()
+
+    async def slowly(event: Event) -> Arrival:
+        await may_go_on.wait()
+        return await ask(event)
+
+    store.arrival = slowly  # type: ignore[method-assign]
+    op = WaitForEvent(step_id("go"), StepKind.SIGNAL, (Alternative("", SIGNAL + "go"),), 60_000)
+    async with serving(store, clock) as server:
+        process = await joined(server)
+        await process.say(
+            register("r"),
+            record("r", 2, done("before")),
+            ["signal", "r", 3, wire.pack_op(op), False],
+            record("r", 4, done("after")),
+        )
+        await process.acked("r", 2)
+        await asyncio.sleep(0.02)
+        assert set(await memo(store, "r")) == {"before"}
+        assert [frame[2] for frame in process.all("ack", "r")] == [2]
+        may_go_on.set()
+        await process.acked("r", 4)
+        assert list(await memo(store, "r")) == ["go", "before", "after"]
+        assert process.heard.index(await process.until("signal", "r")) < process.heard.index(
+            await process.until("ack", "r", lambda frame: frame[2] >= 3)
+        )
 
 
 async def test_an_invoked_run_belongs_to_the_same_app_and_wakes_the_one_above_it(
