@@ -19,6 +19,10 @@ _GROUPS: Final = "tests/durable_endpoints_server/store/test_group_commit.py::"
 _RETURNS: Final = "tests/durable_endpoints_server/remote/test_coming_back.py::"
 _LEASES: Final = "tests/durable_endpoints/remote/test_lease.py::"
 _SLOW: Final = "tests/durable_endpoints_server/test_slow_disk.py::"
+_LIVE: Final = "tests/durable_endpoints_server/test_live.py::"
+_EVENTS: Final = "tests/durable_endpoints_server/test_events.py::"
+_TIMERS: Final = "tests/durable_endpoints_server/test_timers.py::"
+_SESSIONS: Final = "tests/durable_endpoints_server/remote/test_sessions.py::"
 
 PLANTED: Final = (
     # Who may change a run
@@ -82,6 +86,22 @@ PLANTED: Final = (
         "a run has one end and one response",
         (f"{_RULES}test_no_command_leaves_a_final_state",),
     ),
+    Planted(
+        "no generation check in SQL for what is waited for",
+        f"{_SERVER}/store/sqlite_writes.sql",
+        """create temp trigger write_wait instead of insert on rare_writes when new.kind = 6 begin
+    select raise(ignore)
+    where not exists (
+        select 1 from runs
+        where id = new.run_id and generation = new.generation and (new.states >> status) & 1""",
+        """create temp trigger write_wait instead of insert on rare_writes when new.kind = 6 begin
+    select raise(ignore)
+    where not exists (
+        select 1 from runs
+        where id = new.run_id""",
+        "an execution that was replaced can write nothing",
+        (f"{_STORES}test_no_fact_of_a_stale_generation_is_written[sqlite]",),
+    ),
     # What was acknowledged
     Planted(
         "acknowledged before the write",
@@ -90,6 +110,14 @@ PLANTED: Final = (
         "        if not batch.changes:\n            loop",
         "what was acknowledged is on disk",
         (f"{_GROUPS}test_nobody_is_acknowledged_before_the_disk_is",),
+    ),
+    Planted(
+        "an event is acknowledged before the write",
+        f"{_SERVER}/events.py",
+        "            await ticket.wait()\n            is_on_disk = True",
+        "            is_on_disk = True",
+        "an event whose sender was told so is on disk",
+        (f"{_SLOW}test_a_sender_is_told_that_its_events_are_kept_once_they_are_on_disk[1]",),
     ),
     Planted(
         "a refused write is acknowledged",
@@ -140,6 +168,14 @@ PLANTED: Final = (
             "tests/chaos/test_failed_syncs.py::"
             "test_what_is_acknowledged_after_a_failed_sync_does_not_lie_behind_a_hole[the store]",
         ),
+    ),
+    Planted(
+        "a steady stream is never synced",
+        f"{_SERVER}/store/group_commit.py",
+        "            elif self._unsynced_since is None:",
+        "            else:",
+        "what was streamed is on the disk within moments",
+        (f"{_GROUPS}test_a_stream_without_a_pause_is_synced_all_the_same",),
     ),
     Planted(
         "the last write wins",
@@ -237,6 +273,47 @@ PLANTED: Final = (
         ),
     ),
     Planted(
+        "a wait looks back before it is on disk",
+        f"{_SERVER}/live.py",
+        "        await self.acknowledge()\n        await self._host.events.look_back(self, key)",
+        "        await self._host.events.look_back(self, key)",
+        "an event that comes as its wait is opened counts",
+        (f"{_SLOW}test_a_wait_finds_an_event_that_came_to_the_disk_right_before_it",),
+    ),
+    Planted(
+        "suspended while events are looked up",
+        f"{_SERVER}/live.py",
+        "        while self._tasks:\n            await asyncio.wait(self._tasks)\n",
+        "",
+        "an event that came before its wait counts",
+        (f"{_LIVE}test_a_run_is_not_left_before_what_it_waits_for_was_looked_up",),
+    ),
+    Planted(
+        "an event is for each wait that opened after it",
+        f"{_SERVER}/live.py",
+        "if step is not None and (again or event_id not in self._used_events):",
+        "if step is not None:",
+        "an early event is used once by a run",
+        (f"{_EVENTS}test_of_two_waits_that_opened_while_an_event_was_matched_one_gets_it",),
+    ),
+    Planted(
+        "done, and tried again",
+        f"{_SERVER}/live.py",
+        "            if key in self._open:\n                del self._open[key]\n",
+        "",
+        "a body does not begin again once its result was acknowledged",
+        (f"{_LIVE}test_a_step_that_is_done_is_not_tried_again_when_its_next_try_was_due",),
+    ),
+    Planted(
+        "an event that could not be matched is forgotten",
+        f"{_SERVER}/events.py",
+        """could not be matched yet: %s", event.id, error)
+            self._host.recovery.settle_soon()""",
+        """could not be matched yet: %s", event.id, error)""",
+        "an event resolves what it resolves once the disk works again",
+        (f"{_EVENTS}test_an_event_is_matched_once_the_store_works_again",),
+    ),
+    Planted(
         "slept through what was resolved",
         f"{_SERVER}/live.py",
         "        if self._missed:",
@@ -256,6 +333,52 @@ PLANTED: Final = (
         (
             "tests/durable_endpoints/test_basics.py::"
             "test_a_sleep_redirects_and_the_answer_comes_from_wait",
+        ),
+    ),
+    Planted(
+        "armed while the store is asked, and not heard",
+        f"{_SERVER}/timers.py",
+        "            self._next = None\n            due = await",
+        "            due = await",
+        "a run goes on when its time has come",
+        (f"{_TIMERS}test_what_is_armed_while_the_store_is_asked_is_not_overlooked",),
+    ),
+    Planted(
+        "armed for the last of what a run waits for",
+        f"{_SERVER}/live.py",
+        "due = min((s.due for s in still_open",
+        "due = max((s.due for s in still_open",
+        "a run goes on when its time has come",
+        (f"{_TIMERS}test_a_run_that_suspends_arms_what_comes_first_of_all_that_it_waits_for",),
+    ),
+    Planted(
+        "too many are ready, and forgotten",
+        f"{_SERVER}/dispatcher.py",
+        "            self._more = True  # it stays in the store, and is fetched when there is room",
+        "            pass",
+        "a run that is ready is executed at once",
+        (
+            "tests/durable_endpoints_server/test_dispatcher.py::"
+            "test_more_runs_than_a_page_that_become_ready_together_are_all_executed",
+        ),
+    ),
+    Planted(
+        "a waiter looks before it listens",
+        f"{_SERVER}/waiters.py",
+        """        listeners.append(future)
+        alarm = None
+        try:
+            ended = await self._store.ended(run_id)
+""",
+        """        alarm = None
+        try:
+            ended = await self._store.ended(run_id)
+            listeners.append(future)
+""",
+        "who waits for a run is answered when it ends",
+        (
+            "tests/durable_endpoints_server/test_waiters.py::"
+            "test_an_end_between_looking_and_waiting_is_not_missed",
         ),
     ),
     Planted(
@@ -417,6 +540,17 @@ PLANTED: Final = (
         "readers see nothing that is not written",
         (f"{_SLOW}test_a_reader_gets_a_chunk_once_it_is_written",),
     ),
+    Planted(
+        "positions are not skipped by a machine that was started anew",
+        f"{_SERVER}/recovery.py",
+        "        if run.owner == here or is_same_boot(run.owner, here):",
+        "        if here:",
+        "after a loss of power no position is given a second time",
+        (
+            "tests/durable_endpoints_server/test_recovery.py::"
+            "test_after_a_start_of_the_machine_no_position_of_a_stream_is_given_again",
+        ),
+    ),
     # At the far end of a wire
     Planted(
         "a former execution comes back",
@@ -449,6 +583,28 @@ PLANTED: Final = (
         "return now() < self._ends",
         "no body begins of a run that another process may have been given meanwhile",
         (f"{_LEASES}test_a_lease_covers_what_was_held_without_a_gap",),
+    ),
+    Planted(
+        "an acknowledgement is about more than was written",
+        f"{_SERVER}/remote/acknowledging.py",
+        "                (session, number, live, live.ticket, live.stream_tail)",
+        "                (session, session.taken, live, live.ticket, live.stream_tail)",
+        "what a server has acknowledged is on its disk",
+        (
+            f"{_SESSIONS}test_what_is_said_after_a_signal_waits_for_it_and_so_does_its_"
+            "acknowledgement",
+        ),
+    ),
+    Planted(
+        "what was not acknowledged is not said again",
+        f"{_SDK}/engines/remote/session.py",
+        "        self._journal.confirm(number)\n",
+        "        self._journal.confirm(number + 1)\n",
+        "a connection that breaks loses nothing",
+        (
+            "tests/durable_endpoints/remote/test_link.py::"
+            "test_an_acknowledgement_is_about_what_was_said_before_and_nothing_else",
+        ),
     ),
     Planted(
         "a silent process keeps its runs",

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 import pytest
 
 from durable_endpoints.protocol.errors import EngineClosedError, StorageError
+from durable_endpoints_server.store import group_commit as module
 from durable_endpoints_server.store.base import Lane, RefusedError
 from durable_endpoints_server.store.group_commit import GroupCommit, WriteError
 
@@ -384,3 +385,29 @@ async def test_closing_with_a_failing_disk_ends_and_says_so(disk: Disk) -> None:
     await asyncio.to_thread(commits.close)
     with pytest.raises(StorageError):
         await ticket.wait()
+
+
+class Seconds:
+    """A clock for the committer, which stands still."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+async def test_a_stream_without_a_pause_is_synced_all_the_same(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is less than 30 ms between two chunks, and more between the first and the last."""
+    clock, synced = Seconds(), threading.Event()
+    monkeypatch.setattr(module, "time", clock)
+    commits = GroupCommit(disk.write, "writer of a test", synced.set)
+    for _ in range(3):
+        assert not synced.is_set()
+        await commits.submit("chunk", None, is_relaxed=True).wait()
+        clock.now += 0.02
+    await commits.submit("chunk", None, is_relaxed=True).wait()
+    assert await asyncio.to_thread(synced.wait, 1)
+    await asyncio.to_thread(commits.close)

@@ -287,20 +287,6 @@ async def test_what_was_written_relaxed_is_synced_soon(
     assert len(flushed) == 2
 
 
-async def test_a_stream_without_a_pause_is_synced_all_the_same(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flushed: list[int] = []
-    monkeypatch.setattr("durable_endpoints_server.store.sqlite.flush", flushed.append)
-    async with asyncio.timeout(5):
-        number = 0
-        while len(flushed) < 2:
-            await store.submit(relaxed(f"chunk {number}")).wait()
-            number += 1
-            await asyncio.sleep(0.001)
-    await store.close()
-
-
 async def test_a_sync_that_fails_is_told_and_tried_again(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
