@@ -187,8 +187,11 @@ class Connection:
         lane = submitted.lane
         if lane is not None and lane.failure is not None:
             return lane.failure
-        full = StorageError("the disk is full")
-        failure = self._disk.write(submitted, self) if is_possible else full
+        failure: Exception | None
+        if is_possible:
+            failure = self._disk.write(submitted, self)
+        else:
+            failure = StorageError("the disk is full")
         if lane is not None and isinstance(failure, StorageError):
             lane.failure = failure
         return failure
