@@ -125,9 +125,11 @@ class RemoteSession:
 
     def _begin(self, frame: Frame) -> None:
         _, _, generation = wire.array_of(frame, 3)
-        if generation != self.live.generation:
+        if wire.whole(generation) > self.live.generation:
             raise WireError(f"run {self.id} is at generation {self.live.generation}")
-        self.has_begun = True
+        # An earlier one was taken back, while the process had just been given it: what it says of
+        # that is passed over.
+        self.has_begun = generation == self.live.generation
 
     def _register(self, frame: Frame) -> None:
         # The first one has made this session. To a new server it is said again, if the one that

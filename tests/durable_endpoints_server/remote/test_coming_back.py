@@ -192,7 +192,9 @@ async def test_nothing_of_an_execution_is_left_at_the_server_when_its_process_wa
                 await asyncio.sleep(0.001)
 
 
-async def test_whoever_begins_says_of_which_execution(clock: VirtualClock) -> None:
+async def test_what_is_said_of_an_execution_that_was_taken_back_is_passed_over(
+    clock: VirtualClock,
+) -> None:
     store = MemoryStore()
     async with serving(store, clock) as server:
         process = await joined(server)
@@ -200,9 +202,11 @@ async def test_whoever_begins_says_of_which_execution(clock: VirtualClock) -> No
         await process.acked("r", 3)
         await pass_time(clock, 1_000)
         assert (await process.executes("r"))["generation"] == 3
-        await process.say(["begin", "r", 1], record("r", 1, done("of before")))
-        assert "generation 3" in (await process.until_closed()).reason
-        assert set(await memo(store, "r")) == {"z"}
+        await process.say(["begin", "r", 2], record("r", 1, done("of before")))
+        await process.say(["begin", "r", 3], record("r", 1, done("of this one")), end("r", 2))
+        await until_status(store, "r", Status.COMPLETED)
+        assert set(await memo(store, "r")) == {"z", "of this one"}
+        assert process.closed is None
 
 
 async def test_a_heartbeat_beside_the_connection_keeps_the_lease(clock: VirtualClock) -> None:
