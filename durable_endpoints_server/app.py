@@ -31,15 +31,16 @@ from durable_endpoints_server.routes import (
 from durable_endpoints_server.routes.answers import ApiError, refusal
 from durable_endpoints_server.server import Server
 
+# Looked through in this order: first what somebody waits for with a watch in hand.
 _ROUTES = (
-    apps.routes,
-    checkpoint.routes,
-    connect.routes,
     events.routes,
+    checkpoint.routes,
+    output.routes,
+    apps.routes,
+    connect.routes,
     gql.routes,
     health.routes,
     openapi.routes,
-    output.routes,
     reads.routes,
     realtime.routes,
     runs.routes,

@@ -36,8 +36,8 @@ logger = logging.getLogger("durable_endpoints")
 _PAGE = 500
 _PATIENCE = 60.0
 """Seconds to wait for a run whose execution is gone to be idle in the store."""
-_SECOND_LOOK = 0.001
-"""Seconds for which runs that an event has woken go first, before waits are looked for that were
+_SECOND_LOOK = 0.01
+"""Seconds for which runs that an event has woken go first, at a server too, before waits are looked for that were
 just being opened when it came."""
 _PAUSE = 0.01
 """Seconds before an event is matched again with a wait that was just being changed."""
