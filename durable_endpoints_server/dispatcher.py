@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from durable_endpoints.protocol.errors import EngineError
+from durable_endpoints.protocol.errors import EngineError, LostRunError
 from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.engine.transitions import Claim, decide, in_quarantine
 from durable_endpoints_server.live import LiveRun
@@ -45,6 +45,14 @@ class Nobody(Enum):
 
     HERE = "no process is there of the application that it belongs to"
     FREE = "all of them have enough to do"
+
+
+class _Claimed(NamedTuple):
+    """A run that is claimed by a write which is under way."""
+
+    live: LiveRun
+    entry: Entry
+    place: Place
 
 
 Placement = Callable[[Entry], Place | Nobody]
@@ -140,6 +148,25 @@ class Dispatcher:
             self._start_queued()
         if self._queue or self._quarantine or self._more:
             self.nudge()
+
+    def claim(self, entry: Entry) -> bool:
+        """Claim a run that becomes ready by a change which was just submitted, in the same write,
+        and execute it once that is on disk. False if others go first, or it has no place."""
+        goes_first = self._may_start and is_here(self._loop) and not (self._queue or self.alone)
+        is_quiet = not self._isolates or not (
+            self._quarantine or in_quarantine(entry.run, self._host.policy)
+        )
+        if not (goes_first and is_quiet and self._running < self._capacity):
+            return False
+        assert self._place is not None
+        place = self._place(entry)
+        if isinstance(place, Nobody):
+            return False
+        claimed = _Claimed(self._claim(entry, place.owner), entry, place)
+        self._running += 1
+        run_id = entry.run.id
+        self._host.tasks.spawn(self._execute(run_id, claimed), f"execute {run_id}")
+        return True
 
     @property
     def is_busy(self) -> bool:
@@ -243,13 +270,15 @@ class Dispatcher:
             self.alone = False
             self.nudge()
 
-    async def _execute(self, run_id: str) -> None:
+    async def _execute(self, run_id: str, claimed: _Claimed | None = None) -> None:
         find_place = self._place
         assert find_place is not None
         # From here on a new wake counts: it may be about a change that this read does not see.
         self._queued.discard(run_id)
         leaves_room = self._called.pop(run_id, None)
         try:
+            if claimed is not None and not await self._execute_claimed(claimed):
+                return
             while (entry := await self._host.store.entry(run_id)) is not None:
                 if self._host.draining or self._host.live_run(run_id) is not None:
                     return
@@ -275,6 +304,19 @@ class Dispatcher:
             if leaves_room is not None:
                 self.make_room(leaves_room)
             self.nudge()
+
+    async def _execute_claimed(self, claimed: _Claimed) -> bool:
+        """Execute a run that was claimed ahead. Whether somebody else was faster, so that it has to
+        be looked at again."""
+        live, entry, place = claimed
+        try:
+            await live.acknowledge()  # else its handler might see what never comes to be
+        except LostRunError:
+            pass
+        except EngineError:
+            await live.abandon()
+        await place.executor(live, entry)
+        return live.was_refused
 
     def _put_off(self, entry: Entry, why: Nobody) -> None:
         run_id = entry.run.id

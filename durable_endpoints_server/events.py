@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from durable_endpoints.protocol.errors import StorageError
 from durable_endpoints.protocol.ops import NewEvent, StepRecord
@@ -27,7 +28,7 @@ from durable_endpoints_server.engine.matching import (
 from durable_endpoints_server.engine.model import Event, Match, Run, Status, Wait
 from durable_endpoints_server.engine.transitions import resolve_all
 from durable_endpoints_server.live import LiveRun
-from durable_endpoints_server.store.base import RefusedError, Ticket, is_written
+from durable_endpoints_server.store.base import Entry, RefusedError, Ticket, is_written
 
 if TYPE_CHECKING:
     from durable_endpoints_server.host import Host
@@ -37,10 +38,22 @@ _PAGE = 500
 _PATIENCE = 60.0
 """Seconds to wait for a run whose execution is gone to be idle in the store."""
 _SECOND_LOOK = 0.01
-"""Seconds for which runs that an event has woken go first, at a server too, before waits are looked for that were
+"""Seconds for which runs that an event has woken go first, before waits are looked for that were
 just being opened when it came."""
 _PAUSE = 0.01
 """Seconds before an event is matched again with a wait that was just being changed."""
+_FEW_RUNS = 8
+"""Runs that one event wakes and that are claimed at once. More of them have their turns."""
+_NONE: Mapping[str, Entry] = MappingProxyType({})
+
+
+class _Resolved(NamedTuple):
+    """A run that nobody executes, of which an event has resolved something."""
+
+    run: Run
+    ticket: Ticket
+    is_claimed: bool
+    """Whether it is executed once that is on disk; else somebody has to be told."""
 
 
 class EventService:
@@ -137,14 +150,16 @@ class EventService:
         is_known = event.id in self._unsettled
         self._unsettled.add(event.id)
         is_on_disk = False
-        resolved: list[tuple[Run, Ticket]] = []
+        resolved: list[_Resolved] = []
         try:
             arrival = await self._host.store.arrival(event)
             if arrival.known:
                 return False
+            found = hits(event, arrival.matches)
+            entries = await self._entries_of(found)
             received = Change((EventReceived(event, settled=False),))
             ticket = self._host.store.submit(received)
-            resolved = self._resolve_idle(event, hits(event, arrival.matches))
+            resolved = self._resolve_idle(event, found, entries)
             await ticket.wait()
             is_on_disk = True
             self._host.tasks.spawn(self._settle(event, resolved), f"match event {event.id}")
@@ -156,6 +171,15 @@ class EventService:
             self._publishing.pop(event.id, None)
             if not is_on_disk and not is_known:
                 self._unsettled.discard(event.id)
+
+    async def _entries_of(self, found: Sequence[Match]) -> dict[str, Entry]:
+        """What is needed to execute the runs that an event wakes, if those are few: it is read
+        before the event is written, so that they are claimed in the same write."""
+        waiting = {match.run.id for match in found if match.run.status is Status.WAITING}
+        if len(waiting) > _FEW_RUNS:
+            return {}
+        entries = [await self._host.store.entry(run_id) for run_id in sorted(waiting)]
+        return {entry.run.id: entry for entry in entries if entry is not None}
 
     def restart(self) -> None:
         """Whatever was being matched on an event loop before this one went with it."""
@@ -258,7 +282,7 @@ class EventService:
         finally:
             self._unsettled.discard(event.id)
 
-    async def _settle(self, event: Event, resolved: Sequence[tuple[Run, Ticket]] = ()) -> None:
+    async def _settle(self, event: Event, resolved: Sequence[_Resolved] = ()) -> None:
         """Resolve what the event matches until nothing is left, then say so. `resolved` is on its
         way to the disk already."""
         try:
@@ -297,17 +321,27 @@ class EventService:
             for match in found
         )
 
-    def _resolve_idle(self, event: Event, found: list[Match]) -> list[tuple[Run, Ticket]]:
-        """Queue the resolutions of runs that nobody executes: all matching waits of each."""
-        resolved: list[tuple[Run, Ticket]] = []
+    def _resolve_idle(
+        self, event: Event, found: list[Match], entries: Mapping[str, Entry] = _NONE
+    ) -> list[_Resolved]:
+        """Queue the resolutions of runs that nobody executes: all matching waits of each. Those of
+        which `entries` tells are claimed, too, if there is room."""
+        resolved: list[_Resolved] = []
         for _, group in groupby(found, key=lambda match: match.run.id):
             of_run = [*group]
             run = of_run[0].run
             if run.status not in (Status.WAITING, Status.READY) or self._host.live_run(run.id):
                 continue
             now = self._host.clock.now()
-            run, change = resolve_all(run, resolutions(event, of_run), now, self._host.policy)
-            resolved.append((run, self._host.store.submit(change)))
+            after, change = resolve_all(run, resolutions(event, of_run), now, self._host.policy)
+            ticket = self._host.store.submit(change)
+            entry = entries.get(run.id)
+            is_claimed = (
+                entry is not None
+                and entry.run.generation == run.generation
+                and self._host.dispatcher.claim(entry.after(after, change))
+            )
+            resolved.append(_Resolved(after, ticket, is_claimed))
         return resolved
 
     async def _offer_live(self, event: Event, found: list[Match]) -> list[LiveRun]:
@@ -321,7 +355,7 @@ class EventService:
                 lives.append(live)
         return lives
 
-    async def _announce(self, resolved: Iterable[tuple[Run, Ticket]]) -> None:
-        for run, ticket in resolved:
-            if await is_written(ticket):  # else `_settle` looks again
+    async def _announce(self, resolved: Iterable[_Resolved]) -> None:
+        for run, ticket, is_claimed in resolved:
+            if await is_written(ticket) and not is_claimed:  # else `_settle` looks again
                 self._host.announce(run, None, None)

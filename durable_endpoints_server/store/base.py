@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from durable_endpoints.protocol.ops import StepKind, StepRecord
 from durable_endpoints.protocol.streams import StreamRecord
-from durable_endpoints_server.engine.facts import Change
+from durable_endpoints_server.engine.facts import Change, StepResolved
 from durable_endpoints_server.engine.model import Event, Match, Run, Status, Stream
 
 NO_RECORDS: Final = 2**62
@@ -78,6 +78,13 @@ class Entry(NamedTuple):
     """Which application it belongs to: see `NewRun`."""
     stream: Stream | None
     """The state of its stream log, if it streamed anything."""
+
+    def after(self, run: Run, change: Change) -> Entry:
+        """The same once `change`, which resolves steps, is written and leaves the run as `run`."""
+        resolved = [fact.step for fact in change.facts if isinstance(fact, StepResolved)]
+        keys = {step.id.hash for step in resolved}
+        memo = [step for step in self.memo if step.id.hash not in keys]
+        return self._replace(run=run, memo=[*memo, *resolved])
 
 
 def with_exact_usage(run: Run, memo: Collection[StepRecord]) -> Run:

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from durable_endpoints.protocol.errors import LostRunError, StorageError
+from durable_endpoints.protocol.ops import Alternative, NewEvent, StepKind, StepState, WaitForEvent
 from durable_endpoints.protocol.runs import Complete
+from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints.testing import VirtualClock
 from durable_endpoints_server import dispatcher as module
 from durable_endpoints_server.dispatcher import Nobody, Place
-from durable_endpoints_server.engine.facts import Change, RunChanged
+from durable_endpoints_server.engine.facts import Change, RunChanged, StepResolved
 from durable_endpoints_server.engine.model import Run, Status
 from durable_endpoints_server.engine.transitions import (
     Cancel,
     Claim,
     Interrupt,
     Release,
+    Suspend,
     decide,
     register,
 )
 from durable_endpoints_server.live import LiveRun
-from durable_endpoints_server.store.base import Entry
+from durable_endpoints_server.store.base import Entry, Lane, Ticket
+from durable_endpoints_server.store.sqlite import SqliteStore
+from durable_endpoints_server.store.sqlite_rows import Cells
 from tests.durable_endpoints_server.helpers import (
     POLICY,
     Executions,
@@ -575,3 +581,138 @@ async def test_what_comes_while_the_store_is_asked_is_not_overlooked(
         host.dispatcher.look_again()
         answer.set()
         await until(lambda: executions.began == ["r"])
+
+
+# Claimed while what makes it ready is being written
+
+
+def suspended(run_id: str, clock: VirtualClock) -> list[Change]:
+    """What makes a run that waits for the event `go`."""
+    wait = StepId(hash_name("w"), "w", 0)
+    decision = register(new_run(run_id), "they", None, clock.now())
+    changes = [decision.change]
+    alternatives = (Alternative("go", "go", ()),)
+    for command in (WaitForEvent(wait, StepKind.WAIT, alternatives, 60_000), Suspend()):
+        decision = decide(decision.run, command, clock.now(), POLICY)
+        changes.append(decision.change)
+    return changes
+
+
+def claims(change: Change) -> bool:
+    return any(
+        isinstance(fact, RunChanged) and fact.run.status is Status.RUNNING for fact in change.facts
+    )
+
+
+def resolves(change: Change) -> bool:
+    return any(isinstance(fact, StepResolved) for fact in change.facts)
+
+
+GO = NewEvent("e", "go", b"{}")
+
+
+class Batches(SqliteStore):
+    """A store that notes of how many changes each of its writes was."""
+
+    def __init__(self, path: Path) -> None:
+        self.sizes: list[int] = []
+        super().__init__(path)
+
+    def _write(self, changes: Sequence[list[Cells]], is_relaxed: bool) -> Collection[int]:
+        self.sizes.append(len(changes))
+        return super()._write(changes, is_relaxed)
+
+
+async def test_a_run_that_an_event_wakes_is_claimed_in_the_same_write(
+    tmp_path: Path, clock: VirtualClock
+) -> None:
+    store = Batches(tmp_path / "runs.db")
+    for change in suspended("r", clock):
+        await store.submit(change).wait()
+    written: list[list[int]] = []
+    seen: list[StepState] = []
+
+    async def leave(live: LiveRun, entry: Entry) -> None:
+        written.append([*store.sizes])
+        seen.extend(step.state for step in entry.memo)
+        await complete(live, entry)
+
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(leave, anybody)
+        await asyncio.sleep(0.05)
+        store.sizes.clear()
+        await host.events.publish(GO)
+        await until(lambda: written)
+        assert written == [[3]], "the event, what it resolves, and the claim"
+        assert seen == [StepState.DONE]
+        await until(lambda: host.is_quiet)
+
+
+async def test_a_run_that_was_cancelled_just_before_its_event_came_is_not_executed(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    for change in suspended("r", clock):
+        assert store.apply(change)
+    submit, executed = store.submit, 0
+
+    def late(change: Change, lane: Lane | None = None) -> Ticket:
+        if resolves(change):
+            run = store._rows["r"].run
+            assert store.apply(decide(run, Cancel("because"), clock.now(), POLICY).change)
+        return submit(change, lane)
+
+    async def leave(live: LiveRun, entry: Entry) -> None:
+        nonlocal executed
+        executed += not live.has_left
+
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(leave, anybody)
+        store.submit = late  # type: ignore[method-assign]
+        await host.events.publish(GO)
+        await until(lambda: host.is_quiet)
+        assert not executed
+        assert await statuses(store) == {"r": Status.CANCELLED}
+
+
+async def test_a_run_whose_claim_cannot_be_written_goes_on_once_the_store_works_again(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    for change in suspended("r", clock):
+        assert store.apply(change)
+    began: list[Status] = []
+
+    async def leave(live: LiveRun, entry: Entry) -> None:
+        if not live.has_left:
+            began.append(store._rows["r"].run.status)
+            await complete(live, entry)
+
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(leave, anybody)
+        store.fails = claims
+        await host.events.publish(GO)
+        await until(lambda: store.refused)
+        store.fails = None
+        await until(lambda: began)
+        assert began == [Status.RUNNING]
+        await until(lambda: host.is_quiet)
+        assert await statuses(store) == {"r": Status.COMPLETED}
+
+
+async def test_a_run_that_an_event_wakes_waits_for_room(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    ready(store, "first")
+    for change in suspended("r", clock):
+        assert store.apply(change)
+    gate = asyncio.Event()
+    executions = Executions(held_up(gate))
+    async with serving(store, clock, max_executions=1) as host:
+        host.dispatcher.set_executor(executions, anybody)
+        await until(lambda: executions.began)
+        await host.events.publish(GO)
+        await asyncio.sleep(0.02)
+        assert executions.began == ["first"]
+        gate.set()
+        await until(lambda: len(executions.began) == 2)
+        assert executions.most == 1
+        await until(lambda: host.is_quiet)
