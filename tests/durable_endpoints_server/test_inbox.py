@@ -152,8 +152,8 @@ async def test_a_message_whose_end_was_not_written_is_carried_out_once(
 
     store.fails = taking
     leave_event(store, clock.now(), "e", 1)
-    async with serving(store, clock, **FAST):
-        await until(lambda: len(store.refused) >= 2)
+    async with serving(store, clock, **FAST) as host:
+        await until(lambda: len(store.refused) >= 2 and not host.events.is_busy)
         waiting(store, clock, "late")  # began after the event: it must not get a copy
         store.fails = None
         await until(lambda: not store._inbox)
