@@ -22,7 +22,7 @@ from durable_endpoints import endpoint, step
 
 DUE = 1_000
 _FAR = 86_400_000
-_WARM = 500
+_WARM = 5_000
 _LEAD = 3
 """How many times as long as it takes to put them to sleep, runs have until the first is due."""
 
