@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError
 from durable_endpoints_server.engine.model import Run, Status
-from durable_endpoints_server.engine.transitions import Interrupt, Release, decide
+from durable_endpoints_server.engine.transitions import (
+    Interrupt,
+    Release,
+    decide,
+    skip_positions,
+)
 from durable_endpoints_server.owner import is_same_boot
 from durable_endpoints_server.store.base import Ticket, is_written, with_exact_usage
 from durable_endpoints_server.tasks import Bell
@@ -42,12 +47,13 @@ class Recovery:
     async def interrupt_lost_runs(self) -> int:
         """Make every run whose execution is gone ready again, or park it. Returns how many."""
         running = await self._host.store.in_status(Status.RUNNING, 2**31)
-        lost = [
-            run
-            for run in running
-            if self._host.live_run(run.id) is None and not self._host.is_executed_elsewhere(run)
-        ]
+        kept: list[Run] = []
+        lost: list[Run] = []
+        for run in running:
+            if self._host.live_run(run.id) is None:
+                (kept if self._host.is_executed_elsewhere(run) else lost).append(run)
         alone = len(lost) == 1
+        await self._skip_positions(kept)
         await self.give_up([(run, self._loss(alone)) for run in lost])
         return len(lost)
 
@@ -66,6 +72,19 @@ class Recovery:
                 host.announce(run, None, None)
                 if run.status is Status.PARKED:
                     self.tell_parked(run)
+
+    async def _skip_positions(self, kept: Sequence[Run]) -> None:
+        """See to it that nothing said of runs that are executed elsewhere has a position in their
+        stream log which readers know, and the disk has lost together with this machine: whatever
+        becomes of them while their processes are still waited for."""
+        submitted = [
+            self._host.store.submit(skip_positions(run))
+            for run in kept
+            # Owners of other SDKs' runs name no start of a machine.
+            if "/" in run.owner and not is_same_boot(run.owner, self._host.owner)
+        ]
+        for ticket in submitted:
+            await is_written(ticket)
 
     def tell_parked(self, run: Run) -> None:
         """Log that a run stands still, and what can be done."""

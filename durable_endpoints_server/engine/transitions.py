@@ -214,6 +214,12 @@ def resolve_all(run: Run, resolutions: Sequence[Resolve], now: int, policy: Poli
     return Decision(after, whole)
 
 
+def skip_positions(run: Run) -> Change:
+    """What keeps positions of a run's stream log from being used again that readers may know, and
+    a loss of power has taken from the disk, while the run stays as it is."""
+    return Change((StreamSkipped(STREAM_SKIP),), run.id, run.generation, states(run.status))
+
+
 _new = tuple.__new__
 """Makes a named tuple of all its fields, in a third of the time that its own constructor takes:
 for what every step makes."""

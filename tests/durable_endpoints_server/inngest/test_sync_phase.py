@@ -189,6 +189,7 @@ async def test_a_run_is_found_again_after_silence_and_after_a_restart(
     async with world(store, clock) as w:
         w.run_id = run_id
         assert await w.status() is Status.RUNNING
+        assert await store.stream(run_id) is None  # a new start of the server is none of a machine
         assert (await w.steps(step_run("b", "no"), step_run("c", 3))).status_code == 200
         assert list(map(orjson.dumps, (await w.actions()).values())) == [
             b'{"data":1}',

@@ -462,6 +462,24 @@ async def test_after_a_new_start_of_the_machine_no_execution_goes_on(
         assert (await process.executes("r"))["stream"]["tail"] > 1_000_000
 
 
+async def test_what_ends_a_run_after_a_new_start_of_the_machine_takes_no_position_again(
+    clock: VirtualClock,
+) -> None:
+    """Its process is still waited for, and readers may have chunks that the disk has lost."""
+    store = MemoryStore()
+    first = await started(store, clock)
+    process = await joined(first)
+    await process.say(*SCRIPT[:4])
+    await process.until("written", "r", lambda frame: frame[2] == 3)
+    await first.kill()
+    async with serving(store, clock, "later/server") as second:
+        assert await second.host.cancel("r", "cancelled")
+        page = await store.stream_page("r", 3, 1_000)
+        assert page is not None
+        assert all(record.position > 1_000_000 for record in page.records)
+        assert page.records
+
+
 async def test_a_run_that_takes_processes_down_is_executed_alone_and_then_parked(
     clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
