@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.responses import PlainTextResponse, Response
 
+from benchmarks.far_floor import FarFloor
 from benchmarks.floor import Floor, three_steps
 from durable_endpoints import (
     DurableEndpointsMiddleware,
@@ -65,11 +66,15 @@ def bare() -> FastAPI:
 
 
 def floor() -> FastAPI:
-    """The same commits with no SDK."""
+    """The same commits with no SDK, in this process or by a server."""
+    url = os.environ.get("DURABLE_ENDPOINTS_SERVER_URL")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.floor = Floor(os.environ["DURABLE_ENDPOINTS_DATABASE"])
+        if url is None:
+            app.state.floor = Floor(os.environ["DURABLE_ENDPOINTS_DATABASE"])
+        else:
+            app.state.floor = await FarFloor.connect(int(url.rpartition(":")[2]))
         async with frozen(app):
             yield
         app.state.floor.close()

@@ -12,7 +12,7 @@ import asyncio
 import queue
 import threading
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import apsw
 import orjson
@@ -105,7 +105,13 @@ def commits(path: str, count: int) -> list[float]:
     return times
 
 
-async def three_steps(floor: Floor, request: bytes, n: int) -> dict[str, int]:
+class Writes(Protocol):
+    """A floor, in this process or elsewhere."""
+
+    def add(self, *rows: Row) -> asyncio.Future[None]: ...
+
+
+async def three_steps(floor: Writes, request: bytes, n: int) -> dict[str, int]:
     """What the benchmark's durable handler does, by hand."""
     run = str(ULID())
     value, acknowledged = n, None

@@ -18,7 +18,14 @@ from benchmarks import floor
 from benchmarks.load import THREE_STEPS, Request
 from benchmarks.options import Options
 from benchmarks.report import heading, percentile, spread, table
-from benchmarks.servers import OVER_A_SERVER, VARIANTS, Companion, PythonProcess, Server
+from benchmarks.servers import (
+    OVER_A_SERVER,
+    VARIANTS,
+    Companion,
+    FloorServer,
+    PythonProcess,
+    Server,
+)
 
 CLIENTS = (1, 64)
 
@@ -45,11 +52,14 @@ def measure(folder: Path, options: Options) -> None:
 
 @contextmanager
 def ours(folder: Path) -> Iterator[list[Server]]:
-    """The bare handler, the floor, and ours in all ways."""
+    """The bare handler, the floors, and ours in all ways."""
     with ExitStack() as stack:
         companion = Companion(folder)
         stack.enter_context(companion)
         servers = [Server(variant, folder) for variant in VARIANTS]
+        far = FloorServer(folder)
+        stack.enter_context(far)
+        servers.append(Server("floor", folder, companion=far))
         servers += [Server(variant, folder, companion=companion) for variant in OVER_A_SERVER]
         for server in servers:
             stack.enter_context(server)

@@ -141,7 +141,7 @@ class Server(PythonProcess):
         variant: str,
         folder: Path,
         module: str = "benchmarks.apps",
-        companion: Companion | None = None,
+        companion: PythonProcess | None = None,
     ) -> None:
         self.companion = companion
         program = ["uvicorn", "--factory", f"{module}:{variant}"]
@@ -163,6 +163,14 @@ class Server(PythonProcess):
         """That of the companion is added."""
         beside = 0.0 if self.companion is None else self.companion.cpu_seconds()
         return super().cpu_seconds() + beside
+
+
+class FloorServer(PythonProcess):
+    """What the floor with a server writes to."""
+
+    def __init__(self, folder: Path) -> None:
+        module = ["benchmarks.far_floor", str(folder / "far-floor.db")]
+        super().__init__("the floor's server", module, {}, folder)
 
 
 class Companion(PythonProcess):
