@@ -17,7 +17,7 @@ from benchmarks.options import Options
 from benchmarks.report import heading, percentile, spread, table
 from benchmarks.servers import EVENT_KEY, SIGNING_KEY, Companion, Server
 from durable_endpoints import CheckpointClient
-from durable_endpoints.protocol.checkpoints import ApiResult, RunEvent
+from durable_endpoints.protocol.checkpoints import ApiResult, RunEvent, completion
 from durable_endpoints.protocol.step_ids import hash_name
 
 TURNS = 50
@@ -46,7 +46,7 @@ async def _measure(companion: Companion, server: Server, rounds: int) -> None:
                 ("handler returns -> /wait answered", await answered(client, server, turns)),
                 (
                     "last checkpoint sent -> /output answered",
-                    await output(client, companion, turns),
+                    await output(companion, turns),
                 ),
             )
         ]
@@ -87,29 +87,37 @@ async def woken(client: httpx2.AsyncClient, server: Server, turns: int) -> list[
 
 
 async def answered(client: httpx2.AsyncClient, server: Server, turns: int) -> list[float]:
-    """Milliseconds from the handler's return, its commit included, to the answer of `/wait`."""
+    """Milliseconds from the handler's return, its commit included, to the answer of `/wait`. Who
+    waits is no library either."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     lags: list[float] = []
     for _ in range(turns):
         redirect = await client.get(f"{server.url}/nap")
-        answer = await client.get(server.url + redirect.headers["location"])
-        lags.append((time.monotonic_ns() - int(answer.text)) / 1e6)
+        answer = await _ask(reader, writer, "GET", redirect.headers["location"])
+        lags.append((time.monotonic_ns() - int(answer)) / 1e6)
+    writer.close()
     return lags
 
 
-async def output(client: httpx2.AsyncClient, companion: Companion, turns: int) -> list[float]:
+async def output(companion: Companion, turns: int) -> list[float]:
     """Milliseconds from the sending of a run's end to the answer of who waits at `/output`."""
     lags: list[float] = []
+    asking, waiting = [await asyncio.open_connection("127.0.0.1", companion.port) for _ in range(2)]
     async with CheckpointClient(companion.url, signing_key=SIGNING_KEY) as reporting:
         for _ in range(turns):
             run = await reporting.new_run(str(ULID()), EVENT, [_step("a")])
-            url = f"{companion.url}/v1/http/runs/{run.run_id}/output?token={run.token}"
-            waiting = asyncio.create_task(client.get(url))
+            url = f"/v1/http/runs/{run.run_id}/output?token={run.token}"
+            answer = asyncio.create_task(_ask(*waiting, "GET", url))
             await asyncio.sleep(0.02)
+            steps = [completion(ApiResult(200, {}, b"done"))]
+            last = {"run_id": run.run_id, "steps": steps, "ts": 0}
             sent_at = time.perf_counter()
-            end = asyncio.create_task(reporting.response(run, ApiResult(200, {}, b"done")))
-            assert (await waiting).content == b"done"
+            end = asyncio.create_task(_post(*asking, f"/v1/checkpoint/{run.run_id}/steps", last))
+            assert await answer == b"done"
             lags.append((time.perf_counter() - sent_at) * 1e3)
             await end
+    for _, writer in (asking, waiting):
+        writer.close()
     return lags
 
 
@@ -143,16 +151,26 @@ async def steps_over_http(companion: Companion) -> float:
 async def _post(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, value: Any
 ) -> None:
-    body = orjson.dumps(value)
+    await _ask(reader, writer, "POST", path, orjson.dumps(value))
+
+
+async def _ask(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    method: str,
+    path: str,
+    body: bytes = b"",
+) -> bytes:
+    """The body of the answer."""
     head = (
-        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {SIGNING_KEY}\r\n"
+        f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {SIGNING_KEY}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     writer.write(head.encode() + body)
     answer = await reader.readuntil(b"\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200"), answer
     length = answer.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
-    await reader.readexactly(int(length))
+    return await reader.readexactly(int(length))
 
 
 def _step(name: str) -> dict[str, Any]:
