@@ -12,6 +12,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from durable_endpoints import endpoint, step
+from durable_endpoints.protocol.messages import StoredRequest
+from durable_endpoints.requests import fingerprint
 from durable_endpoints.testing import VirtualEngine
 from durable_endpoints_server.engine.model import Status
 from tests.durable_endpoints.helpers import assert_same, fast, follow, one, run_id_of, star
@@ -257,3 +259,26 @@ async def test_a_repeat_after_a_crash_gets_the_answer(engine: VirtualEngine) -> 
         runs = (await engine.store.list_runs(list(Status), None, 10)).lines
         assert len(runs) == 1
         gate.set()
+
+
+def test_requests_are_compared_part_by_part() -> None:
+    """What ends one part is not what begins the next one."""
+
+    def of(method: str, path: str, query: bytes, kind: bytes, body: bytes) -> str:
+        headers = [(b"content-type", kind)]
+        return fingerprint(
+            StoredRequest(
+                method, "http", "1.1", path, b"", "", query, headers, None, None, body, {}
+            ),
+            None,
+        )
+
+    parts = ("POST", "/ab", b"cd", b"ef", b"gh")
+    shifted = [
+        ("POST/", "ab", b"cd", b"ef", b"gh"),
+        ("POST", "/a", b"bcd", b"ef", b"gh"),
+        ("POST", "/ab", b"c", b"def", b"gh"),
+        ("POST", "/ab", b"cd", b"efg", b"h"),
+    ]
+    assert of(*parts) == of(*parts)
+    assert len({of(*parts), *(of(*other) for other in shifted)}) == 5

@@ -310,6 +310,30 @@ async def test_what_is_pushed_outside_steps_is_streamed_once(engine: VirtualEngi
     assert held.data == held.committed == ["first", "second", "third"]
 
 
+async def test_what_a_handler_streams_while_it_is_unwound_is_not_heard(
+    engine: VirtualEngine,
+) -> None:
+    passes = 0
+
+    @endpoint
+    async def handler(request: Request) -> PlainTextResponse:
+        nonlocal passes
+        passes += 1
+        stream.push("before ")
+        try:
+            await step.sleep("nap", "1h")
+        finally:
+            stream.push(f"left in pass {passes} ")
+        stream.push("after")
+        return PlainTextResponse("done")
+
+    async with engine.client(one(engine, handler)) as client:
+        location = (await client.get("/")).headers["location"]
+        await engine.advance("1h")
+        held = Held().take(await read(client, location))
+    assert held.data == held.committed == ["before ", "left in pass 2 ", "after"]
+
+
 async def test_a_handler_that_fails_pushes_again_what_was_not_permanent(
     engine: VirtualEngine,
 ) -> None:

@@ -297,6 +297,32 @@ async def test_a_slow_sibling_is_checkpointed_before_the_redirect(engine: Virtua
             assert log["slow"] == 1
 
 
+async def test_a_body_that_runs_as_its_handler_fails_is_heard_out(engine: VirtualEngine) -> None:
+    began: list[int] = []
+    passes = 0
+
+    async def slow() -> str:
+        began.append(1)
+        await asyncio.sleep(0.05)
+        return "once"
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        nonlocal passes
+        passes += 1
+        task = asyncio.ensure_future(step.run("slow", slow))
+        await asyncio.sleep(0.01)
+        if passes == 1:
+            raise ValueError("not yet")
+        return PlainTextResponse(await task)
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await client.get("/")
+        answer = await follow(engine, client, response.headers["location"], "10s")
+        assert answer.text == "once"
+    assert (len(began), passes) == (1, 2)
+
+
 async def test_a_plain_branch_beside_a_sleep_is_cancelled_and_done_again(
     engine: VirtualEngine,
 ) -> None:

@@ -16,7 +16,7 @@ from durable_endpoints_server.engine.model import Policy, Run, Status
 from durable_endpoints_server.engine.transitions import Claim, Interrupt, decide
 from durable_endpoints_server.host import Host, HostOptions
 from durable_endpoints_server.live import LiveRun
-from durable_endpoints_server.store.base import Entry, Lane, Store, Ticket
+from durable_endpoints_server.store.base import Entry, Lane, RefusedError, Store, Ticket
 from durable_endpoints_server.store.memory import MemoryStore
 from durable_endpoints_server.store.sqlite import SqliteStore
 
@@ -95,6 +95,52 @@ class _Failed:
         pass
 
 
+class SlowStore(MemoryStore):
+    """A store in memory that writes nothing while it `holds`."""
+
+    holds = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[_Held] = []
+
+    def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
+        if not self.holds:
+            return super().submit(change, lane)
+        self.held.append(_Held(change))
+        return self.held[-1]
+
+    def let_go(self) -> None:
+        """Write what was submitted meanwhile, and hold no more."""
+        self.holds = False
+        self.write(len(self.held))
+
+    def write(self, count: int) -> None:
+        """Write the first of what was submitted meanwhile."""
+        held_back, self.held = self.held[:count], self.held[count:]
+        for held in held_back:
+            if self.apply(held.change):
+                held.written.set_result(None)
+            else:
+                held.written.set_exception(RefusedError())
+
+
+class _Held:
+    def __init__(self, change: Change) -> None:
+        self.change = change
+        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> None:
+        await asyncio.shield(self.written)
+
+    def then(self, callback: Callable[[], None]) -> None:
+        def call(written: asyncio.Future[None]) -> None:
+            if written.exception() is None:
+                callback()
+
+        self.written.add_done_callback(call)
+
+
 class Executions:
     """An executor that notes what it is given, and leaves each run as it is told to."""
 
@@ -134,6 +180,12 @@ async def until(condition: Callable[[], Any], patience: float = 5.0) -> None:
     async with asyncio.timeout(patience):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+async def a_moment() -> None:
+    """Let everything go as far as it goes by itself."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 def park(database: Path, run_id: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
@@ -20,71 +19,25 @@ from durable_endpoints.protocol.ops import (
 from durable_endpoints.protocol.runs import Complete
 from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints.testing import VirtualClock
-from durable_endpoints_server.engine.facts import Change, EventSettled
+from durable_endpoints_server.engine.facts import EventSettled
 from durable_endpoints_server.engine.model import Event
 from durable_endpoints_server.engine.transitions import register
-from durable_endpoints_server.store.base import Lane, RefusedError, Ticket
-from durable_endpoints_server.store.memory import MemoryStore
-from tests.durable_endpoints_server.helpers import Executions, new_run, serving, until
+from tests.durable_endpoints_server.helpers import (
+    Executions,
+    SlowStore,
+    a_moment,
+    new_run,
+    serving,
+    until,
+)
 from tests.durable_endpoints_server.remote import fakes
 
 pytestmark = pytest.mark.anyio
 
 
-class SlowStore(MemoryStore):
-    """A store in memory that writes nothing while it `holds`."""
-
-    holds = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: list[_Held] = []
-
-    def submit(self, change: Change, lane: Lane | None = None) -> Ticket:
-        if not self.holds:
-            return super().submit(change, lane)
-        self.held.append(_Held(change))
-        return self.held[-1]
-
-    def let_go(self) -> None:
-        """Write what was submitted meanwhile, and hold no more."""
-        self.holds = False
-        self.write(len(self.held))
-
-    def write(self, count: int) -> None:
-        """Write the first of what was submitted meanwhile."""
-        held_back, self.held = self.held[:count], self.held[count:]
-        for held in held_back:
-            if self.apply(held.change):
-                held.written.set_result(None)
-            else:
-                held.written.set_exception(RefusedError())
-
-
-class _Held:
-    def __init__(self, change: Change) -> None:
-        self.change = change
-        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def wait(self) -> None:
-        await asyncio.shield(self.written)
-
-    def then(self, callback: Callable[[], None]) -> None:
-        def call(written: asyncio.Future[None]) -> None:
-            if written.exception() is None:
-                callback()
-
-        self.written.add_done_callback(call)
-
-
 @pytest.fixture
 def store() -> SlowStore:
     return SlowStore()
-
-
-async def a_moment() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 async def test_a_sender_is_told_that_its_signal_was_taken_once_that_is_on_disk(

@@ -51,6 +51,10 @@ class Witness(Protocol):
 
     def body_starts(self, run_id: str, generation: int, name: str) -> None: ...
 
+    def body_ends(self, run_id: str, generation: int, name: str, attempt: int) -> None:
+        """A try of a step ends whose outcome is on disk before another body begins."""
+        ...
+
 
 def application(scenario: Scenario, engine: Engine, witness: Witness) -> Starlette:
     """The application of one process."""
@@ -138,11 +142,14 @@ class _Player:
     async def _body(self, node: Step) -> int:
         scope = current.place
         execution = scope.execution
-        self._witness.body_starts(execution.info.run_id, execution.info.generation, node.name)
+        which = execution.info.run_id, execution.info.generation, node.name
+        self._witness.body_starts(*which)
         for chunk in node.chunks:
             stream.push(chunk)
         if node.takes:
             await asyncio.sleep(node.takes / 1_000)
+        if not self._program.is_background:
+            self._witness.body_ends(*which, scope.attempt)
         if node.is_fatal:
             raise NonRetriableError("not to be tried again")
         if scope.attempt <= node.failures:

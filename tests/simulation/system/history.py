@@ -300,7 +300,10 @@ class _World:
     def body_starts(self, run_id: str, generation: int, name: str) -> None:
         self._bodies[run_id, name] += 1
         self._note(f"body of {name} of {run_id} in execution {generation}")
-        self.watch.body_starts(run_id, generation, name)
+        self.watch.body_starts(self._disk.store, run_id, generation, name)
+
+    def body_ends(self, run_id: str, generation: int, name: str, attempt: int) -> None:
+        self.watch.body_ends(run_id, generation, name, attempt)
 
     def _written(self, change: Change, held: bool) -> None:
         kinds = ", ".join(type(fact).__name__ for fact in change.facts)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from durable_endpoints.protocol.ops import StepKind, StepState
+from durable_endpoints.protocol.step_ids import hash_name
 from durable_endpoints_server.engine.facts import (
     Change,
     RunCreated,
@@ -38,6 +39,8 @@ class Watch:
         """How many records a run's stream has, and their last position."""
         self._sleeps: dict[tuple[str, str], int] = {}
         """When sleeps are due."""
+        self._tries: dict[tuple[str, int], dict[str, int]] = {}
+        """The last try of each step that has ended, by run and generation."""
         self._events: set[str] = set()
         """Events whose senders were told that they are kept."""
         self._promised: set[tuple[str, str]] = set()
@@ -139,11 +142,29 @@ class Watch:
             for run_id, row in store._rows.items()
         }
 
-    def body_starts(self, run_id: str, generation: int, name: str) -> None:
+    def body_ends(self, run_id: str, generation: int, name: str, attempt: int) -> None:
+        """A try of a step ends, in an execution of this generation."""
+        self._tries.setdefault((run_id, generation), {})[name] = attempt
+
+    def body_starts(self, store: MemoryStore, run_id: str, generation: int, name: str) -> None:
         """A body starts, in an execution of this generation."""
+        self._look_at_tries(store, run_id, generation, name)
         final = self._finals.get((run_id, name))
         if final is not None:
             self.wrong.append(
                 f"the body of {name} of {run_id} starts in execution {generation}, though "
                 f"{final.generation} has ended that step"
             )
+
+    def _look_at_tries(self, store: MemoryStore, run_id: str, generation: int, name: str) -> None:
+        """What came of the bodies before is on disk, unless somebody else has the run by now."""
+        row = store._rows.get(run_id)
+        if row is None or row.run.generation != generation or row.ended is not None:
+            return
+        for before, attempt in self._tries.get((run_id, generation), {}).items():
+            step = row.steps.get(hash_name(before))
+            if step is None or not (step.is_final or step.attempt >= attempt):
+                self.wrong.append(
+                    f"the body of {name} of {run_id} starts, and try {attempt} of {before} is lost "
+                    "if the process ends now"
+                )
