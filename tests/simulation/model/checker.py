@@ -53,13 +53,12 @@ from tests.simulation.model.steps import (
 )
 from tests.simulation.model.streams import View, check_log, text_of
 from tests.simulation.model.telling import told_change
+from tests.simulation.model.waits import check_missed, check_wait
 from tests.simulation.oracle import Oracle, tries_of
 from tests.simulation.programs import (
     Scenario,
     Send,
     Step,
-    Wait,
-    WaitAny,
     programs,
 )
 
@@ -223,67 +222,13 @@ class Checker:
                 raise ViolationError(f"sleep {step.id} ended {opened.due - ended_at} ms early")
         elif step.kind in _WAITS:
             assert opened is not None
-            self._check_wait(self._events.get(disk, {}), change, books, step, opened)
+            check_wait(books, change, step, opened, self._events.get(disk, {}))
         elif step.kind is StepKind.SIGNAL and step.value == b"null":
             assert opened is not None
             if ended_at < (opened.due or 0):
                 raise ViolationError(f"signal {step.id} timed out early")
         elif step.kind is StepKind.INVOKE:
             self._check_invocation(disk, change.run_id, key, step)
-
-    def _check_wait(
-        self,
-        events: Mapping[str, Event],
-        change: Change,
-        books: Books,
-        step: StepRecord,
-        opened: StepRecord,
-    ) -> None:
-        key, deadline = step.id.hash, opened.due or 0
-        used = [fact.event_id for fact in change.facts if isinstance(fact, EventUsed)]
-        if step.value == b"null":
-            if (step.ended_at or 0) < deadline:
-                raise ViolationError(f"wait {key} of {change.run_id} timed out early")
-            books.timed_out[key] = deadline
-            for received in events.values():
-                self._check_missed(books, key, deadline, received)
-            return
-        got = orjson.loads(step.value or b"null")
-        got = got["event"] if step.kind is StepKind.WAIT_ANY else got
-        event = events.get(got["id"])
-        if event is None:
-            raise ViolationError(f"wait {key} of {change.run_id} got {got}, which is not on disk")
-        if event.id not in used:
-            raise ViolationError(f"wait {key} of {change.run_id} got {event.id}, recorded {used}")
-        if not self._suits(books, key, event) or event.received_at >= deadline:
-            raise ViolationError(
-                f"wait {key} of {change.run_id}, which ends at {deadline}, got {event}"
-            )
-        first = books.used.setdefault(event.id, key)
-        if first != key and event.received_at < opened.began_at:
-            raise ViolationError(
-                f"event {event.id} resolved {first} and then {key} of {change.run_id}, which did "
-                "not wait when it came"
-            )
-
-    def _suits(self, books: Books, key: str, event: Event) -> bool:
-        """Whether an event may end a wait of a run, by name, content and time of its begin."""
-        node = books.nodes[key]
-        if not isinstance(node, Wait | WaitAny) or event.received_at < books.run.began_at:
-            return False
-        names = (node.event,) if isinstance(node, Wait) else node.events
-        return event.name in names and node.key in (None, orjson.loads(event.data)["key"])
-
-    def _check_missed(self, books: Books, key: str, deadline: int, event: Event) -> None:
-        if (
-            event.received_at < deadline
-            and event.id not in books.used
-            and self._suits(books, key, event)
-        ):
-            raise ViolationError(
-                f"wait {key} of {books.run.id} timed out at {deadline}, though event {event.id} "
-                f"came at {event.received_at}"
-            )
 
     def _check_invocation(self, disk: Disk, run_id: str, key: str, step: StepRecord) -> None:
         child = self._books.get(f"{run_id}/{key}")
@@ -311,7 +256,7 @@ class Checker:
             raise ViolationError(f"event {event.id} was received twice")
         for books in self._books.values():
             for key, deadline in books.timed_out.items() if self.keeps(disk, books.run.id) else ():
-                self._check_missed(books, key, deadline, known)
+                check_missed(books, key, deadline, known)
 
     def _check_sent(self, change: Change, event: Event) -> None:
         """An event that a step has sent says when that was, or what the sender said."""

@@ -85,10 +85,11 @@ def told_plan(plan: Plan) -> Iterator[str]:
     for request in scenario.requests:
         yield from _told_request(request)
     for event in scenario.events:
+        whom, copies = event.key or "nobody", event.copies
         yield (
-            f"Event {event.id}, {event.event} for {event.key}, number {event.number}, is sent "
+            f"Event {event.id}, {event.event} for {whom}, number {event.number}, is sent "
             f"{event.delay:,} ms after run {event.after} was accepted"
-            + (f", {event.copies} times." if event.copies > 1 else ".")
+            + ("." if copies == 1 else f", {_times(copies)}.")
         )
     for given in scenario.signals:
         yield (
@@ -139,7 +140,7 @@ def _told_node(node: Node, margin: str) -> Iterator[str]:
         case Push():
             yield f"{margin}streams {list(node.chunks)} outside of a step"
         case Stumble():
-            yield f"{margin}raises, the first {node.times} times"
+            yield f"{margin}raises {_times(node.times)}, then goes on"
         case Invoke():
             limit = "" if node.timeout is None else f", {node.timeout:,} ms at the most"
             caught = "" if node.is_caught else ", and fails with it"
@@ -153,11 +154,15 @@ def _told_node(node: Node, margin: str) -> Iterator[str]:
                         yield f"{margin}  {number} {line}"
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def _told_step(node: Step) -> str:
     if node.is_fatal:
         outcome = "fails for good"
     elif node.failures:
-        outcome = f"fails {node.failures} times, then returns {node.value}"
+        outcome = f"fails {_times(node.failures)}, then returns {node.value}"
     else:
         outcome = f"returns {node.value}"
     took = f" after {node.takes} ms" if node.takes else ""
