@@ -622,4 +622,15 @@ PLANTED: Final = (
         "no body begins on what a crash of the server could still undo",
         (f"{_SLOW}test_a_process_is_told_that_a_step_is_resolved_once_that_is_on_disk",),
     ),
+    Planted(
+        "an event waits for an execution that can write nothing",
+        f"{_SERVER}/events.py",
+        "            if live is not None and not live.has_failed:",
+        "            if live is not None:",
+        "a disk that fails for a moment keeps no wait from timing out",
+        (
+            "tests/durable_endpoints_server/test_failed_executions.py::"
+            "test_an_event_that_it_could_not_take_keeps_no_wait_from_timing_out",
+        ),
+    ),
 )

@@ -59,6 +59,7 @@ class Ledger:
         """Where the chunks begin that are neither permanent nor withdrawn, by step."""
         self.outside = self.committed = 0
         """How many chunks there are of the handler's own, and how many of them are permanent."""
+        self.size = 0
         self.is_wary = False
         """Whether a loss of power may have taken chunks that readers have."""
 
@@ -75,7 +76,7 @@ class Ledger:
         """The log is what a loss of power has left of it."""
         self.open = dict(stream.open)
         self.outside, self.committed = stream.outside, stream.outside_committed
-        self.is_wary = stream.is_wary
+        self.size, self.is_wary = stream.size, stream.is_wary
 
 
 class Books:

@@ -324,7 +324,7 @@ class Execution:
     def _push(self, node: Push) -> Task:
         for chunk in node.chunks:
             self.session.push("", 0, [orjson.dumps(chunk)])
-            yield self.app.loop.latency(MS)
+            yield self.app.loop.latency(20 * MS)
             self._check()
 
     def _stumble(self, node: Stumble) -> Task:

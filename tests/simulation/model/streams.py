@@ -12,6 +12,7 @@ from durable_endpoints.protocol.streams import OUTSIDE, RecordKind, StreamRecord
 from durable_endpoints_server.engine.facts import (
     Change,
     RunChanged,
+    RunEnded,
     StepWritten,
     Streamed,
     StreamSkipped,
@@ -52,15 +53,18 @@ def check_log(books: Books, change: Change, stream: Stream) -> None:
     if any(isinstance(fact, StreamSkipped) for fact in change.facts):
         ledger.is_wary = True
     _check_records(books, said)
-    found = dict(stream.open), stream.outside, stream.outside_committed, stream.is_wary
-    if found != (ledger.open, ledger.outside, ledger.committed, ledger.is_wary):
-        raise ViolationError(f"the log of {change.run_id} is {stream}; right would be {ledger}")
+    found = dict(stream.open), stream.outside, stream.outside_committed, stream.size
+    right = ledger.open, ledger.outside, ledger.committed, ledger.size
+    if found != right or stream.is_wary != ledger.is_wary:
+        raise ViolationError(f"the log of {change.run_id} is {stream}; right would be {right}")
     records = [record for record in said if record.kind.is_end]
     for fact in change.facts:
         if isinstance(fact, StepWritten):
             _check_step(books, fact, records, stream)
         elif isinstance(fact, RunChanged):
             _check_run(books.run, fact.run, records, stream)
+        elif isinstance(fact, RunEnded):
+            _check_end(fact.run, records)
     _check_handed_over(books, change, stream)
     for record in records:
         if record.step and not isinstance(books.nodes[record.step], Step | Send):
@@ -87,6 +91,7 @@ def _check_records(books: Books, records: Sequence[StreamRecord]) -> None:
             ledger.open[step] = record.position
         if step == OUTSIDE:
             ledger.note(record)
+        ledger.size += record.weight
         withdrawn = step if record.kind is RecordKind.ROLLBACK else None
 
 
@@ -120,6 +125,12 @@ def _check_run(before: Run, after: Run, records: list[StreamRecord], stream: Str
             raise ViolationError(f"run {after.id} goes on, and its log has {stream}, {records}")
     elif _is_left(before, after) and (stream.open or RecordKind.ROLLBACK in own[-1:]):
         raise ViolationError(f"run {after.id} was left, and its log has {stream}, {records}")
+
+
+def _check_end(run: Run, records: list[StreamRecord]) -> None:
+    own = [record.kind for record in records if record.step == OUTSIDE]
+    if run.status is not Status.COMPLETED and RecordKind.COMMIT in own:
+        raise ViolationError(f"run {run.id} is {run.status.label}, and readers are told {records}")
 
 
 def _is_left(before: Run, after: Run) -> bool:
