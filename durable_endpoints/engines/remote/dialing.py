@@ -193,7 +193,7 @@ class _WebSocket:
     async def send(self, message: bytes) -> None:
         try:
             await self._socket.say(message)
-        except websockets.exceptions.ConnectionClosed as error:
+        except (websockets.exceptions.ConnectionClosed, OSError) as error:
             raise LostConnectionError(str(error)) from None
 
     async def receive(self) -> bytes | str:

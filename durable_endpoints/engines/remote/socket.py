@@ -33,7 +33,8 @@ class Socket(ClientConnection):
         self._is_held = False
 
     async def say(self, message: bytes) -> None:
-        """Send JSON. Returns when the connection takes more. Raises `ConnectionClosed`."""
+        """Send JSON. Returns when the connection takes more. Raises `ConnectionClosed`, and
+        `OSError` if it breaks before that."""
         if self.protocol.state is not State.OPEN or self.transport.is_closing():
             await self.send(message, text=True)
             return

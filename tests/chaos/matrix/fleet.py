@@ -4,6 +4,7 @@ stop."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Coroutine
@@ -226,7 +227,8 @@ class Fleet:
     def kill(self, name: str) -> None:
         """Kill a process now, wherever it is."""
         if name in self._alive:
-            os.kill(self._alive[name], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just died, which is not news yet
+                os.kill(self._alive[name], signal.SIGKILL)
 
     def give_up(self, name: str) -> None:
         """Do not start a client again."""

@@ -11,6 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
+from durable_endpoints.engines.remote.dialing import LostConnectionError, _WebSocket
 from durable_endpoints.engines.remote.socket import Socket
 
 pytestmark = pytest.mark.anyio
@@ -85,3 +86,20 @@ async def test_who_listens_is_told_that_the_connection_is_lost() -> None:
         theirs.transport.abort()
         with pytest.raises(ConnectionClosed):
             await hearing
+
+
+async def test_a_connection_that_breaks_while_it_is_full_is_lost_like_any_other() -> None:
+    def broken(error: ConnectionResetError) -> None:
+        for waiter in ours.drain_waiters:
+            waiter.set_exception(error)
+
+    async with pair() as (ours, theirs):
+        theirs.transport.pause_reading()
+        link = _WebSocket(ours)
+        with pytest.raises(LostConnectionError, match="reset"):
+            async with asyncio.timeout(10):
+                asyncio.get_running_loop().call_later(0.2, broken, ConnectionResetError("reset"))
+                while True:
+                    await link.send(bytes(100_000))
+        for end in (ours, theirs):
+            end.transport.abort()
