@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError
 from durable_endpoints_server.engine.model import Run, Status
-from durable_endpoints_server.engine.transitions import Claim, decide, in_quarantine
+from durable_endpoints_server.engine.transitions import (
+    Claim,
+    Decision,
+    claim_at_once,
+    decide,
+    in_quarantine,
+)
 from durable_endpoints_server.live import LiveRun
-from durable_endpoints_server.store.base import Entry
+from durable_endpoints_server.store.base import Entry, Ticket
 from durable_endpoints_server.tasks import Bell, is_here
 
 if TYPE_CHECKING:
@@ -149,24 +155,27 @@ class Dispatcher:
         if self._queue or self._quarantine or self._more:
             self.nudge()
 
-    def claim(self, entry: Entry) -> bool:
-        """Claim a run that becomes ready by a change which was just submitted, in the same write,
-        and execute it once that is on disk. False if others go first, or it has no place."""
+    def claim(self, entry: Entry, resolved: Decision) -> Ticket | None:
+        """Submit what makes a run ready, and its claim with it, and execute it once that is on
+        disk. `entry` is as it is then. None, and nothing of it, if others go first or it has no
+        place."""
         goes_first = self._may_start and is_here(self._loop) and not (self._queue or self.alone)
         is_quiet = not self._isolates or not (
             self._quarantine or in_quarantine(entry.run, self._host.policy)
         )
         if not (goes_first and is_quiet and self._running < self._capacity):
-            return False
+            return None
         assert self._place is not None
         place = self._place(entry)
         if isinstance(place, Nobody):
-            return False
-        claimed = _Claimed(self._claim(entry, place.owner), entry, place)
+            return None
+        host, run_id, claim = self._host, entry.run.id, Claim(place.owner, None)
+        decision = claim_at_once(resolved, claim, host.clock.now(), host.policy)
+        live = host.adopt(decision, entry.memo, entry.stream)
         self._running += 1
-        run_id = entry.run.id
-        self._host.tasks.spawn(self._execute(run_id, claimed), f"execute {run_id}")
-        return True
+        claimed = _Claimed(live, entry, place)
+        host.tasks.spawn(self._execute(run_id, claimed), f"execute {run_id}")
+        return live.ticket
 
     @property
     def is_busy(self) -> bool:

@@ -333,15 +333,14 @@ class EventService:
             if run.status not in (Status.WAITING, Status.READY) or self._host.live_run(run.id):
                 continue
             now = self._host.clock.now()
-            after, change = resolve_all(run, resolutions(event, of_run), now, self._host.policy)
-            ticket = self._host.store.submit(change)
-            entry = entries.get(run.id)
-            is_claimed = (
-                entry is not None
-                and entry.run.generation == run.generation
-                and self._host.dispatcher.claim(entry.after(after, change))
-            )
-            resolved.append(_Resolved(after, ticket, is_claimed))
+            decision = resolve_all(run, resolutions(event, of_run), now, self._host.policy)
+            entry, ticket = entries.get(run.id), None
+            if entry is not None and entry.run.generation == run.generation:
+                ticket = self._host.dispatcher.claim(entry.after(*decision), decision)
+            is_claimed = ticket is not None
+            if ticket is None:
+                ticket = self._host.store.submit(decision.change)
+            resolved.append(_Resolved(decision.run, ticket, is_claimed))
         return resolved
 
     async def _offer_live(self, event: Event, found: list[Match]) -> list[LiveRun]:

@@ -214,6 +214,14 @@ def resolve_all(run: Run, resolutions: Sequence[Resolve], now: int, policy: Poli
     return Decision(after, whole)
 
 
+def claim_at_once(resolved: Decision, claim: Claim, now: int, policy: Policy) -> Decision:
+    """What `resolve_all` has made of a run, and its claim, in one change: a claim by itself would
+    hold as well on what somebody else has resolved meanwhile."""
+    after, _ = decide(resolved.run, claim, now, policy)
+    facts = [fact for fact in resolved.change.facts if not isinstance(fact, RunChanged)]
+    return Decision(after, resolved.change._replace(facts=(*facts, RunChanged(after))))
+
+
 def skip_positions(run: Run) -> Change:
     """What keeps positions of a run's stream log from being used again that readers may know, and
     a loss of power has taken from the disk, while the run stays as it is."""

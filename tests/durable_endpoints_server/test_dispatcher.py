@@ -24,6 +24,7 @@ from durable_endpoints_server.engine.transitions import (
     Claim,
     Interrupt,
     Release,
+    Resolve,
     Suspend,
     decide,
     register,
@@ -643,7 +644,7 @@ async def test_a_run_that_an_event_wakes_is_claimed_in_the_same_write(
         store.sizes.clear()
         await host.events.publish(GO)
         await until(lambda: written)
-        assert written == [[3]], "the event, what it resolves, and the claim"
+        assert written == [[2]], "the event, and what it resolves with the claim"
         assert seen == [StepState.DONE]
         await until(lambda: host.is_quiet)
 
@@ -715,4 +716,35 @@ async def test_a_run_that_an_event_wakes_waits_for_room(
         gate.set()
         await until(lambda: len(executions.began) == 2)
         assert executions.most == 1
+        await until(lambda: host.is_quiet)
+
+
+async def test_what_a_run_was_resolved_with_just_before_its_event_came_is_what_is_executed(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    """The other resolution makes the very generation that a claim of this one would rely on."""
+    for change in suspended("r", clock):
+        assert store.apply(change)
+    submit, seen = store.submit, list[bytes | None]()
+
+    def late(change: Change, lane: Lane | None = None) -> Ticket:
+        if resolves(change):
+            store.submit = submit  # type: ignore[method-assign]
+            [step] = store._rows["r"].steps.values()
+            other = decide(store._rows["r"].run, Resolve(step, b'"other"'), clock.now(), POLICY)
+            assert store.apply(other.change)
+        return submit(change, lane)
+
+    async def leave(live: LiveRun, entry: Entry) -> None:
+        if not live.has_left:
+            seen.extend(step.value for step in entry.memo)
+            await complete(live, entry)
+
+    async with serving(store, clock) as host:
+        host.dispatcher.set_executor(leave, anybody)
+        store.submit = late  # type: ignore[method-assign]
+        await host.events.publish(GO)
+        host.dispatcher.look_again()
+        await until(lambda: seen)
+        assert seen == [b'"other"']
         await until(lambda: host.is_quiet)
