@@ -57,7 +57,7 @@ class App:
 
     def _accept(self, request: Request, run_id: str, reply: Reply) -> Task:
         engine, program = self.engine, request.program
-        if self.is_draining:
+        if self.is_draining or not engine.has_taken_over:
             reply("unavailable", None)
             return
         if request.key is not None and (yield from self._join(request.key, reply)):

@@ -384,8 +384,7 @@ class Recovery:
         """Make every run whose execution is gone ready again, or park it."""
         engine = self._engine
         while True:
-            running = read(engine.disk.store.in_status(Status.RUNNING, _MANY))
-            lost = [run for run in running if run.id not in engine.live]
+            lost = read(engine.disk.store.in_status(Status.RUNNING, _MANY))
             try:
                 yield from self.give_up([(run, self._loss(run, len(lost) == 1)) for run in lost])
                 return
