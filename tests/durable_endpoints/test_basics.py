@@ -617,3 +617,25 @@ async def test_respond_within_redirects_while_the_execution_goes_on(engine: Virt
         answer = await asyncio.wait_for(waiting, 5)
         assert answer.text == "slow but sure"
     assert passes == [1]
+
+
+async def test_a_timeout_bounds_each_try(engine: VirtualEngine) -> None:
+    tries: list[int] = []
+
+    async def hang() -> None:
+        tries.append(1)
+        await asyncio.sleep(30)
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        try:
+            await step.options(timeout="20ms", retries=1).run("hang", hang)
+        except StepError as error:
+            return PlainTextResponse(error.message)
+        return PlainTextResponse("never")
+
+    async with engine.client(one(engine, handler)) as client:
+        response = await client.get("/")
+        answer = await follow(engine, client, response.headers["location"], "10s")
+        assert "took longer than 0.02 s" in answer.text
+    assert len(tries) == 2

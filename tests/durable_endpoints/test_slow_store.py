@@ -89,6 +89,31 @@ async def test_a_body_waits_for_what_was_recorded_while_it_waited(
         assert (await asking).json() == [["a", "after a"], "b"]
 
 
+async def test_no_body_begins_whose_run_was_taken_away_while_it_waited(
+    engine: VirtualEngine, store: SlowStore
+) -> None:
+    began: list[str] = []
+
+    async def body(name: str) -> None:
+        began.append(name)
+        store.holds = True
+
+    @endpoint
+    async def handler(request: Request) -> Response:
+        for name in "ab":
+            await step.run(name, body, name)
+        return JSONResponse("never")
+
+    async with engine.client(one(engine, handler)) as client:
+        asking = asyncio.create_task(client.get("/"))
+        await until(lambda: store.held)
+        (live,) = engine.host.live.values()
+        live._lost("lost")
+        store.let_go()
+        assert (await asking).status_code == 303
+        assert began == ["a"]
+
+
 async def test_a_body_waits_for_what_dependencies_have_remembered(
     engine: VirtualEngine, store: SlowStore
 ) -> None:

@@ -344,6 +344,19 @@ async def test_what_is_kept_in_memory_is_for_readers_who_lack_nothing_before_it(
     assert counts == [3, 3, 2, 2, 1, 1, 0]
 
 
+async def test_a_reader_that_waits_hears_at_once_of_what_is_written() -> None:
+    history = History(MemoryStore())
+    reader = Reader(history.streams, RUN, StreamStart())
+    for number in range(1, 4):
+        reading = asyncio.ensure_future(reader.next(60_000))
+        await asyncio.sleep(0.01)
+        await history.push(STEPS[0], 1)
+        frames = await asyncio.wait_for(reading, 5)
+        assert isinstance(frames, bytes)
+        assert [frame.id for frame in frames_of(frames)] == [str(number)]
+    reader.close()
+
+
 async def test_an_end_that_comes_while_the_log_is_read_is_not_missed() -> None:
     store = MemoryStore()
     history = History(store)

@@ -149,6 +149,8 @@ async def test_an_acknowledgement_is_about_what_was_said_before_and_nothing_else
         assert (await peer.hear("resume"))[:3] == [run, 1, first]
         assert await peer.hear("record") == second
         assert await peer.hear("leave") == leave
+        peer.say("ack", run, leave[1] - 1)
+        await asyncio.sleep(0.05)
         assert not asking.done()
         peer.say("ack", run, leave[1])
         assert (await asking).json() == [7, 7]
