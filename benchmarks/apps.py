@@ -1,12 +1,11 @@
 """The applications that are measured: one handler, with and without durability.
 
-Each is a factory for `uvicorn --factory benchmarks.apps:each`. All of them freeze the garbage
-collector's heap after their start, as docs/performance.md recommends.
+Each is a factory for `uvicorn --factory benchmarks.apps:each`. All of them calm the garbage
+collector after their start, as docs/performance.md recommends.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.responses import PlainTextResponse, Response
 
+from benchmarks import heap
 from benchmarks.far_floor import FarFloor
 from benchmarks.floor import Floor, three_steps
 from durable_endpoints import (
@@ -46,8 +46,7 @@ async def increase_async(value: int) -> int:
 
 @asynccontextmanager
 async def frozen(app: FastAPI) -> AsyncIterator[None]:
-    gc.collect()
-    gc.freeze()
+    heap.settle()
     yield
 
 

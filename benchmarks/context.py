@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from benchmarks import heap
 from benchmarks.in_process import call, running
 from benchmarks.options import Options
 from benchmarks.report import heading, spread, table
@@ -65,8 +65,7 @@ async def durable(request: Request) -> Response:
 
 
 async def microseconds(app: ASGIApp, path: str) -> float:
-    gc.collect()
-    gc.freeze()
+    heap.settle()
     began = time.perf_counter()
     for _ in range(REQUESTS):
         await call(app, path, body=b'{"number": 41}')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from benchmarks import heap
 from benchmarks.in_process import call, durable_app, location
 from benchmarks.options import Options
 from benchmarks.report import heading, spread, table
@@ -46,8 +46,7 @@ async def measure_one(
     database = folder / f"long-{size}-{checkpoint}.db"
     async with durable_app(database, handler(times, size, checkpoint)) as app:
         for _ in range(rounds):
-            gc.collect()
-            gc.freeze()
+            heap.settle()
             path, query = location(await call(app, "/"))
             answer = await call(app, path, query)
             assert answer["body"] == b"done", answer

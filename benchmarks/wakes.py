@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from benchmarks import heap
 from benchmarks.in_process import call, durable_app
 from benchmarks.options import Options
 from benchmarks.report import heading, percentile, table
@@ -37,8 +37,7 @@ async def event_to_handler(folder: Path, turns: int) -> list[float]:
         return PlainTextResponse("went")
 
     async with durable_app(folder / "events.db", Route("/{number}", waits)) as app:
-        gc.collect()
-        gc.freeze()
+        heap.settle()
         for number in range(turns):
             assert (await call(app, f"/{number}"))["status"] == 303
             sent_at = time.perf_counter()

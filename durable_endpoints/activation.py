@@ -137,8 +137,8 @@ async def _begin(door: Door, endpoint: Endpoint, options: EndpointOptions) -> Ex
     execution = _execution(door, session, request, function_id, options, unacknowledged)
     assert door.ending is not None
     if not door.ending.is_stream:  # whose client may wait as long as it takes
-        door.queue = application.queues.of(engine, options.respond_within)
-        door.queue.add(door.ending)
+        door.queue = application.queues.of(engine, options.respond_within, execution.loop)
+        door.queue.add(door.ending, session.began_at)
     return execution
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import Enum
+from threading import get_ident
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from anyio.lowlevel import EventLoopToken
@@ -93,7 +94,6 @@ class Execution:
         "_guide",
         "_holds",
         "_inherited",
-        "_loop",
         "_max_steps",
         "_parking",
         "_path_params",
@@ -102,6 +102,7 @@ class Execution:
         "_recorded",
         "_request",
         "_steps",
+        "_thread",
         "around",
         "calls",
         "departure",
@@ -114,6 +115,7 @@ class Execution:
         "info",
         "keeper",
         "last_step",
+        "loop",
         "memo",
         "options",
         "session",
@@ -161,7 +163,8 @@ class Execution:
         """Names of steps that were called and have not ended."""
         self.calls = CallSites()
         self.handling = Handling()
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
+        self._thread = get_ident()
         self._closed = False
         self._draining = False
         self._guide = guide
@@ -172,8 +175,8 @@ class Execution:
         self._acknowledged = 0
         self._pipes = 0
         self._bodies: set[asyncio.Task[Any]] = set()
-        self._holds: dict[Callable[[], None], None] = {}
-        self._parking = Parking(self._loop)
+        self._holds: dict[Callable[[], None], None] | None = None
+        self._parking = Parking(self.loop)
         self._quiet: asyncio.Future[None] | None = None
         session.listener = self
         if session.stop_reason:  # while the request was on its way to its handler
@@ -187,7 +190,7 @@ class Execution:
 
     def handler_ended(self) -> None:
         """Tasks of the handler's that still wait for a step wait in vain."""
-        for let_go in list(self._holds):
+        for let_go in list(self._holds or ()):
             let_go()
         tasks = self._parking.tasks
         if self.departure is not None:
@@ -204,14 +207,11 @@ class Execution:
     @property
     def runs_here(self) -> bool:
         """Whether the calling thread runs this execution's event loop."""
-        try:
-            return asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            return False
+        return get_ident() == self._thread
 
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         """Call back on this event loop. From any thread."""
-        self._loop.call_soon_threadsafe(callback, *args)
+        self.loop.call_soon_threadsafe(callback, *args)
 
     # Recording
 
@@ -350,7 +350,7 @@ class Execution:
         """Return when no body runs any more, and what came of the last one is recorded."""
         while self._parking.running and self.departure is None:
             if self._quiet is None or self._quiet.done():
-                self._quiet = self._loop.create_future()
+                self._quiet = self.loop.create_future()
             await asyncio.shield(self._quiet)  # others may wait for it as well
             await asyncio.sleep(0)
 
@@ -389,12 +389,16 @@ class Execution:
         handler has ended."""
         self._parking.begin()
 
+        holds = self._holds
+        if holds is None:
+            holds = self._holds = {}
+
         def let_go() -> None:
-            if let_go in self._holds:
-                del self._holds[let_go]
+            if let_go in holds:
+                del holds[let_go]
                 self.end_body()
 
-        self._holds[let_go] = None
+        holds[let_go] = None
         return let_go
 
     @property
@@ -408,7 +412,7 @@ class Execution:
 
     def run_from_thread(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on this event loop, and wait for it in the calling thread."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     def give_up_try(self, step: StepId) -> None:
         """A body has ended without anything to record: cancelled, say."""
@@ -423,7 +427,7 @@ class Execution:
 
     def enter_task(self) -> asyncio.Task[Any]:
         """Note that the current task runs a body, so that it can be stopped."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self.loop)
         assert task is not None
         self._bodies.add(task)
         return task
@@ -441,7 +445,7 @@ class Execution:
             return await self._park(record.id.hash)
         # It is due already: the engine is about to say so, if not in this very moment.
         let_go = self.hold_on()
-        timer = self._loop.call_later(_DUE_PATIENCE, let_go)
+        timer = self.loop.call_later(_DUE_PATIENCE, let_go)
         try:
             return await self._park(record.id.hash)
         finally:

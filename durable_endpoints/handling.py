@@ -46,7 +46,7 @@ class Handling:
 
     async def run(self, execution: Execution, handler: Call) -> Any:
         """Await the handler. When it was unwound, raise `Suspended`, whatever it made of that."""
-        self.task = task = asyncio.current_task()
+        self.task = task = asyncio.current_task(execution.loop)
         assert task is not None
         before = task.cancelling()
         if execution.departure is not None:  # before it was reached, or while hooks ran

@@ -53,10 +53,11 @@ class Memo:
         """Each final step's place in the order of completion."""
         self._next = 0
         """The first place whose result was not handed out yet."""
-        self._taken: set[int] = set()
-        self._asked: list[tuple[int, asyncio.Future[None]]] = []
+        self._taken: set[int] | None = None
+        """The places behind that whose results were. Most executions need no such set."""
+        self._asked: list[tuple[int, asyncio.Future[None]]] | None = None
         self._turn = 0
-        self._unnamed: set[str] = set()
+        self._unnamed: set[str] | None = None
         """Steps that the engine knows by their hashes alone, and that were not called yet."""
         if records:
             for record in sorted(records, key=lambda record: record.order):
@@ -83,6 +84,8 @@ class Memo:
         key = record.id.hash
         self._records[key] = record
         if not record.id.name:
+            if self._unnamed is None:
+                self._unnamed = set()
             self._unnamed.add(key)
         elif self._unnamed:
             self._unnamed.discard(key)
@@ -110,6 +113,8 @@ class Memo:
         place = self._place[record.id.hash]
         if place > self._next:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if self._asked is None:
+                self._asked = []
             heapq.heappush(self._asked, (place, future))
             self._schedule()
             await future
@@ -119,12 +124,20 @@ class Memo:
         return fits(str(record.id), codec, record.value or b"null")
 
     def _mark(self, place: int) -> None:
+        if place != self._next or self._taken:
+            self._mark_out_of_turn(place)
+        else:
+            self._next += 1
+        if self._asked:
+            self._schedule()
+
+    def _mark_out_of_turn(self, place: int) -> None:
+        if self._taken is None:
+            self._taken = set()
         self._taken.add(place)
         while self._next in self._taken:
             self._taken.discard(self._next)
             self._next += 1
-        if self._asked:
-            self._schedule()
 
     def _schedule(self) -> None:
         """Resolve the earliest awaited result: soon if it is the next of all, else once nobody
@@ -133,14 +146,15 @@ class Memo:
         asyncio.get_running_loop().call_soon(self._resolve, self._turn, 1)
 
     def _resolve(self, turn: int, turns: int) -> None:
-        while self._asked and self._asked[0][1].done():
-            heapq.heappop(self._asked)  # its waiter was cancelled
-        if turn != self._turn or not self._asked:
+        asked = self._asked
+        while asked and asked[0][1].done():
+            heapq.heappop(asked)  # its waiter was cancelled
+        if turn != self._turn or not asked:
             return
-        if turns < (_APART if self._asked[0][0] <= self._next else PATIENCE):
+        if turns < (_APART if asked[0][0] <= self._next else PATIENCE):
             asyncio.get_running_loop().call_soon(self._resolve, turn, turns + 1)
             return
-        heapq.heappop(self._asked)[1].set_result(None)
+        heapq.heappop(asked)[1].set_result(None)
 
 
 MISTAKES = errors.UsageError | errors.ConfigurationError | errors.LimitError

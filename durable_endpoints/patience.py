@@ -20,16 +20,16 @@ class Queue:
 
     __slots__ = ("_engine", "_is_timed", "_patience", "_waiting", "loop")
 
-    def __init__(self, engine: Engine, patience: int) -> None:
-        self.loop = asyncio.get_running_loop()
+    def __init__(self, engine: Engine, patience: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self._engine = engine
         self._patience = patience
         self._waiting: dict[Ending, int] = {}
         self._is_timed = False
 
-    def add(self, ending: Ending) -> None:
-        """Somebody waits from now on."""
-        self._waiting[ending] = self._engine.now() + self._patience
+    def add(self, ending: Ending, since: int) -> None:
+        """Somebody waits, and has waited `since` that instant."""
+        self._waiting[ending] = since + self._patience
         if not self._is_timed:
             self._look_in(self._patience)
 
@@ -60,9 +60,9 @@ class Queues:
     def __init__(self) -> None:
         self._queues: dict[int, Queue] = {}
 
-    def of(self, engine: Engine, patience: int) -> Queue:
+    def of(self, engine: Engine, patience: int, loop: asyncio.AbstractEventLoop) -> Queue:
         """The queue on this event loop for clients that wait `patience` milliseconds."""
         queue = self._queues.get(patience)
-        if queue is None or queue.loop is not asyncio.get_running_loop():
-            queue = self._queues[patience] = Queue(engine, patience)
+        if queue is None or queue.loop is not loop:
+            queue = self._queues[patience] = Queue(engine, patience, loop)
         return queue

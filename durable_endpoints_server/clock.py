@@ -79,7 +79,13 @@ class SystemClock:
         self._last = _Reading(time.time_ns() - steady, steady, 0)
 
     def now(self) -> int:
-        return -(-self._nanoseconds() // 1_000_000)
+        # `_nanoseconds`, in one go where no clock was set: every step asks for it.
+        machine = time.time_ns()
+        difference, _, ahead = self._last
+        step = machine - int(time.monotonic() * 1e9) - difference
+        if ahead or not -_NOTHING < step < _NOTHING:
+            machine = self._nanoseconds()
+        return -(-machine // 1_000_000)
 
     def elapsed(self) -> int:
         return self._nanoseconds() // 1_000_000

@@ -15,6 +15,7 @@ from durable_endpoints.protocol.ops import (
     SendEvent,
     SignalTaken,
     Sleep,
+    StepDone,
     StepKind,
     StepOp,
     StepRecord,
@@ -125,13 +126,14 @@ class LiveRun:
         for step in memo:
             if not step.is_final:
                 self._open[step.id.hash] = step
-        self._alarms = Alarms(host)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._alarms: Alarms | None = None
+        self._tasks: set[asyncio.Task[None]] | None = None
         self._missed = False
         self.was_refused = False
         """Whether a write was refused: somebody else has changed the run."""
         self._used_events: frozenset[str] = frozenset()
         if self.run.deadline is not None:
+            self._alarms = Alarms(host)
             self._alarms.set_deadline(self, self.run.deadline)
 
     def _live_stream(self, stream: Stream) -> LiveStream:
@@ -155,6 +157,12 @@ class LiveRun:
         Raises `LostRunError` when the run is no longer this execution's, `LimitError` when `op`
         passes a limit; then nothing was recorded.
         """
+        if type(op) is StepDone:
+            fact = self._apply(op)[0]
+            assert type(fact) is StepWritten
+            if self._open:
+                self._open.pop(fact.step.id.hash, None)
+            return fact.step
         if isinstance(op, Sleep) and op.until is not None:
             op = op._replace(until=self._host.clock.of_machine(op.until))
         written, *more = self._apply(op)
@@ -183,7 +191,10 @@ class LiveRun:
 
         To be called again for a step that an earlier execution opened.
         """
-        self._alarms.set_due(self, step)
+        if step.due is not None:
+            if self._alarms is None:
+                self._alarms = Alarms(self._host)
+            self._alarms.set_due(self, step.id.hash, step.due)
         if step.kind in (StepKind.WAIT, StepKind.WAIT_ANY):
             self.spawn(self._look_up(step.id.hash), f"look up events for {self.id}")
 
@@ -538,13 +549,16 @@ class LiveRun:
         if self._left:
             return
         self._left = True
-        self._alarms.cancel()
+        if self._alarms is not None:
+            self._alarms.cancel()
         self._host.forget(self)
         self.listener = None
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run something that this execution does not leave behind when it suspends."""
         task = self._host.tasks.spawn(coroutine, name)
+        if self._tasks is None:
+            self._tasks = set()
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from durable_endpoints.protocol.errors import EngineError, LostRunError, StorageError
-from durable_endpoints.protocol.ops import FROM_OUTSIDE, StepRecord, StepState
+from durable_endpoints.protocol.ops import FROM_OUTSIDE, StepState
 from durable_endpoints_server.clock import Alarm
 from durable_endpoints_server.engine.transitions import Expire
 
@@ -41,17 +41,15 @@ class Alarms:
 
         self._at(_DEADLINE, instant, ring)
 
-    def set_due(self, live: LiveRun, step: StepRecord) -> None:
-        """Resolve the open `step` when it is due, if it ever is."""
-        key = step.id.hash
-        if step.due is not None and key not in self._set:
-            self._at(key, step.due, lambda: self._due(live, key))
+    def set_due(self, live: LiveRun, key: str, instant: int) -> None:
+        """Resolve the open step `key` when it is due."""
+        if key not in self._set:
+            self._at(key, instant, lambda: self._due(live, key))
 
     def cancel(self) -> None:
-        if self._set:
-            for alarm in self._set.values():
-                alarm.cancel()
-            self._set.clear()
+        for alarm in self._set.values():
+            alarm.cancel()
+        self._set.clear()
 
     def _at(self, key: str, instant: int, ring: Callable[[], None]) -> None:
         self._set[key] = self._host.clock.call_at(instant, ring)

@@ -73,6 +73,7 @@ async def launched(app: FastAPI) -> AsyncIterator[None]:
     DBOS.launch()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000)
     yield
     DBOS.destroy()
 

@@ -7,6 +7,7 @@ that binary bodies are stored as they are. Header names and values are latin-1, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -112,9 +113,17 @@ def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
     return orjson.loads(data[4:end]), data[end:]
 
 
-def _headers_to_text(headers: Headers) -> list[list[str]]:
+def _headers_to_text(headers: Headers) -> str | list[list[str]]:
+    """Names and values, a line each. Only where one of them has a line break, which no server lets
+    pass, are they a list of pairs."""
+    lines = b"\n".join(chain.from_iterable(headers)).decode("latin-1")
+    if lines.count("\n") == 2 * len(headers) - 1:
+        return lines
     return [[name.decode("latin-1"), value.decode("latin-1")] for name, value in headers]
 
 
-def _headers_from_text(headers: list[list[str]]) -> Headers:
+def _headers_from_text(headers: str | list[list[str]]) -> Headers:
+    if isinstance(headers, str):
+        lines = headers.encode("latin-1").split(b"\n")
+        return list(zip(lines[::2], lines[1::2], strict=True))
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]

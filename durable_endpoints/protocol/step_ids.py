@@ -47,14 +47,16 @@ class StepIds:
     __slots__ = ("_last", "_used")
 
     def __init__(self) -> None:
-        self._last: dict[str, int] = {}
-        """How often a name was used again."""
+        self._last: dict[str, int] | None = None
+        """How often a name was used again, if any was."""
         self._used: set[str] = {HANDLER_STEP.hash}
 
     def next(self, name: str) -> StepId:
         """Return the id of the next use of `name`."""
         step = _first_use(name)
         if step[0] in self._used:
+            if self._last is None:
+                self._last = {}
             repeat = self._last.get(name, 0) + 1
             while (key := hash_name(f"{name}:{repeat}")) in self._used:
                 repeat += 1
