@@ -113,6 +113,7 @@ class Execution:
         "ids",
         "in_use",
         "info",
+        "is_open",
         "keeper",
         "last_step",
         "loop",
@@ -165,6 +166,9 @@ class Execution:
         self.handling = Handling()
         self.loop = asyncio.get_running_loop()
         self._thread = get_ident()
+        self.is_open = True
+        """Whether steps are possible now: the handler runs, and is not being unwound. If not,
+        `refuse`."""
         self._closed = False
         self._draining = False
         self._guide = guide
@@ -190,6 +194,7 @@ class Execution:
 
     def handler_ended(self) -> None:
         """Tasks of the handler's that still wait for a step wait in vain."""
+        self.is_open = False
         for let_go in list(self._holds or ()):
             let_go()
         tasks = self._parking.tasks
@@ -270,11 +275,6 @@ class Execution:
     def is_closed(self) -> bool:
         """Whether the response is on disk."""
         return self._closed
-
-    @property
-    def is_open(self) -> bool:
-        """Whether steps are possible now. If not, `refuse`."""
-        return self.departure is None and not self._closed and not self.handling.has_ended
 
     async def refuse(self, has_run: bool = False) -> NoReturn:
         """Stop whoever wants a step that is not possible any more, or whose body `has_run` in
@@ -497,6 +497,7 @@ class Execution:
         if self.departure is not None or self._closed:
             return
         self.departure = departure
+        self.is_open = False
         if self.keeper is not None:
             self.keeper.departs()
         if self._quiet is not None and not self._quiet.done():
@@ -533,6 +534,7 @@ class Execution:
     def close(self) -> None:
         """The response is on disk: no step is possible any more."""
         self._closed = True
+        self.is_open = False
 
     # What the session says
 

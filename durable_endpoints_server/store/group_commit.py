@@ -57,7 +57,7 @@ class GroupCommit(Generic[T]):
         self._sync = sync
         self._unsynced_since: float | None = None
         self._lock = threading.Lock()
-        self._open: _Batch[T] = _Batch()
+        self._open: _Batch[T] = _Batch(self._lock)
         self._writing = False
         self._kicker: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -66,22 +66,21 @@ class GroupCommit(Generic[T]):
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, change: T, lane: Lane | None, is_relaxed: bool = False) -> CommitTicket:
+    def submit(self, change: T, lane: Lane | None, is_relaxed: bool = False) -> CommitTicket[T]:
         """Add `change` to the next batch. Must be called on a running event loop."""
         with self._lock:
             if self._closed:
                 raise EngineClosedError("the store is closed")
             batch = self._open
-            position = len(batch.changes)
-            batch.changes.append(change)
-            batch.lanes.append(lane)
+            ticket = CommitTicket(batch, change, lane)
+            batch.tickets.append(ticket)
             if not is_relaxed:
                 batch.is_relaxed = False
             if not self._writing and (self._kicker is None or self._kicker.is_closed()):
                 # The batch is everything that this turn of the loop submits.
                 self._kicker = asyncio.get_running_loop()
                 self._kicker.call_soon(self._kick)
-        return CommitTicket(self._lock, batch, position)
+        return ticket
 
     @property
     def is_healthy(self) -> bool:
@@ -106,9 +105,9 @@ class GroupCommit(Generic[T]):
             self._queue.put(batch)
 
     def _next_batch(self) -> _Batch[T] | None:
-        if self._writing or not self._open.changes:
+        if self._writing or not self._open.tickets:
             return None
-        batch, self._open = self._open, _Batch()
+        batch, self._open = self._open, _Batch(self._lock)
         self._writing = True
         return batch
 
@@ -146,131 +145,128 @@ class GroupCommit(Generic[T]):
 
     def _commit(self, batch: _Batch[T]) -> None:
         """Write a batch, without the changes of lanes that failed before."""
-        positions = [
-            n for n, lane in enumerate(batch.lanes) if lane is None or lane.failure is None
-        ]
-        for n in set(range(len(batch.changes))).difference(positions):
-            lane = batch.lanes[n]
-            assert lane is not None
-            batch.failures[n] = lane.failure
-        if positions:
-            self._write_positions(batch, positions)
+        if tickets := [ticket for ticket in batch.tickets if not ticket.fails_with_its_lane()]:
+            self._write_tickets(tickets, batch.is_relaxed)
 
-    def _write_positions(self, batch: _Batch[T], positions: list[int]) -> None:
+    def _write_tickets(self, tickets: list[CommitTicket[T]], is_relaxed: bool) -> None:
         try:
-            refused = self._write([batch.changes[n] for n in positions], batch.is_relaxed)
+            refused = self._write([ticket.change for ticket in tickets], is_relaxed)
         except WriteError as error:
-            self._fail(batch, positions, error.cause, error.common)
+            self._fail(tickets, is_relaxed, error.cause, error.common)
         except BaseException as error:
             # A value that no database holds, for instance.
-            self._fail(batch, positions, StorageError(f"the store failed: {error!r}"), common=False)
+            cause = StorageError(f"the store failed: {error!r}")
+            self._fail(tickets, is_relaxed, cause, common=False)
         else:
             for index in refused:
-                batch.failures[positions[index]] = RefusedError()
+                tickets[index].failure = RefusedError()
             self._last_success = time.monotonic()
-            if not batch.is_relaxed:
+            if not is_relaxed:
                 self._unsynced_since = None
             elif self._unsynced_since is None:
                 self._unsynced_since = self._last_success
 
     def _fail(
-        self, batch: _Batch[T], positions: list[int], cause: StorageError, common: bool
+        self, tickets: list[CommitTicket[T]], is_relaxed: bool, cause: StorageError, common: bool
     ) -> None:
-        if common or len(positions) == 1:
-            for n in positions:
-                batch.fail(n, cause)
+        if common or len(tickets) == 1:
+            for ticket in tickets:
+                ticket.fail(cause)
             if common:
                 self._last_success = -_HEALTHY
             return
         # One change is at fault, and the others must not suffer for it.
-        for n in positions:
-            lane = batch.lanes[n]
-            if lane is not None and lane.failure is not None:
-                batch.failures[n] = lane.failure
-            else:
-                self._write_positions(batch, [n])
+        for ticket in tickets:
+            if not ticket.fails_with_its_lane():
+                self._write_tickets([ticket], is_relaxed)
 
     def _finish(self, batch: _Batch[T]) -> _Batch[T] | None:
         """Tell everybody, once per event loop, and take the next batch."""
         with self._lock:
-            batch.finished = True
+            batch.is_finished = True
             waiting, batch.waiting = batch.waiting, {}
+            batch.tickets = []  # which refer to the batch: no garbage that refers to itself
             self._writing = False
             next_batch = self._next_batch()
         for loop, waiters in waiting.items():
             try:
-                loop.call_soon_threadsafe(_wake, batch, waiters)
+                loop.call_soon_threadsafe(_wake, waiters)
             except RuntimeError:
                 pass  # that loop is closed, and nobody waits on it any more
         return next_batch
 
 
-class CommitTicket:
+class CommitTicket(Generic[T]):
     """One change in one batch."""
 
-    __slots__ = ("_batch", "_lock", "_position")
+    __slots__ = ("_batch", "_lane", "change", "failure")
 
-    def __init__(self, lock: threading.Lock, batch: _Batch[Any], position: int) -> None:
-        self._lock = lock
+    def __init__(self, batch: _Batch[T], change: T, lane: Lane | None) -> None:
         self._batch = batch
-        self._position = position
+        self._lane = lane
+        self.change = change
+        self.failure: Exception | None = None
 
     async def wait(self) -> None:
-        batch = self._batch
-        if not batch.finished:
+        if not self._batch.is_finished:
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
             if self._enlist(loop, future):
                 await future
                 return
-        failure = batch.failures.get(self._position)
-        if failure is not None:
-            raise failure
+        if self.failure is not None:
+            raise self.failure
 
     def then(self, callback: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
-        if not self._enlist(loop, callback) and self._position not in self._batch.failures:
+        if not self._enlist(loop, callback) and self.failure is None:
             loop.call_soon(callback)
+
+    def fail(self, error: Exception) -> None:
+        """It could not be written, and so nothing may be that comes after it in its lane."""
+        self.failure = error
+        if self._lane is not None:
+            self._lane.failure = error
+
+    def fails_with_its_lane(self) -> bool:
+        """Whether its lane has failed before it; then so does this one."""
+        if self._lane is None or self._lane.failure is None:
+            return False
+        self.failure = self._lane.failure
+        return True
 
     def _enlist(self, loop: asyncio.AbstractEventLoop, target: _Target) -> bool:
         batch = self._batch
-        with self._lock:
-            if batch.finished:
+        with batch.lock:
+            if batch.is_finished:
                 return False
             waiters = batch.waiting.get(loop)
             if waiters is None:
                 waiters = batch.waiting[loop] = []
-            waiters.append((target, self._position))
+            waiters.append((target, self))
             return True
 
 
 _Target = asyncio.Future[None] | Callable[[], None]
-_Waiters = list[tuple[_Target, int]]
+_Waiters = list[tuple[_Target, CommitTicket[Any]]]
 """Who waits on one event loop, and for which change of the batch."""
 
 
 class _Batch(Generic[T]):
-    __slots__ = ("changes", "failures", "finished", "is_relaxed", "lanes", "waiting")
+    __slots__ = ("is_finished", "is_relaxed", "lock", "tickets", "waiting")
 
-    def __init__(self) -> None:
-        self.changes: list[T] = []
-        self.lanes: list[Lane | None] = []
+    def __init__(self, lock: threading.Lock) -> None:
+        self.lock = lock
+        self.tickets: list[CommitTicket[T]] = []
         self.is_relaxed = True
         self.waiting: dict[asyncio.AbstractEventLoop, _Waiters] = {}
-        self.failures: dict[int, Exception | None] = {}
-        self.finished = False
-
-    def fail(self, position: int, error: Exception) -> None:
-        self.failures[position] = error
-        lane = self.lanes[position]
-        if lane is not None:
-            lane.failure = error
+        self.is_finished = False
 
 
-def _wake(batch: _Batch[Any], waiters: _Waiters) -> None:
+def _wake(waiters: _Waiters) -> None:
     """Resolve what waits on this loop; a waiter that was cancelled meanwhile is passed over."""
-    for target, position in waiters:
-        failure = batch.failures.get(position)
+    for target, ticket in waiters:
+        failure = ticket.failure
         if isinstance(target, asyncio.Future):
             if target.done():
                 continue

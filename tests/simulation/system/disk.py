@@ -139,9 +139,9 @@ class _Commits(GroupCommit[Change]):
     def _end(self, batch: Any, written: int) -> None:
         if not batch.is_relaxed:
             self._disk.sync(written)
-        for position, change in enumerate(batch.changes):
-            if position not in batch.failures:
-                self._disk.on_acknowledged(change)
+        for ticket in batch.tickets:
+            if ticket.failure is None:
+                self._disk.on_acknowledged(ticket.change)
         following = self._finish(batch)
         if following is not None:
             self.put(following)
@@ -160,7 +160,7 @@ class _Commits(GroupCommit[Change]):
         """Write what was submitted, and take no more."""
         self._closed = True
         self._kick()
-        while self._writing or self._open.changes:
+        while self._writing or self._open.tickets:
             await asyncio.sleep(0.001)
         self._sync_disk()
 
