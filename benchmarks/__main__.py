@@ -14,6 +14,7 @@ import click
 from benchmarks import (
     companion,
     context,
+    counts,
     long_runs,
     over_http,
     profiling,
@@ -28,6 +29,7 @@ from benchmarks.peers import measure as peers
 MEASUREMENTS: dict[str, Callable[[Path, Options], None]] = {
     "http": over_http.measure,
     "context": context.measure,
+    "counts": counts.measure,
     "steps": long_runs.measure,
     "wakes": wakes.measure,
     "companion": companion.measure,

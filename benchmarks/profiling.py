@@ -67,10 +67,11 @@ class Sampling:
 
     def _sample(self, number: int, frame: FrameType | None) -> None:
         if frame is not None:
-            self.samples[_place(frame.f_globals.get("__name__", ""), frame.f_code.co_filename)] += 1
+            self.samples[place(frame.f_globals.get("__name__", ""), frame.f_code.co_filename)] += 1
 
 
-def _place(module: str, file: str) -> str:
+def place(module: str, file: str) -> str:
+    """Under which name code counts: its module, or for other packages the package."""
     package = module.partition(".")[0]
     if package in _PACKAGES:
         return module
