@@ -170,8 +170,7 @@ class LiveRun:
         step = written.step
         key = step.id.hash
         if step.state >= _DONE:
-            if key in self._open:
-                del self._open[key]
+            self._open.pop(key, None)
             if step.kind is _SEND:
                 self._settle_soon(op)
         else:

@@ -299,8 +299,8 @@ PLANTED: Final = (
     Planted(
         "done, and tried again",
         f"{_SERVER}/live.py",
-        "            if key in self._open:\n                del self._open[key]\n",
-        "",
+        "                self._open.pop(fact.step.id.hash, None)",
+        "                pass",
         "a body does not begin again once its result was acknowledged",
         (f"{_LIVE}test_a_step_that_is_done_is_not_tried_again_when_its_next_try_was_due",),
     ),
