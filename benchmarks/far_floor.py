@@ -10,7 +10,6 @@ session, no lease, nothing that could be sent again: what is slower than this is
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from functools import partial
 from typing import Any, cast
@@ -18,6 +17,7 @@ from typing import Any, cast
 import orjson
 import uvloop
 
+from benchmarks import heap
 from benchmarks.floor import Floor, Row
 
 
@@ -93,8 +93,7 @@ async def _serve(database: str, port: int) -> None:
     floor = Floor(database)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Peer(floor), "127.0.0.1", port)
-    gc.collect()
-    gc.freeze()
+    heap.settle()
     await server.serve_forever()
 
 
