@@ -40,6 +40,7 @@ class Relay:
         self._loop = loop
         self._hosts = hosts
         self._process = Process("relay")
+        self._cancelling: set[str] = set()
 
     def home_of(self, run_id: str) -> Host:
         """The partition that keeps a run: a child is never where its parent is, if it can be."""
@@ -65,10 +66,14 @@ class Relay:
 
     def cancel(self, run_id: str, reason: str) -> None:
         """A run that is kept elsewhere shall end."""
+        if run_id not in self._cancelling:  # whoever waits for its end says so again and again
+            self._cancelling.add(run_id)
+            self._loop.spawn(self._process, self._cancel(run_id, reason))
+
+    def _cancel(self, run_id: str, reason: str) -> Task:
         home = self.home_of(run_id)
-        self._loop.spawn(
-            self._process, self._until_heard(home, lambda: home.engine.cancel(run_id, reason))
-        )
+        yield from self._until_heard(home, lambda: home.engine.cancel(run_id, reason))
+        self._cancelling.discard(run_id)
 
     def _to_say(
         self, host: Host, change: Change, fact: Fact
