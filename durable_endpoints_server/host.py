@@ -228,6 +228,8 @@ class Host:
             self.timers.arm(run.deadline)
         elif run.status is Status.PARKED:
             self.waiters.look_again(run.id)
+            if run.deadline is not None:
+                self.timers.arm(run.deadline)
         elif ended is not None and self.waiters.wait_for(run.id):
             self.waiters.tell(
                 Ended(

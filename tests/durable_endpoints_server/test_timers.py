@@ -223,6 +223,19 @@ async def test_a_deadline_ends_the_run_and_tells_who_waits(
         assert clock.next_alarm() is None  # nor does the sleep ring any more
 
 
+async def test_a_run_that_is_parked_ends_at_its_deadline(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    async with serving(store, clock) as host:
+        live = host.register(new_run("r", max_runtime=1_000))
+        await live.park("broken")
+        await settle()
+        await move(clock, 1_000)
+        run = await store.run("r")
+        assert run is not None
+        assert (run.status, run.reason) == (Status.FAILED, "timed_out")
+
+
 async def test_an_event_that_came_in_time_beats_a_timeout_that_is_seen_first(
     store: FlakyStore, clock: VirtualClock
 ) -> None:

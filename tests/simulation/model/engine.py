@@ -132,7 +132,9 @@ class Engine:
             instants = [instant for instant in (due, run.deadline) if instant is not None]
             if instants:
                 self.timers.arm(min(instants))
-        elif run.status is Status.PARKED or ended is not None:
+        elif run.status is Status.PARKED and run.deadline is not None:
+            self.timers.arm(run.deadline)
+        if run.status is Status.PARKED or ended is not None:
             for waiter in self._waiting.pop(run.id, ()):
                 waiter.set()
 
@@ -384,7 +386,8 @@ class Recovery:
         """Make every run whose execution is gone ready again, or park it."""
         engine = self._engine
         while True:
-            lost = read(engine.disk.store.in_status(Status.RUNNING, _MANY))
+            running = read(engine.disk.store.in_status(Status.RUNNING, _MANY))
+            lost = [run for run in running if run.id not in engine.live]
             try:
                 yield from self.give_up([(run, self._loss(run, len(lost) == 1)) for run in lost])
                 return

@@ -148,6 +148,9 @@ def _check_handed_over(books: Books, change: Change, stream: Stream) -> None:
             must_be = fact.run.status is Status.RUNNING or _is_left(run, fact.run)
             is_first = run.generation == 1
             tail = stream.tail if is_first and _is_left(run, fact.run) else tail
+        elif isinstance(fact, RunEnded):
+            # Somebody may end it who has not gone on with it.
+            must_be = must_be and stream.handed_over is not None
     right = books.handed_over if books.handed_over is not None else tail if must_be else None
     if stream.handed_over != right:
         raise ViolationError(
