@@ -227,6 +227,7 @@ async def test_a_run_that_is_parked_ends_at_its_deadline(
     store: FlakyStore, clock: VirtualClock
 ) -> None:
     async with serving(store, clock) as host:
+        await settle()  # the timers have looked, and found nothing
         live = host.register(new_run("r", max_runtime=1_000))
         await live.park("broken")
         await settle()
