@@ -73,12 +73,18 @@ async def quick(run: str) -> Response:
 @app.get("/slow/{run}")
 @endpoint
 async def slow(run: str, seconds: float = 1.0) -> str:
+    """A body that takes long, in a run that is on disk when it begins."""
+
     async def body() -> str:
         note(f"{run} slow begins")
         await asyncio.sleep(seconds)
         note(f"{run} slow ends")
         return "slow"
 
+    async def nothing() -> None:
+        pass
+
+    await step.run("admission", nothing)
     value = await step.run("slow", body)
     return await step.run("after", once, run, "after", f"{value} after")
 

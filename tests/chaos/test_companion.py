@@ -64,6 +64,12 @@ class Fleet:
         for process in started:
             process.wait_until_ready()
 
+    def go_on(self) -> None:
+        """Let what was stopped go on, in whichever line a test has failed."""
+        for process in self._all:
+            if process.process is not None:
+                process.signal(signal.SIGCONT)
+
     def kill(self) -> None:
         for process in self._all:
             process.kill()
@@ -77,9 +83,10 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 @pytest.fixture
-def fleet(processes: Fleet) -> Fleet:
+def fleet(processes: Fleet) -> Iterator[Fleet]:
     processes.start()
-    return processes
+    yield processes
+    processes.go_on()
 
 
 @pytest.fixture
