@@ -193,12 +193,11 @@ class EventService:
         """
         if self.read_inbox is not None:
             await self.read_inbox()
-        while self._host.recovery.is_behind:
-            if self._host.recovery.is_failing:
+        recovery, waiting = self._host.recovery, set(self._unsettled)
+        # Both at once: an event that fails to be matched is left to the recovery.
+        while recovery.is_behind or waiting & self._unsettled:
+            if recovery.is_behind and recovery.is_failing:
                 raise StorageError("events are on disk that could not be matched yet")
-            await asyncio.sleep(_PAUSE)
-        waiting = set(self._unsettled)
-        while waiting & self._unsettled:  # noqa: ASYNC110 (waited for on any event loop)
             await asyncio.sleep(_PAUSE)
 
     async def look_back(self, live: LiveRun, key: str) -> None:

@@ -15,7 +15,7 @@ from durable_endpoints.protocol.ops import (
 )
 from durable_endpoints.protocol.step_ids import StepId, hash_name
 from durable_endpoints.testing import VirtualClock
-from durable_endpoints_server.engine.facts import Change, EventReceived, StepResolved
+from durable_endpoints_server.engine.facts import Change, EventReceived, EventUsed, StepResolved
 from durable_endpoints_server.engine.model import Event, Status
 from durable_endpoints_server.engine.transitions import Suspend, decide, register
 from durable_endpoints_server.live import LiveRun
@@ -163,6 +163,34 @@ async def test_an_event_that_is_just_being_received_beats_the_timeout(
         found_out.set()
         await sending
         await until(lambda: not host.events.is_busy)
+        assert b'"id":"e"' in (await heard(store, "r"))["w"]
+
+
+async def test_an_event_that_could_not_be_matched_beats_the_timeout_that_waits_for_it(
+    store: FlakyStore, clock: VirtualClock
+) -> None:
+    waiting(store, clock, "r", hearing("w", timeout=1_000))
+    ask, found_out = store.arrival, asyncio.Event()
+
+    async def slowly(event: Event) -> Arrival:
+        await found_out.wait()
+        return await ask(event)
+
+    store.arrival = slowly  # type: ignore[method-assign]
+    store.fails = lambda change: any(isinstance(fact, EventUsed) for fact in change.facts)
+    async with serving(store, clock) as host:
+        clock.move_to(clock.now() + 999)
+        sending = asyncio.ensure_future(host.events.publish(NewEvent("e", "said", b"{}")))
+        await asyncio.sleep(0.01)
+        clock.move_to(clock.now() + 1)
+        await asyncio.sleep(0.05)
+        found_out.set()
+        await sending
+        await until(lambda: host.recovery.is_failing)
+        await asyncio.sleep(0.05)
+        assert await heard(store, "r") == {}
+        store.fails = None
+        await until(lambda: not host.recovery.is_behind)
         assert b'"id":"e"' in (await heard(store, "r"))["w"]
 
 

@@ -80,13 +80,10 @@ class Events:
 
     def catch_up(self) -> Task:
         """Every event received until now has resolved what it resolves."""
-        recovery = self._engine.recovery
-        while recovery.is_behind:
-            if recovery.is_failing:
+        recovery, waiting = self._engine.recovery, set(self._unsettled)
+        while recovery.is_behind or waiting & self._unsettled:
+            if recovery.is_behind and recovery.is_failing:
                 raise StorageError("events are on disk that could not be matched yet")
-            yield _PAUSE
-        waiting = set(self._unsettled)
-        while waiting & self._unsettled:
             yield _PAUSE
 
     def look_back(self, live: Live, key: str) -> Task:
